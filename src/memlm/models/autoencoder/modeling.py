@@ -1,0 +1,175 @@
+"""The text autoencoder: a chunk of tokens -> its memories -> the chunk.
+
+    input_ids ── embed ── encoder ── bottleneck ──▶ memories ── readout ── decoder ── lm_head ──▶ logits
+    (B, T)       (B, T, D)           (pooling,      (B, M, W)    (B, L, D)                         (B, T, V)
+                                      projection,
+                                      noise)
+
+Departures from the reference code (paper 1.1, 2.9): padding is never read, on either side; any number of layers is
+built as asked; the mask is never written into weights; the decoder returns logits in the order (batch, tokens, vocabulary).
+All positions are written in one pass: the decoder sees memories only, never tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from memlm.errors import MemoryShapeError, UserError
+from memlm.models.autoencoder.configuration import TextAutoencoderConfig
+from memlm.models.backbone import build_backbone
+from memlm.models.bottleneck import LearnedSlots, MemoryWriter, Positionwise
+from memlm.models.mixer.modeling import TokenMixing, init_mixer_weights
+from memlm.models.outputs import AutoencoderOutput
+from memlm.models.readout import READOUTS, PositionwiseReadout, Prefix
+from memlm.objectives import mean_loss
+from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
+
+
+class TextAutoencoder(PreTrainedModel):
+    """Encoder, memory and decoder in one model.
+
+    Example:
+        >>> model = TextAutoencoder.from_pretrained("runs/demo")
+        >>> memories = model.encode(input_ids, attention_mask)   # (batch, memories, numbers)
+        >>> logits = model.decode(memories)                      # (batch, chunk_length, vocabulary)
+    """
+
+    config: TextAutoencoderConfig
+    config_class = TextAutoencoderConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
+
+    def __init__(self, config: TextAutoencoderConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.encoder = build_backbone(config, num_layers=config.num_encoder_layers, length=config.chunk_length)
+        self.bottleneck = MemoryWriter(config)
+        self.readout = READOUTS[config.readout](config)
+        written = config.chunk_length + self.readout.prefix_slots
+        self.decoder = build_backbone(config, num_layers=config.num_decoder_layers, length=written)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # transformers would pick the shifted causal loss from the class name
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Positionwise):
+            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
+        elif isinstance(module, PositionwiseReadout):
+            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
+        elif isinstance(module, LearnedSlots):
+            init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
+        elif isinstance(module, Prefix):
+            init.normal_(module.blank)
+        else:
+            super()._init_weights(module)
+
+    def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Memories:
+        """Memories (batch, memories, numbers) of one chunk per row.
+
+        Args:
+            input_ids: (batch, tokens), at most `chunk_length` tokens.
+            attention_mask: (batch, tokens), 1 for text and 0 for padding, on any side.
+
+        Raises:
+            UserError: more tokens than a chunk holds, or ids outside the vocabulary.
+        """
+        self._check_tokens(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        order = _text_first(mask)
+        if order is not None:
+            input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        return self._encode_aligned(input_ids, mask.bool())
+
+    def _encode_aligned(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.encoder(self.embed_tokens(input_ids), mask)
+        return self.bottleneck(hidden, mask)
+
+    def decode(self, memories: Memories) -> Logits:
+        """Logits (batch, chunk_length, vocabulary): position t writes token t of the chunk.
+
+        Raises:
+            MemoryShapeError: another number or width of memories than the model writes, or values that are not finite.
+        """
+        self._check_memories(memories)
+        return self._decode(memories)
+
+    def _decode(self, memories: Tensor) -> Tensor:
+        hidden = self.decoder(self.readout(memories))
+        return self.lm_head(hidden[:, self.readout.prefix_slots :])
+
+    def forward(
+        self,
+        input_ids: TokenIds,
+        attention_mask: TokenMask | None = None,
+        labels: Labels | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> AutoencoderOutput:
+        """Encode and decode; labels stand at the positions of the input and are not shifted.
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens).
+            labels: (batch, tokens); IGNORE_INDEX where nothing is asked.
+            num_items_in_batch: tokens asked for over all accumulated batches, as Trainer counts them.
+            kwargs: ignored; Trainer passes settings of other models.
+        """
+        self._check_tokens(input_ids)
+        tokens = input_ids.shape[1]
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        order = _text_first(mask)
+        if order is None:
+            memories = self._encode_aligned(input_ids, mask.bool())
+            logits = self._decode(memories)[:, :tokens]
+        else:
+            memories = self._encode_aligned(input_ids.gather(1, order), mask.gather(1, order).bool())
+            logits = _put_back(self._decode(memories)[:, :tokens], order)
+        loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
+        return AutoencoderOutput(loss=loss, logits=logits, memories=memories)
+
+    def _check_tokens(self, input_ids: Tensor) -> None:
+        longest = self.config.chunk_length
+        if input_ids.shape[1] > longest:
+            raise UserError(
+                f"{input_ids.shape[1]} tokens do not fit a chunk of {longest}; split the text first (memlm.chunking.split)."
+            )
+
+    def _check_memories(self, memories: Tensor) -> None:
+        expected = (self.config.memories_per_chunk, self.config.bottleneck_size)
+        if tuple(memories.shape[1:]) != expected:
+            raise MemoryShapeError(
+                f"memories of shape {tuple(memories.shape[1:])} do not fit this model, which writes {expected} "
+                "(memories, numbers); read them with the model that wrote them."
+            )
+        if not bool(torch.isfinite(memories).all()):
+            bad = int((~torch.isfinite(memories)).sum())
+            raise MemoryShapeError(f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again.")
+
+
+def _text_first(mask: Tensor) -> Int[Tensor, "batch tokens"] | None:
+    """The order that moves text before padding, or None where it stands so already."""
+    readable = mask.bool()
+    if not bool((readable[:, 1:] & ~readable[:, :-1]).any()):
+        return None
+    return (~readable).long().argsort(dim=1, stable=True)
+
+
+def _put_back(x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"]) -> Tensor:
+    """Undo `_text_first`: row t of the result is what was computed for the token at t."""
+    return x.gather(1, order.argsort(dim=1)[..., None].expand_as(x))
