@@ -1,0 +1,35 @@
+"""Figures: accuracy, information, sums, intervals, records. Knows no models."""
+
+from memlm.measurement.accumulate import DocumentTally
+from memlm.measurement.accuracy import asked, asked_rows, correct, exact_rows
+from memlm.measurement.information import (
+    bits_per_byte,
+    bits_per_dim,
+    bits_per_token,
+    paper_nats,
+    retention,
+    uniform_nats,
+    unigram_log_probabilities,
+    unigram_nats,
+)
+from memlm.measurement.interval import bootstrap_interval
+from memlm.measurement.record import Baseline, Measurement
+
+__all__ = [
+    "Baseline",
+    "DocumentTally",
+    "Measurement",
+    "asked",
+    "asked_rows",
+    "bits_per_byte",
+    "bits_per_dim",
+    "bits_per_token",
+    "bootstrap_interval",
+    "correct",
+    "exact_rows",
+    "paper_nats",
+    "retention",
+    "uniform_nats",
+    "unigram_log_probabilities",
+    "unigram_nats",
+]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from memlm.chunking import text_first
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.backbone import build_backbone
@@ -91,7 +92,7 @@ class TextAutoencoder(PreTrainedModel):
         """
         self._check_tokens(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        order = _text_first(mask)
+        order = text_first(mask)
         if order is not None:
             input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
         return self._encode_aligned(input_ids, mask.bool())
@@ -133,7 +134,7 @@ class TextAutoencoder(PreTrainedModel):
         self._check_tokens(input_ids)
         tokens = input_ids.shape[1]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        order = _text_first(mask)
+        order = text_first(mask)
         if order is None:
             memories = self._encode_aligned(input_ids, mask.bool())
             logits = self._decode(memories)[:, :tokens]
@@ -162,14 +163,6 @@ class TextAutoencoder(PreTrainedModel):
             raise MemoryShapeError(f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again.")
 
 
-def _text_first(mask: Tensor) -> Int[Tensor, "batch tokens"] | None:
-    """The order that moves text before padding, or None where it stands so already."""
-    readable = mask.bool()
-    if not bool((readable[:, 1:] & ~readable[:, :-1]).any()):
-        return None
-    return (~readable).long().argsort(dim=1, stable=True)
-
-
 def _put_back(x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"]) -> Tensor:
-    """Undo `_text_first`: row t of the result is what was computed for the token at t."""
+    """Undo `text_first`: row t of the result is what was computed for the token at t."""
     return x.gather(1, order.argsort(dim=1)[..., None].expand_as(x))

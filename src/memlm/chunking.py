@@ -1,0 +1,102 @@
+"""Documents <-> chunks: rows of tokens are cut into chunks of one length, and joined again exactly.
+
+Pure tensor functions; nothing is changed in place. B rows, T tokens, N chunks, L tokens per chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from memlm.errors import UserError
+from memlm.shapes import TokenIds, TokenMask
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Rows cut into chunks; text stands at the front of each row, padding at its end.
+
+    Attributes:
+        input_ids: (batch, chunks, chunk_length).
+        attention_mask: (batch, chunks, chunk_length), 1 for text.
+    """
+
+    input_ids: Int[Tensor, "batch chunks length"]
+    attention_mask: Int[Tensor, "batch chunks length"]
+
+
+def text_first(attention_mask: TokenMask) -> Int[Tensor, "batch tokens"] | None:
+    """The order of columns that moves text before padding, its own order kept; None where it stands so already.
+
+    Args:
+        attention_mask: (batch, tokens), nonzero for text.
+    """
+    readable = attention_mask.bool()
+    if not bool((readable[:, 1:] & ~readable[:, :-1]).any()):
+        return None
+    return (~readable).long().argsort(dim=1, stable=True)
+
+
+def left_align(input_ids: TokenIds, attention_mask: TokenMask) -> tuple[TokenIds, TokenMask]:
+    """Move every row's text to its front.
+
+    Args:
+        input_ids: (batch, tokens).
+        attention_mask: (batch, tokens), nonzero for text, wherever it stands.
+    """
+    order = text_first(attention_mask)
+    if order is None:
+        return input_ids, attention_mask
+    return input_ids.gather(1, order), attention_mask.gather(1, order)
+
+
+def split(input_ids: TokenIds, attention_mask: TokenMask, *, chunk_length: int, pad_token_id: int) -> Chunks:
+    """Cut rows into chunks; the last one is padded.
+
+    Args:
+        input_ids: (batch, tokens).
+        attention_mask: (batch, tokens), nonzero for text, on any side.
+        chunk_length: tokens per chunk.
+        pad_token_id: what stands where a row has no text.
+
+    Raises:
+        UserError: chunk_length below 1.
+    """
+    if chunk_length < 1:
+        raise UserError(f"chunk_length ({chunk_length}) must be at least 1.")
+    ids, mask = left_align(input_ids, attention_mask)
+    ids = ids.masked_fill(~mask.bool(), pad_token_id)
+    missing = -ids.shape[1] % chunk_length
+    ids = F.pad(ids, (0, missing), value=pad_token_id)
+    mask = F.pad(mask.long(), (0, missing))
+    shape = (len(ids), -1, chunk_length) if ids.numel() else (len(ids), 0, chunk_length)
+    return Chunks(ids.reshape(shape), mask.reshape(shape))
+
+
+def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
+    """The tokens of each row, without padding: what was split comes back exactly."""
+    rows = zip(chunks.input_ids.flatten(1), chunks.attention_mask.flatten(1), strict=True)
+    return [ids[mask.bool()] for ids, mask in rows]
+
+
+def chunk_texts(texts: list[list[int]], *, chunk_length: int, pad_token_id: int, eos_token_id: int) -> tuple[Chunks, list[int]]:
+    """Token lists of any length folded into one batch of chunks; a chunk that is not full is ended by eos.
+
+    Returns:
+        Chunks of shape (all chunks, 1, chunk_length), and how many belong to each text.
+    """
+    counts = [-(-len(tokens) // chunk_length) for tokens in texts]
+    ids = torch.full((sum(counts), chunk_length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    row = 0
+    for tokens, count in zip(texts, counts, strict=True):
+        ended = [*tokens, eos_token_id][: count * chunk_length]
+        flat_ids, flat_mask = ids[row : row + count].view(-1), mask[row : row + count].view(-1)
+        flat_ids[: len(ended)] = torch.tensor(ended, dtype=torch.long)
+        flat_mask[: len(ended)] = 1
+        row += count
+    return Chunks(ids[:, None], mask[:, None]), counts

@@ -1,0 +1,270 @@
+"""Documents from wherever they lie: the bundled speeches, files, folders, globs, JSONL, Parquet, Hub ids.
+
+Everything is bounded and checked on the way in; what cannot be read is one DataError that says where and what to do.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from memlm.errors import DataError, did_you_mean
+
+BUNDLED: Final = {"sotu": "sotu.jsonl.xz"}
+MAX_DOCUMENT_BYTES: Final = 512 * 2**20
+"""A text file beyond this is a mistake more often than a document, and would be held in memory whole."""
+MAX_TOTAL_BYTES: Final = 4 * 2**30
+"""What `load_documents` keeps in memory at most; `stream_documents` has no such bound."""
+_OPENERS: Final[dict[str, Callable[[Path], IO[bytes]]]] = {
+    ".gz": lambda path: cast("IO[bytes]", gzip.open(path)),
+    ".xz": lambda path: cast("IO[bytes]", lzma.open(path)),
+    ".bz2": lambda path: cast("IO[bytes]", bz2.open(path)),
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with a name that is unique in its corpus."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Whole documents, on one side or the other."""
+
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+
+
+def load_documents(source: str, *, text_field: str = "text", max_documents: int | None = None) -> list[Document]:
+    """All documents of a source, in a stable order, empty ones left out.
+
+    Args:
+        source: "sotu" (bundled), a file (text, .jsonl, .parquet, or these as .gz, .xz, .bz2), a folder, a glob, or a
+            Hub id ("owner/name", "hub:owner/name:config@split").
+        text_field: the field of a JSONL or Parquet record that holds the text.
+        max_documents: stop after this many.
+
+    Raises:
+        DataError: missing, empty, binary, malformed or beyond MAX_TOTAL_BYTES.
+    """
+    documents: list[Document] = []
+    total = 0
+    for document in stream_documents(source, text_field=text_field, max_documents=max_documents):
+        total += len(document.text)
+        if total > MAX_TOTAL_BYTES:
+            raise DataError(f"'{source}' holds over {MAX_TOTAL_BYTES} characters; set max_documents, or give fewer files.")
+        documents.append(document)
+    if not documents:
+        raise DataError(f"'{source}' holds no text; give a source with at least one document that is not empty.")
+    return documents
+
+
+def stream_documents(source: str, *, text_field: str = "text", max_documents: int | None = None) -> Iterator[Document]:
+    """Like `load_documents`, one document at a time."""
+    if max_documents is not None and max_documents < 1:
+        raise DataError(f"max_documents ({max_documents}) must be at least 1.")
+    found = (document for document in _open_source(source, text_field) if document.text.strip())
+    return islice(found, max_documents)
+
+
+def _open_source(source: str, text_field: str) -> Iterator[Document]:
+    if source in BUNDLED:
+        with resources.as_file(resources.files("memlm.data") / "corpora" / BUNDLED[source]) as path:
+            yield from _read_jsonl(path, path.name, "text")
+        return
+    paths = _local_paths(source)
+    if paths:
+        for path in paths:
+            yield from _read_file(path, text_field)
+    elif source.startswith("hub:") or _looks_like_hub_id(source):
+        yield from _read_hub(source.removeprefix("hub:"), text_field)
+    else:
+        raise DataError(f"no text at '{source}'. {_nearby(source)}")
+
+
+def _local_paths(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if path.exists():
+        return [path]
+    return sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).is_file())  # noqa: PTH207 (absolute globs)
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    plain = source.split("@")[0].split(":")[0]
+    return plain.count("/") == 1 and not plain.startswith((".", "/", "~")) and not Path(plain).suffix
+
+
+def _nearby(source: str) -> str:
+    folder = Path(source).parent
+    siblings = [str(p) for p in islice(folder.iterdir(), 1000)] if folder.is_dir() else []
+    return did_you_mean(source, [*BUNDLED, *siblings]) if len(siblings) < 20 else did_you_mean(source, BUNDLED)
+
+
+def _read_file(path: Path, text_field: str) -> Iterator[Document]:
+    kinds = [s for s in path.suffixes if s not in _OPENERS]
+    if kinds and kinds[-1] in (".jsonl", ".ndjson"):
+        yield from _read_jsonl(path, str(path), text_field)
+    elif kinds and kinds[-1] == ".parquet":
+        yield from _read_parquet(path, text_field)
+    else:
+        yield Document(str(path), _decode(_read_bytes(path), str(path)))
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return _OPENERS.get(path.suffix, lambda p: cast("IO[bytes]", p.open("rb")))(path)
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}.") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    with _open(path) as file:
+        try:
+            content = file.read(MAX_DOCUMENT_BYTES + 1)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise DataError(f"'{path}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into documents (JSONL, one a line).")
+    return content
+
+
+def _decode(content: bytes, name: str) -> str:
+    if not content:
+        raise DataError(f"'{name}' is empty (0 bytes); give a file with text.")
+    nul = content.find(b"\0")
+    if nul >= 0:
+        raise DataError(f"'{name}' is not text: byte {nul} is NUL; give UTF-8 text, JSONL or Parquet.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{name}' is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
+
+
+def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
+                if line.strip():
+                    yield _json_document(line, f"{name}:{number}", text_field)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
+
+
+def _json_document(line: bytes, place: str, text_field: str) -> Document:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON ({error}); every line must be one JSON object.") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{place} holds a {type(record).__name__}, not an object with a '{text_field}' field.")
+    fields = cast("dict[str, Any]", record)
+    return Document(str(fields.get("id", place)), _text_of(fields, place, text_field))
+
+
+def _text_of(fields: dict[str, Any], place: str, text_field: str) -> str:
+    if text_field not in fields:
+        raise DataError(f"{place} has no field '{text_field}'. {did_you_mean(text_field, fields)}")
+    text = fields[text_field]
+    if not isinstance(text, str):
+        raise DataError(f"{place}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is.")
+    return text
+
+
+def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        names = table.schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"'{path}' is not a Parquet file that can be read ({reason}); write it again.") from error
+    if text_field not in names:
+        raise DataError(f"'{path}' has no column '{text_field}'. {did_you_mean(text_field, names)}")
+    row = 0
+    for batch in table.iter_batches(columns=[text_field]):
+        for text in batch.column(0).to_pylist():
+            yield Document(f"{path}:{row}", _text_of({text_field: text}, f"{path}:{row}", text_field))
+            row += 1
+
+
+def _read_hub(name: str, text_field: str) -> Iterator[Document]:
+    """Streamed through `datasets`: "owner/name", with ":config" and "@split" where wanted."""
+    name, _, wanted = name.partition("@")
+    name, _, config = name.partition(":")
+    try:
+        import datasets
+
+        rows = datasets.load_dataset(name, config or None, split=wanted or "train", streaming=True)
+        for number, record in enumerate(rows):
+            fields = cast("dict[str, Any]", record)
+            yield Document(f"{name}:{number}", _text_of(fields, f"{name}:{number}", text_field))
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"cannot read '{name}' from the Hub ({reason}); check the name and the network, or give a file.") from error
+
+
+def pieces_of(document: Document, *, piece_bytes: int) -> list[Document]:
+    """One long document cut into documents of about this many characters, at paragraph ends where there are any."""
+    pieces: list[Document] = []
+    start, text = 0, document.text
+    while start < len(text):
+        end = min(start + piece_bytes, len(text))
+        paragraph = text.rfind("\n\n", start + piece_bytes // 2, end)
+        if end < len(text) and paragraph > 0:
+            end = paragraph + 2
+        pieces.append(Document(f"{document.id}#{len(pieces)}", text[start:end]))
+        start = end
+    return pieces
+
+
+def split_documents(documents: Sequence[Document], *, held_out: float = 0.05, seed: int = 0) -> Split:
+    """Whole documents into train and held-out, at random with a fixed seed.
+
+    Raises:
+        DataError: a share outside (0, 1), or too few documents for one on each side.
+    """
+    if not 0 < held_out < 1:
+        raise DataError(f"held_out ({held_out}) must lie between 0 and 1; 0.05 holds out one document in twenty.")
+    if len(documents) < 2:
+        raise DataError(f"{len(documents)} document cannot be split in two; give at least 2 documents.")
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)  # noqa: S311 (a split, not a secret)
+    count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
+    chosen = set(order[:count])
+    train = tuple(d for i, d in enumerate(documents) if i not in chosen)
+    return Split(train, tuple(d for i, d in enumerate(documents) if i in chosen))
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 over ids and texts in order, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for document in documents:
+        for part in (document.id, document.text):
+            content = part.encode("utf-8", "surrogatepass")
+            digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def bundled_notice() -> str:
+    """Licence notice of the bundled corpus."""
+    return (resources.files("memlm.data") / "corpora" / "NOTICE.txt").read_text(encoding="utf-8")

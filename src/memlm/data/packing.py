@@ -1,0 +1,118 @@
+"""Documents become rows of tokens of one length. R rows, T tokens each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from memlm.data.corpus import Document
+from memlm.data.tokenizer import encode_texts
+from memlm.errors import DataError
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of tokens, text first.
+
+    Attributes:
+        input_ids: (rows, tokens).
+        attention_mask: (rows, tokens), 1 for text.
+        document_index: (rows,), the document a row (or its first token) comes from.
+        document_ids: names, in the order of the index.
+    """
+
+    input_ids: Int[Tensor, "rows tokens"]
+    attention_mask: Int[Tensor, "rows tokens"]
+    document_index: Int[Tensor, " rows"]
+    document_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def select(self, rows: Int[Tensor, " chosen"]) -> PackedRows:
+        """These rows only; documents keep their numbers."""
+        return PackedRows(self.input_ids[rows], self.attention_mask[rows], self.document_index[rows], self.document_ids)
+
+    def sample(self, count: int, *, seed: int) -> PackedRows:
+        """At most `count` rows at random, in their order."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.select(torch.randperm(len(self), generator=generator)[:count].sort().values)
+
+    def batches(self, batch_size: int) -> Iterator[PackedRows]:
+        """Consecutive rows, `batch_size` at a time."""
+        for rows in torch.arange(len(self)).split(batch_size):
+            yield self.select(rows)
+
+
+def pack(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, row_length: int, across_documents: bool
+) -> PackedRows:
+    """Tokenize and cut into rows, eos at the end of every document.
+
+    Args:
+        documents: texts with names.
+        tokenizer: has pad and eos tokens.
+        row_length: tokens per row.
+        across_documents: True: one stream, full rows only (training). False: every row belongs to one document and
+            the last of each is padded (evaluation).
+
+    Raises:
+        DataError: not one full row of text.
+    """
+    ended = [[*ids, tokenizer.eos_token_id] for ids in encode_texts(tokenizer, [d.text for d in documents])]
+    names = tuple(d.id for d in documents)
+    total = sum(map(len, ended))
+    if total < row_length:
+        raise DataError(f"the text has {total} tokens, fewer than one chunk of {row_length}; give more text, or a smaller chunk_length.")
+    return _pack_stream(ended, names, row_length) if across_documents else _pack_each(ended, names, row_length, tokenizer)
+
+
+def _pack_stream(ended: list[list[int]], names: tuple[str, ...], row_length: int) -> PackedRows:
+    stream = torch.cat([torch.tensor(ids, dtype=torch.long) for ids in ended])
+    owners = torch.repeat_interleave(torch.arange(len(ended)), torch.tensor([len(ids) for ids in ended]))
+    rows = len(stream) // row_length
+    ids = stream[: rows * row_length].view(rows, row_length)
+    return PackedRows(ids, torch.ones_like(ids), owners[: rows * row_length : row_length].clone(), names)
+
+
+def _pack_each(
+    ended: list[list[int]], names: tuple[str, ...], row_length: int, tokenizer: PreTrainedTokenizerBase
+) -> PackedRows:
+    counts = torch.tensor([-(-len(ids) // row_length) for ids in ended])
+    ids = torch.full((int(counts.sum()), row_length), int(tokenizer.pad_token_id), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    first = 0
+    for tokens, count in zip(ended, counts.tolist(), strict=True):
+        ids[first : first + count].view(-1)[: len(tokens)] = torch.tensor(tokens)
+        mask[first : first + count].view(-1)[: len(tokens)] = 1
+        first += count
+    return PackedRows(ids, mask, torch.repeat_interleave(torch.arange(len(ended)), counts), names)
+
+
+def shorten_rows(rows: PackedRows, *, share: float, seed: int, pad_token_id: int, eos_token_id: int) -> PackedRows:
+    """A share of the rows cut at a random length and ended by eos, so that memories of short texts are trained too.
+
+    Raises:
+        DataError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise DataError(f"short_rows ({share}) must lie between 0 and 1; it is the share of rows cut short.")
+    generator = torch.Generator().manual_seed(seed)
+    count, length = rows.input_ids.shape
+    chosen = torch.rand(count, generator=generator) < share
+    lengths = torch.randint(1, length + 1, (count,), generator=generator)
+    lengths = torch.where(chosen, lengths, torch.full_like(lengths, length + 1))
+    place = torch.arange(length)
+    ids = rows.input_ids.masked_fill(place == lengths[:, None] - 1, eos_token_id)
+    beyond = place >= lengths[:, None]
+    return PackedRows(
+        ids.masked_fill(beyond, pad_token_id),
+        rows.attention_mask.masked_fill(beyond, 0),
+        rows.document_index,
+        rows.document_ids,
+    )

@@ -1,0 +1,117 @@
+"""Tokenizers: a byte-level BPE trained on the training half, or any existing one; and what its ids cost in bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from jaxtyping import Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from memlm.errors import TokenizerError
+
+PAD, EOS = "<pad>", "<eos>"
+SMALLEST_VOCABULARY: Final = 258
+"""256 bytes, padding and end of text: below this some text could not be written."""
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that gives every UTF-8 text back exactly; `<pad>` is 0 and `<eos>` 1.
+
+    The vocabulary is smaller than asked where the texts have too few pairs to merge.
+
+    Raises:
+        TokenizerError: vocab_size below SMALLEST_VOCABULARY.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise TokenizerError(f"vocab_size ({vocab_size}) must be at least {SMALLEST_VOCABULARY}: 256 bytes, {PAD} and {EOS}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+
+
+def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the Hub, with padding and end of text apart.
+
+    Raises:
+        TokenizerError: none there, or no end-of-text token.
+    """
+    try:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id)))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise TokenizerError(f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json.") from error
+    if tokenizer.eos_token_id is None:
+        tokenizer.add_special_tokens({"eos_token": EOS})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        # padding that is also the end of text teaches that the end never comes
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text; nothing is added, and text that looks like a special token stays text."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+    )
+    return cast("list[list[int]]", encoded["input_ids"])
+
+
+def decode_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of the ids, special tokens left out, spaces as they are."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return cast(str, text)
+
+
+def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " vocabulary"]:
+    """UTF-8 bytes that each id stands for (V,); 0 for special tokens.
+
+    Counted from the raw pieces, not by decoding: a piece may be half a character.
+    """
+    special = set(cast("list[int]", tokenizer.all_special_ids))
+    length = _piece_length(tokenizer)
+    sizes = [0] * len(tokenizer)
+    for piece, index in cast("dict[str, int]", tokenizer.get_vocab()).items():
+        if index not in special:
+            sizes[index] = length(piece)
+    return torch.tensor(sizes, dtype=torch.long)
+
+
+def _piece_length(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """How a piece of this tokenizer's kind is measured."""
+    state = _backend_state(tokenizer)
+    if "ByteLevel" in state:
+        return len  # every character of a byte-level piece stands for one byte
+    if "WordPiece" in state:
+        return lambda piece: len(piece.removeprefix("##").encode()) + (not piece.startswith("##"))
+    return _sentencepiece_length
+
+
+def _backend_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerError(f"{type(tokenizer).__name__} has no fast version, so the bytes of its pieces are unknown; use a fast one.")
+    return " ".join(str(part) for part in (backend.pre_tokenizer, backend.decoder, backend.model))
+
+
+def _sentencepiece_length(piece: str) -> int:
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+        return 1
+    return len(piece.replace("▁", " ").encode())

@@ -1,0 +1,71 @@
+"""Objectives as pure functions: tokens -> (input_ids, labels), both (batch, tokens), aligned position by position.
+
+Nothing is shifted later and nothing is changed in place: where a model predicts token t+1 at position t, the label at
+position t is token t+1 already.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memlm.errors import UserError
+from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
+
+
+class Task(NamedTuple):
+    """What a model reads and what it is asked for, both (batch, tokens)."""
+
+    input_ids: TokenIds
+    labels: Labels
+
+
+def reconstruction(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
+    """Give the input back, the same token at the same position; padding is not asked for."""
+    return Task(input_ids, input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX))
+
+
+def next_token(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
+    """Predict the token that follows; the last position of a text is asked for nothing."""
+    return Task(input_ids, _following(input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX)))
+
+
+def copy(input_ids: TokenIds, *, delimiter_id: int | None = None) -> Task:
+    """The second half repeats the first; each of its tokens, the first one included, is asked of the position before.
+
+    Args:
+        input_ids: (batch, tokens), an even number of tokens; the second half is not used.
+        delimiter_id: stands in place of the last token of the first half, which is then neither repeated nor asked.
+
+    Raises:
+        UserError: an odd number of tokens, or fewer than four.
+    """
+    first = _first_half(input_ids)
+    asked = first
+    if delimiter_id is not None:
+        first = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], delimiter_id)], dim=1)
+        asked = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], IGNORE_INDEX)], dim=1)
+    labels = torch.cat([torch.full_like(first, IGNORE_INDEX), asked], dim=1)
+    return Task(torch.cat([first, first], dim=1), _following(labels))
+
+
+def blank_copy(input_ids: TokenIds, *, blank_id: int, delimiter_id: int | None = None) -> Task:
+    """Copy with the second half's inputs hidden: what comes back must come from memory."""
+    task = copy(input_ids, delimiter_id=delimiter_id)
+    half = input_ids.shape[1] // 2
+    hidden = torch.cat([task.input_ids[:, :half], torch.full_like(task.input_ids[:, half:], blank_id)], dim=1)
+    return Task(hidden, task.labels)
+
+
+def _first_half(input_ids: Tensor) -> Tensor:
+    tokens = input_ids.shape[1]
+    if tokens < 4 or tokens % 2:
+        raise UserError(f"{tokens} tokens cannot be copied; give an even number of at least 4.")
+    return input_ids[:, : tokens // 2]
+
+
+def _following(labels: Tensor) -> Tensor:
+    """The label of each position moved to the position before it."""
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
