@@ -37,7 +37,7 @@ def small_model(vocab_size: int) -> TextAutoencoder:
 
 
 class Mirror(TextAutoencoder):
-    """Writes ids into its memory and reads them back exactly; `wrong_at` positions answer with another token."""
+    """Writes ids into its memory and reads them back; `wrong_at` positions answer wrongly."""
 
     wrong_at: tuple[int, ...] = ()
     encoded_batches: tuple[int, ...] = ()

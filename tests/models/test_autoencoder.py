@@ -45,8 +45,8 @@ def test_padding_on_any_side_changes_nothing(name: str) -> None:
         mask = torch.zeros(3, LENGTH, dtype=torch.long)
         ids[:, kept], mask[:, kept] = text, 1
         padded = model(ids, mask)
-        torch.testing.assert_close(padded.memories, alone.memories)
-        torch.testing.assert_close(padded.logits[:, kept], alone.logits)
+        torch.testing.assert_close(padded.memories, alone.memories, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(padded.logits[:, kept], alone.logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)
@@ -69,7 +69,7 @@ def test_a_row_of_padding_only_is_finite_and_harms_no_other_row(name: str) -> No
     mask = torch.tensor([[1] * LENGTH, [0] * LENGTH])
     both = model(ids, mask)
     assert torch.isfinite(both.logits).all()
-    torch.testing.assert_close(both.logits[:1], model(ids[:1]).logits)
+    torch.testing.assert_close(both.logits[:1], model(ids[:1]).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", AUTOENCODERS)

@@ -3,8 +3,7 @@
 Departures from a pooled sentence embedding:
 - M vectors per chunk, each standing for its own stretch of the chunk (`learned_slots` apart, which may look anywhere)
 - padding is never read; a stretch without text gives a zero vector before the projection
-- `positionwise`: each position has a linear map of its own into the memory, so nothing has to be routed through one
-  position's hidden state (ours; LOG.md has the measurements)
+- `positionwise`: each position has a linear map of its own into the memory (memlm.models.positionwise)
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from memlm.models.noise import QuantizationNoise
+from memlm.models.positionwise import Positionwise
 
 Chunks = Float[Tensor, "chunks tokens width"]
 ChunkMask = Bool[Tensor, "chunks tokens"]
@@ -102,26 +102,6 @@ class LearnedSlots(nn.Module):
         queries = self.slots.expand(len(hidden), -1, -1)
         found, _ = self.attention(queries, hidden, hidden, key_padding_mask=~readable, need_weights=False)
         return found.masked_fill(~mask.any(-1)[:, None, None], 0.0)
-
-
-class Positionwise(nn.Module):
-    """Each position's own linear map to `rank` numbers; all positions together make the memories."""
-
-    def __init__(self, settings: BottleneckSettings) -> None:
-        super().__init__()
-        length, rank = settings.chunk_length, settings.bottleneck_rank
-        self.num_memories = settings.memories_per_chunk
-        self.pooled_size = settings.bottleneck_size
-        self.maps = nn.Parameter(torch.randn(length, settings.hidden_size, rank) * settings.hidden_size**-0.5)
-        self.join = nn.Linear(length * rank, self.num_memories * settings.bottleneck_size)
-
-    def forward(self, hidden: Chunks, mask: ChunkMask) -> Pooled:
-        """(chunks, tokens, width) -> (chunks, memories, numbers)."""
-        tokens = hidden.shape[1]
-        hidden = hidden.masked_fill(~mask[..., None], 0.0)
-        written = (hidden.transpose(0, 1) @ self.maps[:tokens]).transpose(0, 1)
-        written = nn.functional.pad(written, (0, 0, 0, len(self.maps) - tokens))
-        return self.join(written.flatten(1)).unflatten(1, (self.num_memories, -1))
 
 
 BOTTLENECKS = {

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memlm.models.positionwise import PositionwiseReadout
+
 Memories = Float[Tensor, "chunks memories numbers"]
 DecoderInputs = Float[Tensor, "chunks slots_and_tokens width"]
 
@@ -85,23 +87,6 @@ class Prefix(nn.Module):
         """(chunks, memories, numbers) -> (chunks, memories + chunk_length, width)."""
         slots = self.up(memories)
         return torch.cat([slots, self.blank.to(slots.dtype).expand(len(slots), self.length, -1)], dim=1)
-
-
-class PositionwiseReadout(nn.Module):
-    """All memories together are spread to `rank` numbers per position, and each position has its own map from these."""
-
-    prefix_slots = 0
-
-    def __init__(self, settings: ReadoutSettings) -> None:
-        super().__init__()
-        length, rank = settings.chunk_length, settings.readout_rank
-        self.split = nn.Linear(settings.memories_per_chunk * settings.bottleneck_size, length * rank)
-        self.maps = nn.Parameter(torch.randn(length, rank, settings.hidden_size) * rank**-0.5)
-
-    def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, chunk_length, width)."""
-        read = self.split(memories.flatten(1)).unflatten(1, (len(self.maps), -1))
-        return (read.transpose(0, 1) @ self.maps).transpose(0, 1)
 
 
 READOUTS = {"repeated": Repeated, "windowed": Windowed, "prefix": Prefix, "positionwise": PositionwiseReadout}

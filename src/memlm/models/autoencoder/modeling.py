@@ -25,8 +25,9 @@ from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.backbone import build_backbone
 from memlm.models.bottleneck import LearnedSlots, MemoryWriter, Positionwise
-from memlm.models.mixer.modeling import TokenMixing, init_mixer_weights
+from memlm.models.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
+from memlm.models.positionwise import start_positionwise
 from memlm.models.readout import READOUTS, PositionwiseReadout, Prefix
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
@@ -69,16 +70,14 @@ class TextAutoencoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Positionwise):
-            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
-        elif isinstance(module, PositionwiseReadout):
-            init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
+        if isinstance(module, Positionwise | PositionwiseReadout):
+            start_positionwise(module, self.config.positionwise_init)
         elif isinstance(module, LearnedSlots):
             init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
         elif isinstance(module, Prefix):
             init.normal_(module.blank)
         else:
-            super()._init_weights(module)
+            init_mixer_weights(module)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Memories:
         """Memories (batch, memories, numbers) of one chunk per row.

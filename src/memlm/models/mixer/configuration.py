@@ -36,9 +36,6 @@ class MixerConfig(MemlmConfig):
     """Whether a position sees only itself and those before it."""
     final_norm: bool = False
     """A layer norm after the last block; the paper has none."""
-    mixing_init: str = "normal"
-    """How token mixing starts: `normal` as the paper's convolutions, `zero` so that each block starts without mixing."""
-    initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
@@ -57,5 +54,3 @@ class MixerConfig(MemlmConfig):
         if self.kernel_size > self.hidden_size // self.num_heads:
             width = self.hidden_size // self.num_heads
             raise ConfigError(f"kernel_size ({self.kernel_size}) must not exceed the width of a head ({width}).")
-        if self.mixing_init not in ("normal", "zero"):
-            raise ConfigError(f"mixing_init ('{self.mixing_init}') must be 'normal' or 'zero'.")

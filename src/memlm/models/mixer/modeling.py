@@ -98,7 +98,7 @@ class MixerBlock(nn.Module):
         self.expand = nn.Linear(width, inner)
         self.contract = nn.Linear(inner, width)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], place: "Place") -> Float[Tensor, "batch tokens width"]:
+    def forward(self, x: Float[Tensor, "batch tokens width"], place: Place) -> Float[Tensor, "batch tokens width"]:
         """One block; `place` says where the tokens stand."""
         heads_in = self.project_in(self.mixing_norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         mixed = place.mix(self.mixing, heads_in, self.layer_index)
@@ -146,11 +146,11 @@ class MixerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_mixer_weights(module, self.config)
+        init_mixer_weights(module)
 
 
-def init_mixer_weights(module: nn.Module, config: MixerConfig) -> None:
-    """torch's own starts for linear and norm layers (the paper's choice), normal embeddings, mixing as configured."""
+def init_mixer_weights(module: nn.Module) -> None:
+    """torch's own starts for linear, convolution and norm layers (the paper's choice), normal embeddings."""
     if isinstance(module, nn.Linear):
         init.kaiming_uniform_(module.weight, a=5**0.5)
         if module.bias is not None:
@@ -161,16 +161,12 @@ def init_mixer_weights(module: nn.Module, config: MixerConfig) -> None:
         init.ones_(module.weight)
         init.zeros_(module.bias)
     elif isinstance(module, TokenMixing):
-        _init_mixing(module, config)
+        _init_mixing(module)
 
 
-def _init_mixing(module: TokenMixing, config: MixerConfig) -> None:
+def _init_mixing(module: TokenMixing) -> None:
     init.zeros_(module.bias)
-    if config.mixing_init == "zero":
-        init.zeros_(module.weight)
-        return
-    # variance of a convolution's default start: one over three times its fan-in
-    fan_in = config.max_position_embeddings * config.kernel_size
+    fan_in = module.weight.shape[1] * module.weight.shape[-1]
     init.uniform_(module.weight, -(fan_in**-0.5), fan_in**-0.5)
     if module.causal:
         init.copy_(module.weight, module.weight.tril())

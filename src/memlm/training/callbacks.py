@@ -1,0 +1,183 @@
+"""What is shown and kept while a run goes on: a progress bar on stderr and one JSON line per log step."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from memlm.training.config import TrainingConfig
+
+_PLAIN_SECONDS = 10.0
+"""Without a terminal a line of progress is printed this often."""
+
+
+class ProgressView:
+    """A live bar on a terminal, a line now and then elsewhere, nothing when silent."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self.total = total
+        self.shown = shown
+        self.bar: Progress | None = None
+        self.last_line = 0.0
+        self.started = time.monotonic()
+        self.first_step: int | None = None
+
+    def start(self, step: int) -> None:
+        self.first_step = step
+        console = Console(stderr=True)
+        if self.shown and console.is_terminal:
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console, expand=True)
+            self.task = self.bar.add_task("train", total=self.total, completed=step, facts="")
+            self.bar.start()
+
+    def update(self, step: int, facts: str) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, facts=facts)
+        elif self.shown and (time.monotonic() - self.last_line > _PLAIN_SECONDS or step == self.total):
+            self.last_line = time.monotonic()
+            print(f"step {step}/{self.total}  {facts}  {self._left(step)}", file=sys.stderr, flush=True)
+
+    def _left(self, step: int) -> str:
+        done = step - (self.first_step or 0)
+        seconds = (time.monotonic() - self.started) / max(done, 1) * (self.total - step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+class RunLog:
+    """The training log and the sums it needs between lines; part of every checkpoint, so that a resumed run's log
+    is the unbroken run's, seconds apart."""
+
+    def __init__(self, path: Path, *, tokens_per_step: int) -> None:
+        self.path = path
+        self.tokens_per_step = tokens_per_step
+        self.loss_sum = 0.0
+        self.loss_count = 0
+        self.seconds = 0.0
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.seconds}
+
+    def restore(self, state: dict[str, float], *, step: int) -> None:
+        """Go on from a checkpoint: lines after its step are cut off."""
+        self.loss_sum, self.loss_count = state["loss_sum"], int(state["loss_count"])
+        self.seconds = state["seconds"]
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, step: int, learning_rate: float, held_out: dict[str, float]) -> dict[str, Any]:
+        """Append one line, and begin the next mean."""
+        line = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "seconds": round(self.seconds, 3),
+            "loss": self.loss_sum / max(self.loss_count, 1),
+            "learning_rate": learning_rate,
+            **held_out,
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.loss_sum, self.loss_count = 0.0, 0
+        return line
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class RunCallback(TrainerCallback):
+    """Logs, looks at held-out text, shows progress, and asks for checkpoints at their steps."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        log: RunLog,
+        view: ProgressView,
+        evaluate: Callable[[], dict[str, float]],
+        interrupt: Interrupt,
+    ) -> None:
+        self.config = config
+        self.run_log = log
+        self.view = view
+        self.evaluate = evaluate
+        self.interrupt = interrupt
+        self.accuracy: float | None = None
+        self.last_loss: Tensor | None = None
+        self.step_began = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.view.start(state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.view.stop()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.step_began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        self.run_log.seconds += time.perf_counter() - self.step_began
+        step = state.global_step
+        loss = float(self.last_loss) if self.last_loss is not None else float("nan")
+        self.run_log.loss_sum += loss
+        self.run_log.loss_count += 1
+        last = step == state.max_steps
+        looked = step % self.config.evaluate_every == 0 or last
+        if looked or step % self.config.log_every == 0:
+            held_out = self.evaluate() if looked else {}
+            self.accuracy = held_out.get("held_out_token_accuracy", self.accuracy)
+            self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], held_out)
+        self.view.update(step, self._facts(step, loss))
+        control.should_save = step % self.config.checkpoint_every == 0 or last or self.interrupt.asked
+        control.should_training_stop = last or self.interrupt.asked
+
+    def _facts(self, step: int, loss: float) -> str:
+        speed = step * self.run_log.tokens_per_step / max(self.run_log.seconds, 1e-9)
+        accuracy = "" if self.accuracy is None else f"  held-out accuracy {100 * self.accuracy:.2f} %"
+        return f"loss {loss:.3f}{accuracy}  {speed:,.0f} tok/s"
+
+
+class Interrupt:
+    """Ctrl-C once: finish the step, keep a checkpoint, stop. Twice: stop at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it the first SIGINT only asks; the handler before is put back on leaving."""
+
+        def ask(*_: object) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            print("\nstopping after this step (Ctrl-C again to stop at once) ...", file=sys.stderr)
+
+        try:
+            before = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread, where signals cannot be caught
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

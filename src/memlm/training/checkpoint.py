@@ -1,0 +1,181 @@
+"""Training checkpoints: safetensors and JSON only, there whole or not at all.
+
+A checkpoint is written into a hidden folder beside the others, flushed to the disk and renamed. Whatever is found
+half-written later was never renamed and is swept away. Nothing is pickled: transformers would write the optimizer,
+the random states and its arguments with pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from memlm.errors import CheckpointError
+
+_NAME = re.compile(r"step-(\d+)$")
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder by `write` so that it is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    write(draft)
+    for file in draft.rglob("*"):
+        _flush(file)
+    _flush(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    _flush(folder.parent)
+
+
+def write_file_whole(path: Path, text: str) -> None:
+    """Replace a file's content at once."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    _flush(draft)
+    draft.replace(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; half-written ones are removed."""
+    for draft in folder.glob(".*.draft"):
+        shutil.rmtree(draft, ignore_errors=True)
+    whole = _whole(folder)
+    return whole[-1] if whole else None
+
+
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in _whole(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    match = _NAME.search(checkpoint.name)
+    if match is None:
+        raise CheckpointError(f"'{checkpoint}' is not a checkpoint; its name must end in step-NUMBER.")
+    return int(match.group(1))
+
+
+def _whole(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=step_of)
+
+
+def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
+    """Tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            target = tensors if isinstance(value, Tensor) else plain
+            target[f"{index}.{name}"] = value.contiguous() if isinstance(value, Tensor) else value
+    save_file(tensors, folder / "optimizer.safetensors")
+    _write_json(folder / "optimizer.json", {"param_groups": state["param_groups"], "plain": plain})
+
+
+def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
+    """Undo `save_optimizer`.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or of another model.
+    """
+    record = read_json(folder / "optimizer.json")
+    entries = {**read_tensors(folder / "optimizer.safetensors"), **record["plain"]}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in entries.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    for group in record["param_groups"]:
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"'{folder}' belongs to another model ({error}); resume with the settings it began with.") from error
+
+
+def save_random_state(folder: Path) -> None:
+    """The states of Python's, NumPy's and torch's generators."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (the state others draw from)
+    states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    save_file(states, folder / "random.safetensors")
+    plain = {"python": [version, list(words), gauss], "numpy": [str(name), int(position), int(has_gauss), float(cached)]}
+    _write_json(folder / "random.json", plain)
+
+
+def load_random_state(folder: Path) -> None:
+    """Undo `save_random_state`.
+
+    Raises:
+        CheckpointError: the files are missing or cut short.
+    """
+    plain, states = read_json(folder / "random.json"), read_tensors(folder / "random.safetensors")
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, position, has_gauss, cached = plain["numpy"]
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    cuda = [states[key] for key in sorted(states) if key.startswith("cuda.")]
+    if cuda and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, cut short, or not such a file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: missing, cut short, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read '{path}' ({error}); it is damaged or missing.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not an object; it was not written by memlm.")
+    return cast("dict[str, Any]", value)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

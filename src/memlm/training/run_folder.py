@@ -1,0 +1,171 @@
+"""A run on disk: one folder with everything needed to read, repeat or resume it.
+
+    run.json           the checked settings          model.safetensors, config.json   the trained model
+    data.json          source, fingerprints, counts  tokenizer.json ...                its tokenizer
+    versions.json      what it ran with              measurements.jsonl                evaluations
+    status.json        how far it came               report.html, README.md            for people
+    log.jsonl          one line per log step         checkpoints/step-N/               to resume from
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+from memlm import __version__
+from memlm.errors import CheckpointError, RunFolderError
+from memlm.training.checkpoint import read_json, write_file_whole
+from memlm.training.config import RunConfig, make_config
+
+_RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
+        """A fresh folder for a run.
+
+        Raises:
+            RunFolderError: it exists and is not empty, is a file, or cannot be written.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"'{path}' is a file, not a folder; choose another --out.")
+        try:
+            occupied = folder.is_dir() and any(folder.iterdir())
+            if occupied:
+                _make_room(folder, overwrite=overwrite)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_file_whole(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"cannot write to '{path}': {error.strerror or error}; choose another --out.") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunFolderError: no such folder, or not a run.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise RunFolderError(f"no run folder at '{path}'; train one with `memlm train RECIPE --out {path}`.")
+        if not (folder / _RUN_FILE).is_file():
+            raise RunFolderError(f"'{path}' holds no {_RUN_FILE}, so it is not a run of memlm; give the folder that --out named.")
+        return cls(folder)
+
+    def config(self) -> RunConfig:
+        """The settings the run began with."""
+        return make_config(read_json(self.path / _RUN_FILE))
+
+    def data(self) -> dict[str, Any]:
+        """Source, fingerprints and counts of the text."""
+        return read_json(self.path / "data.json")
+
+    def versions(self) -> dict[str, Any]:
+        """What the run was made with."""
+        return read_json(self.path / "versions.json")
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Replace one of the folder's JSON files."""
+        write_file_whole(self.path / name, json.dumps(record, indent=2) + "\n")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log_path(self) -> Path:
+        """The training log, JSON lines."""
+        return self.path / "log.jsonl"
+
+    @property
+    def measurements_path(self) -> Path:
+        """The evaluations, JSON lines."""
+        return self.path / "measurements.jsonl"
+
+    def log(self) -> list[dict[str, Any]]:
+        """Lines of the training log; one that a crash cut short is left out."""
+        if not self.log_path.is_file():
+            return []
+        return [line for text in self.log_path.read_text(encoding="utf-8").splitlines() if (line := _parsed(text))]
+
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        path = self.path / "status.json"
+        return path.is_file() and read_json(path).get("state") == "finished"
+
+    def require_model(self) -> None:
+        """Raise CheckpointError where there is no trained model yet."""
+        if not (self.path / "model.safetensors").is_file():
+            raise CheckpointError(f"'{self.path}' has no trained model yet; finish it with `memlm train --resume --out {self.path}`.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Only one process trains in a folder.
+
+        Raises:
+            RunFolderError: another one does.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(f"another process is training in '{self.path}'; wait for it or choose another --out.") from error
+            yield
+
+
+def _make_room(folder: Path, *, overwrite: bool) -> None:
+    """Remove an older run, never anything else."""
+    if not overwrite:
+        raise RunFolderError(f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite.")
+    if not (folder / _RUN_FILE).is_file():
+        raise RunFolderError(f"'{folder}' is not a run of memlm, so --overwrite leaves it alone; choose another --out.")
+    shutil.rmtree(folder)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def describe_versions() -> dict[str, Any]:
+    """Versions and machine facts that may change a figure; no names or paths."""
+    import torch
+
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "datasets")
+    return {
+        "memlm": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def command_line() -> str:
+    """The command as typed, for the report."""
+    return " ".join(["memlm", *sys.argv[1:]])
