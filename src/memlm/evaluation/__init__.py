@@ -1,23 +1,19 @@
-"""Trained models through their measurements."""
+"""Evaluation: runs models over text and turns what comes back into measurements."""
 
-from memlm.evaluation.figures import PROTOCOL
-from memlm.evaluation.memory_cost import MemoryCost, memory_costs
-from memlm.evaluation.passages import Passage, Piece
-from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, reconstruct
-from memlm.evaluation.run import evaluate_run
-from memlm.evaluation.runner import Evaluation, evaluate_reconstruction, python_topics
+from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
+from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
+from memlm.evaluation.runner import Evaluation, Passage, Yardstick, evaluate_run, measure_rows
 
 __all__ = [
-    "PROTOCOL",
+    "Cost",
     "Evaluation",
-    "MemoryCost",
     "Passage",
-    "Piece",
     "ReconstructionScores",
-    "blank_memory_nats",
-    "evaluate_reconstruction",
+    "Yardstick",
+    "chunkwise_costs",
+    "compressor_costs",
     "evaluate_run",
+    "measure_rows",
     "memory_costs",
-    "python_topics",
     "reconstruct",
 ]

@@ -1,6 +1,6 @@
-"""Memories in use: text to memories and back, and memories in fewer bits."""
+"""Memories in use: strings in and out, and memories in fewer bits."""
 
-from memlm.inference.quantize import QuantizedMemories, dequantize, quantize, stored_bytes
+from memlm.inference.quantize import Bits, QuantizedMemories, bits_per_vector, dequantize, quantize
 from memlm.inference.text_memory import TextMemory, load
 
-__all__ = ["QuantizedMemories", "TextMemory", "dequantize", "load", "quantize", "stored_bytes"]
+__all__ = ["Bits", "QuantizedMemories", "TextMemory", "bits_per_vector", "dequantize", "load", "quantize"]

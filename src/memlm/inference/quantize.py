@@ -1,136 +1,87 @@
-"""Memories in fewer bits: half precision, 8-bit and 4-bit integers with one scale per vector.
+"""Memories in fewer bits: fp16, int8 or packed int4, one scale per vector.
 
-Departures from a plain absmax scheme:
-- 4 bits use all 16 codes, at odd multiples of half a step (-7.5 ... 7.5). The largest error is 1/15 of the
-  largest number instead of 1/14 with 15 levels around zero, and no offset has to be kept beside the scale.
-  A zero in a vector becomes half a step; a vector of zeros stays one, its scale being zero.
-- the half-precision scale is rounded up: no number is clipped, and every error is at most half a scale.
+Symmetric rounding: the largest absolute number of a vector becomes the largest code (127 or 7), so that zero stays zero.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from memlm.errors import ConfigError, MemoryShapeError
+from memlm.errors import MemoryShapeError
 
-BIT_WIDTHS: Final = (16, 8, 4)
-_LEVELS: Final = {8: 127.0, 4: 7.5}
-_SCALE_BYTES: Final = 2
-_LARGEST_HALF: Final = torch.finfo(torch.float16).max
+Bits = Literal[16, 8, 4]
+_SCALE_BITS = 16
 
 
 @dataclass(frozen=True)
 class QuantizedMemories:
-    """Memories as they are kept.
+    """Vectors in few bits.
 
     Attributes:
-        values: (..., W) float16 or int8; for 4 bits (..., ceil(W / 2)) uint8, the first of two
-            numbers in the low half of a byte.
-        scale: (..., 1) float16, what one step is worth; None for 16 bits.
+        values: (..., numbers) fp16 or int8; (..., numbers rounded up to even / 2) uint8 for int4, two numbers a byte.
+        scale: (..., 1) fp16, None for fp16 values.
         bits: 16, 8 or 4.
-        width: W, numbers in one memory.
+        numbers: numbers in one vector.
     """
 
     values: Tensor
     scale: Tensor | None
-    bits: int
-    width: int
+    bits: Bits
+    numbers: int
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of values and scales together."""
+        """Bytes of values and scales."""
         scales = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
         return self.values.numel() * self.values.element_size() + scales
 
 
-def stored_bytes(num_vectors: int, width: int, bits: int) -> int:
-    """Bytes that so many memories of this width take, their scales included.
+def bits_per_vector(numbers: int, bits: Bits) -> int:
+    """Bits that one vector takes, its scale included."""
+    return numbers * bits + (0 if bits == 16 else _SCALE_BITS)
+
+
+def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> QuantizedMemories:
+    """Round each vector.
 
     Raises:
-        ConfigError: bits other than 16, 8 or 4.
+        MemoryShapeError: values that are not finite, or other bits.
     """
-    _require_bits(bits)
-    per_vector = 2 * width if bits == 16 else -(-width * bits // 8) + _SCALE_BYTES
-    return num_vectors * per_vector
-
-
-def quantize(memories: Float[Tensor, "... numbers"], bits: int) -> QuantizedMemories:
-    """Round each memory to this many bits per number.
-
-    Args:
-        memories: (..., W), finite.
-        bits: 16 (half precision), 8 or 4.
-
-    Raises:
-        ConfigError: bits other than 16, 8 or 4.
-        MemoryShapeError: no vectors, NaN or infinite numbers, or numbers too large for half precision.
-    """
-    _require_bits(bits)
-    _require_vectors(memories)
-    width = memories.shape[-1]
-    largest = memories.abs().amax(dim=-1, keepdim=True).float()
+    if not bool(torch.isfinite(memories).all()):
+        bad = int((~torch.isfinite(memories)).sum())
+        raise MemoryShapeError(f"{bad} of {memories.numel()} numbers are NaN or infinite and cannot be rounded; encode the text again.")
+    if bits not in (16, 8, 4):
+        raise MemoryShapeError(f"memories cannot be kept in {bits} bits; choose 16, 8 or 4.")
+    numbers = memories.shape[-1]
     if bits == 16:
-        _require_half(largest)
-        return QuantizedMemories(memories.to(torch.float16), None, bits, width)
-    scale = _half_above(largest / _LEVELS[bits])
-    steps = memories.float() / scale.float().masked_fill(scale == 0, 1)
-    values = steps.round().to(torch.int8) if bits == 8 else _pack(steps)
-    return QuantizedMemories(values, scale, bits, width)
+        return QuantizedMemories(memories.clamp(-65504, 65504).half(), None, bits, numbers)
+    top = 2 ** (bits - 1) - 1
+    largest = memories.float().abs().amax(-1, keepdim=True)
+    # the rounded scale divides, so that encoder and decoder use the same number; zero vectors keep a scale of one
+    scale = torch.where(largest > 0, largest / top, torch.ones_like(largest)).clamp(6e-8, 65504).half()
+    codes = (memories.float() / scale.float()).round().clamp(-top, top).to(torch.int8)
+    return QuantizedMemories(codes if bits == 8 else _packed(codes), scale, bits, numbers)
 
 
-def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "... numbers"]:
-    """The rounded memories as float32 (..., W)."""
+def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
+    """The vectors in fp32, as near as the rounding left them."""
     if quantized.scale is None:
         return quantized.values.float()
-    steps = quantized.values.float() if quantized.bits == 8 else _unpack(quantized.values, quantized.width)
-    return steps * quantized.scale.float()
+    codes = quantized.values if quantized.bits == 8 else _unpacked(quantized.values)[..., : quantized.numbers]
+    return codes.float() * quantized.scale.float()
 
 
-def _pack(steps: Tensor) -> Tensor:
-    codes = (steps.floor() + 8).clamp(0, 15).to(torch.uint8)
-    low, high = F.pad(codes, (0, codes.shape[-1] % 2)).unflatten(-1, (-1, 2)).unbind(-1)
-    return low | (high << 4)
+def _packed(codes: Tensor) -> Tensor:
+    """Two codes of -7..7 in one byte, the first in the low half."""
+    shifted = torch.nn.functional.pad((codes + 8).to(torch.uint8), (0, codes.shape[-1] % 2))
+    return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
 
 
-def _unpack(packed: Tensor, width: int) -> Tensor:
-    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :width]
-    return codes.float() - 7.5
-
-
-def _half_above(x: Tensor) -> Tensor:
-    """The smallest half-precision number that is at least x; x is not negative."""
-    _require_half(x)
-    half = x.to(torch.float16)
-    # the bits of a positive float, read as an integer, count upwards with it
-    return (half.view(torch.int16) + (half.float() < x)).to(torch.int16).view(torch.float16)
-
-
-def _require_bits(bits: int) -> None:
-    if bits not in BIT_WIDTHS:
-        raise ConfigError(f"memories cannot be kept in {bits} bits per number; choose from {BIT_WIDTHS}.")
-
-
-def _require_vectors(memories: Tensor) -> None:
-    if memories.dim() < 1 or memories.shape[-1] < 1:
-        raise MemoryShapeError(
-            f"memories of shape {tuple(memories.shape)} hold no vectors; give (..., numbers)."
-        )
-    finite = torch.isfinite(memories)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        raise MemoryShapeError(
-            f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again."
-        )
-
-
-def _require_half(x: Tensor) -> None:
-    if bool((x > _LARGEST_HALF).any()):
-        raise MemoryShapeError(
-            f"{float(x.max()):.3g} is beyond half precision ({_LARGEST_HALF:.0f}); scale them down first."
-        )
+def _unpacked(packed: Tensor) -> Tensor:
+    halves = torch.stack([packed & 15, packed >> 4], dim=-1)
+    return halves.flatten(-2).to(torch.int8) - 8
