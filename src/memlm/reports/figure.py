@@ -1,0 +1,118 @@
+"""Figures as inline SVG that follow the page: its font, its colours, light and dark.
+
+matplotlib draws with placeholder colours, which are then replaced by CSS variables; nothing is random or dated, so the
+same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_INK, _SOFT, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
+_VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "memlm",
+    "font.size": 11,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _SOFT,
+    "grid.alpha": 0.35,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def learning_curve(tokens: Sequence[float], accuracy: Sequence[float], loss: Sequence[float]) -> str:
+    """Held-out token accuracy and training loss over tokens trained on, as SVG."""
+
+    def draw(axes: Any) -> None:
+        millions = [t / 1e6 for t in tokens]
+        axes.plot(millions, [100 * a for a in accuracy], color=_FIRST, linewidth=2.2, marker="o", markersize=3.5)
+        axes.set_xlabel("tokens trained on, millions")
+        axes.set_ylabel("held-out token accuracy, %", color=_FIRST)
+        axes.set_ylim(0, 102)
+        other = axes.twinx()
+        other.plot(millions, loss, color=_SECOND, linewidth=1.6, linestyle=(0, (4, 2)))
+        other.set_ylabel("training loss, nats per token", color=_SECOND)
+        other.set_ylim(bottom=0)
+        other.grid(visible=False)
+
+    return _svg(draw, title="Learning curve", name="curve")
+
+
+def accuracy_by_position(accuracy: Sequence[float]) -> str:
+    """Share of right tokens at each position of a chunk, as SVG."""
+
+    def draw(axes: Any) -> None:
+        percent = [100 * a for a in accuracy]
+        axes.bar(range(1, len(percent) + 1), percent, color=_FIRST, width=1.0, linewidth=0)
+        lowest = min(percent, default=0.0)
+        # bars must begin at zero unless all are nearly full, where only the missing part can be seen
+        floor = 0.0 if lowest < 90 else max(0.0, lowest - 1.5 * (100 - lowest) - 0.01)
+        axes.set_ylim(floor, 100)
+        axes.set_xlabel("position in the chunk")
+        axes.set_ylabel("token accuracy, %" + ("" if floor == 0 else f" (axis begins at {floor:.2f})"))
+
+    return _svg(draw, title="Accuracy by position", name="position")
+
+
+def memory_cost(names: Sequence[str], bits_per_byte: Sequence[float]) -> str:
+    """Bits per byte of text as horizontal bars, as SVG."""
+
+    def draw(axes: Any) -> None:
+        places = list(range(len(names)))[::-1]
+        colours = [_FIRST if name.startswith("memory") else _SECOND for name in names]
+        axes.barh(places, bits_per_byte, color=colours, height=0.62)
+        for place, bits in zip(places, bits_per_byte, strict=True):
+            axes.text(bits, place, f" {bits:.2f}", va="center", color=_INK)
+        axes.set_yticks(places, names)
+        axes.set_xlabel("bits per byte of text")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+
+    return _svg(draw, title="What the memory costs", name="cost")
+
+
+def _svg(draw: Callable[[Any], None], *, title: str, name: str) -> str:
+    # imported here: half a second, and only reports need it
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _adapted(out.getvalue(), title=title, name=name)
+
+
+def _adapted(svg: str, *, title: str, name: str) -> str:
+    """Only the element, sized by the page, with variables for colours and ids of its own."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1), count=1)
+    body = re.sub(r"\sxmlns(:xlink)?=\"[^\"]*\"", "", body)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r"url\(#", f"url(#{name}-", body)
+    body = re.sub(r'href="#', f'href="#{name}-', body)
+    body = re.sub(r"font:[^;\"]*px[^;\"]*", lambda m: re.sub(r"px.*", "px var(--font)", m.group(0)), body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, variable)
+    start = body.index(">") + 1
+    label = f'<title id="{name}-title">{title}</title>'
+    return body[: start - 1] + f' role="img" aria-labelledby="{name}-title">' + label + body[start:]

@@ -1,0 +1,62 @@
+"""Measurements as tables: for a terminal of 80 columns, for Markdown, and as plain cells for HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from memlm.measurement import Measurement
+
+HEADINGS = ("measurement", "value", "95 % interval", "of", "baseline")
+Cells = tuple[str, str, str, str, str]
+
+
+def cells(m: Measurement) -> Cells:
+    """One measurement as five texts: name, value with unit, interval, denominator, baseline."""
+    interval = "" if m.low is None or m.high is None else f"{_number(m.low, m.unit)} – {_number(m.high, m.unit)}"
+    baseline = "" if m.baseline is None else f"{m.baseline.name} {m.baseline.value:.3f} {m.baseline.unit}"
+    return m.name, f"{_number(m.value, m.unit)} {_unit(m.unit)}".strip(), interval, f"{m.count:,}", baseline
+
+
+def by_split(measurements: Sequence[Measurement]) -> list[tuple[str, list[Cells]]]:
+    """Cells grouped by split, in the order given."""
+    order = {split: i for i, split in reversed(list(enumerate(m.split for m in measurements)))}
+    ordered = sorted(measurements, key=lambda m: order[m.split])
+    return [(split, [cells(m) for m in group]) for split, group in groupby(ordered, key=lambda m: m.split)]
+
+
+def terminal(measurements: Sequence[Measurement]) -> RenderableType:
+    """A table per split, at most 80 columns wide; the baseline of a retention stands in its name already."""
+    tables: list[RenderableType] = []
+    for split, rows in by_split(measurements):
+        table = Table(title=split, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for heading in HEADINGS[:4]:
+            table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row[:4]))
+        tables += [table, Text()]
+    return Group(*tables)
+
+
+def markdown(measurements: Sequence[Measurement]) -> str:
+    """One Markdown table with a column for the split."""
+    lines = ["| split | " + " | ".join(HEADINGS) + " |", "|" + " --- |" * (len(HEADINGS) + 1)]
+    for split, rows in by_split(measurements):
+        lines += [f"| {split} | " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, unit: str) -> str:
+    """Shares as percent with two digits, three where they are within a tenth of a point of everything."""
+    if unit != "fraction":
+        return f"{value:.4g}"
+    percent = 100 * value
+    return f"{percent:.3f}" if 99.9 < percent < 100 else f"{percent:.2f}"
+
+
+def _unit(unit: str) -> str:
+    return "%" if unit == "fraction" else unit
