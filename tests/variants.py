@@ -18,6 +18,9 @@ TINY: dict[str, Any] = {
 
 AUTOENCODERS: dict[str, dict[str, Any]] = {
     "ours": {},
+    "slices of pairs": {"bottleneck_size": 9},
+    "several slices": {"memories_per_chunk": 2, "bottleneck_size": 9},
+    "positionwise": {"bottleneck": "positionwise", "readout": "positionwise"},
     "paper": {"bottleneck": "last_token", "readout": "windowed", "bottleneck_size": 12},
     "paper narrower": {"bottleneck": "last_token", "readout": "windowed"},
     "llama": {"backbone": "llama"},
@@ -30,8 +33,8 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "learned slots": {"bottleneck": "learned_slots", "readout": "prefix", "memories_per_chunk": 2},
     "several last tokens": {"bottleneck": "last_token", "readout": "windowed", "memories_per_chunk": 3},
     "several means": {"bottleneck": "mean", "readout": "repeated", "memories_per_chunk": 2},
-    "several positionwise": {"memories_per_chunk": 2},
-    "noise": {"noise_bits": 4, "memory_activation": "tanh"},
+    "several positionwise": {"memories_per_chunk": 2, "bottleneck": "positionwise", "readout": "positionwise"},
+    "noise": {"noise_bits": 4, "memory_activation": "tanh", "bottleneck": "positionwise"},
     "noise residual": {"noise_bits": 4, "noise_residual": True, "memory_activation": "rms_norm", "bottleneck": "mean"},
 }
 

@@ -1,8 +1,72 @@
 """Memory models for language.
 
-Nothing heavy happens on import: names are bound to their modules when they are first used.
+    memory = memlm.load("runs/demo")
+    memories = memory.remember(["any text"])
+    memory.regenerate(memories)
+
+Nothing heavy happens on import: names are bound when they are first used. Where transformers is loaded already, memlm's
+models join its Auto classes at once; otherwise `import memlm.models` (or any name below) does it.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memlm.errors import MemlmError, UserError
+    from memlm.evaluation import evaluate_run
+    from memlm.inference import TextMemory, dequantize, load, quantize
+    from memlm.measurement import Measurement
+    from memlm.models import MixerConfig, MixerForCausalLM, MixerModel, TextAutoencoder, TextAutoencoderConfig
+    from memlm.recipes import RECIPES, get_recipe
+    from memlm.training import RunConfig, RunFolder, train_run
+
 __version__ = "0.1.0"
+
+_WHERE = {
+    **dict.fromkeys(["MemlmError", "UserError"], "errors"),
+    **dict.fromkeys(["MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"], "models"),
+    **dict.fromkeys(["TextMemory", "dequantize", "load", "quantize"], "inference"),
+    **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
+    **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),
+    "Measurement": "measurement",
+    "evaluate_run": "evaluation",
+}
+
+__all__ = [
+    "RECIPES",
+    "Measurement",
+    "MemlmError",
+    "MixerConfig",
+    "MixerForCausalLM",
+    "MixerModel",
+    "RunConfig",
+    "RunFolder",
+    "TextAutoencoder",
+    "TextAutoencoderConfig",
+    "TextMemory",
+    "UserError",
+    "__version__",
+    "dequantize",
+    "evaluate_run",
+    "get_recipe",
+    "load",
+    "quantize",
+    "train_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'memlm' has no attribute {name!r}")
+    return getattr(import_module(f"memlm.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if "transformers" in sys.modules:
+    import_module("memlm.models")

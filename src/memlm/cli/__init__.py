@@ -1,0 +1,73 @@
+"""The command line: one dict of commands, each parses, calls one function, and prints or writes what came of it.
+
+Nothing heavy is imported until a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from memlm import __version__
+from memlm.cli import demo, evaluate, recipes, regenerate, report, train
+from memlm.errors import MemlmError, UserError, did_you_mean
+
+Command = Callable[[list[str]], None]
+COMMANDS: dict[str, Command] = {
+    "demo": demo.run,
+    "train": train.run,
+    "evaluate": evaluate.run,
+    "regenerate": regenerate.run,
+    "report": report.run,
+    "recipes": recipes.run,
+}
+_HELP = f"""memlm {__version__}: memory models for language
+
+usage: memlm COMMAND [--help]
+
+  demo        train a small text autoencoder on bundled speeches and show what it keeps
+  train       train a recipe, or your own settings, on any text
+  evaluate    measure a trained run, on its held-out text or on yours
+  regenerate  send a text through a run's memory and print what comes back
+  report      write a run's report page again
+  recipes     list the recipes, or print one as YAML to change
+
+a first look:
+  memlm demo --quick
+  memlm train autoencoder-tiny --text 'notes/*.md' --out runs/notes
+  memlm evaluate runs/notes --json
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 where the user can mend it, 130 on Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0
+    if given[0] == "--version":
+        print(f"memlm {__version__}")
+        return 0
+    try:
+        _command(given[0])(given[1:])
+    except (MemlmError, KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
+        return _exit_code(error)
+    return 0
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        raise UserError(f"unknown command '{name}'. {did_you_mean(name, COMMANDS)}")
+    return COMMANDS[name]
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, BrokenPipeError):
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        print("memlm: stopped.", file=sys.stderr)
+        return 130
+    print(f"memlm: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2 if isinstance(error, UserError) else 130

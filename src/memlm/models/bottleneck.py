@@ -3,7 +3,7 @@
 Departures from a pooled sentence embedding:
 - M vectors per chunk, each standing for its own stretch of the chunk (`learned_slots` apart, which may look anywhere)
 - padding is never read; a stretch without text gives a zero vector before the projection
-- `positionwise`: each position has a linear map of its own into the memory (memlm.models.positionwise)
+- `slices` and `positionwise`: each position has a linear map of its own into the memory (memlm.models.positionwise)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from memlm.models.noise import QuantizationNoise
-from memlm.models.positionwise import Positionwise
+from memlm.models.positionwise import Positionwise, Slices
 
 Chunks = Float[Tensor, "chunks tokens width"]
 ChunkMask = Bool[Tensor, "chunks tokens"]
@@ -110,6 +110,7 @@ BOTTLENECKS = {
     "mean": Mean,
     "learned_slots": LearnedSlots,
     "positionwise": Positionwise,
+    "slices": Slices,
 }
 
 

@@ -1,27 +1,26 @@
-"""Every position writes into the memory, and reads from it, through a linear map of its own.
+"""Memories that every position writes and reads through a linear map of its own.
 
 In the paper all of a chunk is routed through one position's hidden state, and every position reads a shifted window of
-it. Here nothing has to be routed: position t maps its hidden state to `rank` numbers, and one linear layer joins the
-numbers of all positions into the memory. Reading mirrors it.
+it. Here nothing has to be routed:
 
-    hidden (L, D) ── own map D -> r ──▶ (L, r) ── join L*r -> W ──▶ memory (W) ── split W -> L*r ──▶ (L, r) ── own map r -> D ──▶ (L, D)
+    slices        hidden (L, D) ── own map, g positions together ──▶ own slice of the memory (W/G numbers) ── own map ──▶ (L, D)
+    positionwise  hidden (L, D) ── own map D -> r ──▶ (L, r) ── join L*r -> W ──▶ memory ── split W -> L*r ── own map ──▶ (L, D)
 
-The start decides how fast it learns. With `slices` position t's numbers begin in their own slice of the memory, all
-positions by the same map: the model starts as an autoencoder of single tokens, which is learnt from every token at once,
-and only then finds out how positions share. With `random` it has to untangle a random mixture first: at equal tokens
-24 % against 99.8 % token accuracy (LOG.md, "slices").
+With `slices` the memory is laid out along the chunk: G = gcd(L, W) groups of g = L/G positions, W/G numbers each, all
+groups starting from the same map. It starts as an autoencoder of single tokens, which is learnt from every token at once;
+the layers before and after then find out how neighbours can help. `positionwise` mixes all positions in one dense layer,
+which has to be untangled first, and whose noise hurts every position at once (LOG.md has the measurements).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import initialization as init
-
-STARTS = ("slices", "random")
 
 
 @runtime_checkable
@@ -36,8 +35,52 @@ class PositionwiseSettings(Protocol):
     readout_rank: int
 
 
+class Slices(nn.Module):
+    """Writes: each group of positions has its own map into its own slice of the memory."""
+
+    def __init__(self, settings: PositionwiseSettings) -> None:
+        super().__init__()
+        numbers = settings.memories_per_chunk * settings.bottleneck_size
+        groups = math.gcd(settings.chunk_length, numbers)
+        together = settings.chunk_length // groups
+        self.num_memories = settings.memories_per_chunk
+        self.pooled_size = settings.bottleneck_size
+        self.length = settings.chunk_length
+        self.maps = nn.Parameter(torch.empty(groups, together * settings.hidden_size, numbers // groups))
+
+    def forward(
+        self, hidden: Float[Tensor, "chunks tokens width"], mask: Bool[Tensor, "chunks tokens"]
+    ) -> Float[Tensor, "chunks memories numbers"]:
+        """(chunks, tokens, width) -> (chunks, memories, numbers); masked positions write nothing."""
+        hidden = hidden.masked_fill(~mask[..., None], 0.0)
+        hidden = nn.functional.pad(hidden, (0, 0, 0, self.length - hidden.shape[1]))
+        grouped = hidden.reshape(len(hidden), *self.maps.shape[:2])
+        written = (grouped.transpose(0, 1) @ self.maps).transpose(0, 1)
+        return written.reshape(len(hidden), self.num_memories, self.pooled_size)
+
+
+class SlicesReadout(nn.Module):
+    """Reads: each group of positions has its own map out of its slice."""
+
+    prefix_slots = 0
+
+    def __init__(self, settings: PositionwiseSettings) -> None:
+        super().__init__()
+        numbers = settings.memories_per_chunk * settings.bottleneck_size
+        groups = math.gcd(settings.chunk_length, numbers)
+        together = settings.chunk_length // groups
+        self.length = settings.chunk_length
+        self.maps = nn.Parameter(torch.empty(groups, numbers // groups, together * settings.hidden_size))
+
+    def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks tokens width"]:
+        """(chunks, memories, numbers) -> (chunks, chunk_length, width)."""
+        slices = memories.reshape(len(memories), *self.maps.shape[:2])
+        read = (slices.transpose(0, 1) @ self.maps).transpose(0, 1)
+        return read.reshape(len(memories), self.length, -1)
+
+
 class Positionwise(nn.Module):
-    """Writes: each position's own map to `rank` numbers; all positions together make the memories."""
+    """Writes: each position's own map to `rank` numbers; one layer joins all of them into the memories."""
 
     def __init__(self, settings: PositionwiseSettings) -> None:
         super().__init__()
@@ -57,11 +100,6 @@ class Positionwise(nn.Module):
         written = nn.functional.pad(written, (0, 0, 0, len(self.maps) - tokens))
         return self.join(written.flatten(1)).unflatten(1, (self.num_memories, -1))
 
-    def block(self, position: int) -> tuple[slice, slice]:
-        """Rows and columns of the join's weight that carry this position's numbers into its slice."""
-        rank = self.maps.shape[2]
-        return own_slice(position, len(self.maps), self.join.out_features), slice(position * rank, (position + 1) * rank)
-
 
 class PositionwiseReadout(nn.Module):
     """Reads: all memories together are split into `rank` numbers per position, and each position has its own map."""
@@ -71,42 +109,21 @@ class PositionwiseReadout(nn.Module):
     def __init__(self, settings: PositionwiseSettings) -> None:
         super().__init__()
         length, rank = settings.chunk_length, settings.readout_rank
-        self.join = nn.Linear(settings.memories_per_chunk * settings.bottleneck_size, length * rank)
+        self.split = nn.Linear(settings.memories_per_chunk * settings.bottleneck_size, length * rank)
         self.maps = nn.Parameter(torch.empty(length, rank, settings.hidden_size))
 
     def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks tokens width"]:
         """(chunks, memories, numbers) -> (chunks, chunk_length, width)."""
-        read = self.join(memories.flatten(1)).unflatten(1, (len(self.maps), -1))
+        read = self.split(memories.flatten(1)).unflatten(1, (len(self.maps), -1))
         return (read.transpose(0, 1) @ self.maps).transpose(0, 1)
 
-    def block(self, position: int) -> tuple[slice, slice]:
-        """Rows and columns of the join's weight that bring this position its slice."""
-        rank = self.maps.shape[1]
-        return slice(position * rank, (position + 1) * rank), own_slice(position, len(self.maps), self.join.in_features)
 
-
-def own_slice(position: int, length: int, numbers: int) -> slice:
-    """The stretch of the memory that a position starts with; neighbours overlap where there is less than one each."""
-    width = -(-numbers // length)
-    first = 0 if length == 1 else position * (numbers - width) // (length - 1)
-    return slice(first, first + width)
+PositionMaps = Slices | SlicesReadout | Positionwise | PositionwiseReadout
 
 
 @torch.no_grad()
-def start_positionwise(module: Positionwise | PositionwiseReadout, kind: str) -> None:
-    """Initialise one direction as `kind` says (STARTS)."""
-    deviation = module.maps.shape[1] ** -0.5
-    init.normal_(module.maps, std=deviation)
-    if kind == "random":
-        return
-    init.copy_(module.maps, module.maps[:1].expand_as(module.maps))
-    weight = torch.zeros_like(module.join.weight)
-    rows, columns = module.block(0)
-    shared = torch.empty(rows.stop - rows.start, columns.stop - columns.start, dtype=weight.dtype, device=weight.device)
-    # orthogonal: whatever a position's numbers say at the start arrives without being squeezed
-    nn.init.orthogonal_(shared)
-    for position in range(len(module.maps)):
-        rows, columns = module.block(position)
-        weight[rows, columns] = shared
-    init.copy_(module.join.weight, weight)
-    init.zeros_(module.join.bias)
+def start_maps(module: PositionMaps) -> None:
+    """Variance-keeping maps; those of slices all start alike."""
+    init.normal_(module.maps, std=module.maps.shape[1] ** -0.5)
+    if isinstance(module, Slices | SlicesReadout):
+        init.copy_(module.maps, module.maps[:1].expand_as(module.maps))

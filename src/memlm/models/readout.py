@@ -3,7 +3,7 @@
        repeated      every position gets the memory of its stretch
        windowed      position i gets elements i, i+1, ... of it, half its width, wrapping (the paper's unrolled embedding)
        prefix        the memories stand before L blank positions
-       positionwise  each position has a linear map of its own out of the memories (ours)
+       slices, positionwise  each position has a linear map of its own out of the memories (memlm.models.positionwise)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memlm.models.positionwise import PositionwiseReadout
+from memlm.models.positionwise import PositionwiseReadout, SlicesReadout
 
 Memories = Float[Tensor, "chunks memories numbers"]
 DecoderInputs = Float[Tensor, "chunks slots_and_tokens width"]
@@ -89,7 +89,13 @@ class Prefix(nn.Module):
         return torch.cat([slots, self.blank.to(slots.dtype).expand(len(slots), self.length, -1)], dim=1)
 
 
-READOUTS = {"repeated": Repeated, "windowed": Windowed, "prefix": Prefix, "positionwise": PositionwiseReadout}
+READOUTS = {
+    "repeated": Repeated,
+    "windowed": Windowed,
+    "prefix": Prefix,
+    "positionwise": PositionwiseReadout,
+    "slices": SlicesReadout,
+}
 
 
 def naive_windows(memory: Float[Tensor, " width"], length: int) -> Float[Tensor, "length half"]:

@@ -44,8 +44,6 @@ def autoencoder_small() -> RunConfig:
                 update={
                     "chunk_length": 256,
                     "bottleneck_size": 512,
-                    "bottleneck_rank": 2,
-                    "readout_rank": 2,
                     "noise_bits": None,
                     "memory_activation": "none",
                 }
@@ -64,8 +62,6 @@ def autoencoder_dense() -> RunConfig:
             "model": tiny.model.model_copy(
                 update={
                     "bottleneck_size": 128,
-                    "bottleneck_rank": 2,
-                    "readout_rank": 2,
                     "noise_bits": None,
                     "memory_activation": "none",
                 }

@@ -6,7 +6,7 @@ Attribute docstrings are the help texts of the command line. No torch is importe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -72,20 +72,18 @@ class ModelConfig(Settings):
     """Positions see only earlier ones."""
     intermediate_size: Count | None = None
     """Width of the feed-forward layers; four times the hidden size by default."""
-    bottleneck: Literal["last_token", "penultimate", "mean", "learned_slots", "positionwise"] = "positionwise"
+    bottleneck: Literal["last_token", "penultimate", "mean", "learned_slots", "positionwise", "slices"] = "slices"
     """How hidden states become memories."""
     bottleneck_size: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Numbers in one memory."""
-    bottleneck_rank: Count = 4
+    bottleneck_rank: Count = 16
     """Numbers each position writes before all are joined (positionwise)."""
     memories_per_chunk: Count = 1
     """Memories that stand for one chunk."""
-    readout: Literal["prefix", "repeated", "windowed", "positionwise"] = "positionwise"
+    readout: Literal["prefix", "repeated", "windowed", "positionwise", "slices"] = "slices"
     """How memories become the decoder's inputs."""
-    readout_rank: Count = 4
+    readout_rank: Count = 16
     """Numbers each position reads (positionwise)."""
-    positionwise_init: Literal["slices", "random"] = "slices"
-    """Positionwise start: every position its own slice of the memory, or everything mixed at random."""
     noise_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     """Train with noise as wide as one step of rounding to this many bits."""
     noise_residual: bool = False
@@ -94,7 +92,7 @@ class ModelConfig(Settings):
     """What bounds the numbers of a memory."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> ModelConfig:
         _divides("hidden_size", self.hidden_size, "num_heads", self.num_heads)
         _divides("chunk_length", self.chunk_length, "memories_per_chunk", self.memories_per_chunk)
         if self.readout == "windowed":

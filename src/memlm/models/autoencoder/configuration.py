@@ -10,7 +10,6 @@ from memlm.errors import ConfigError, did_you_mean
 from memlm.models.backbone import BACKBONES
 from memlm.models.bottleneck import ACTIVATIONS, BOTTLENECKS
 from memlm.models.configuration import MemlmConfig, require_positive
-from memlm.models.positionwise import STARTS
 from memlm.models.readout import READOUTS
 
 
@@ -39,17 +38,15 @@ class TextAutoencoderConfig(MemlmConfig):
     """Whether encoder and decoder positions see only earlier ones; the paper found it to help even here (1.1)."""
     intermediate_size: int | None = None
     """Width of the feed-forward layers; four times the hidden size where not set."""
-    bottleneck: str = "positionwise"
+    bottleneck: str = "slices"
     bottleneck_size: int = 256
     """Numbers in one memory."""
-    bottleneck_rank: int = 4
+    bottleneck_rank: int = 16
     """Numbers each position writes before all are joined; `positionwise` only."""
     memories_per_chunk: int = 1
-    readout: str = "positionwise"
-    readout_rank: int = 4
+    readout: str = "slices"
+    readout_rank: int = 16
     """Numbers each position reads; `positionwise` only."""
-    positionwise_init: str = "slices"
-    """`slices`: every position starts with its own slice of the memory; `random`: all mixed at the start."""
     noise_bits: int | None = None
     """Training adds noise as wide as one step of rounding to this many bits."""
     noise_residual: bool = False
@@ -72,7 +69,6 @@ class TextAutoencoderConfig(MemlmConfig):
         require_positive(self, "vocab_size", "chunk_length", "hidden_size", "num_heads", "kernel_size")
         require_positive(self, "bottleneck_size", "bottleneck_rank", "memories_per_chunk", "readout_rank")
         _require_known(self, backbone=BACKBONES, bottleneck=BOTTLENECKS, readout=READOUTS, memory_activation=ACTIVATIONS)
-        _require_known(self, positionwise_init=STARTS)
         _require_divisible(self, "hidden_size", "num_heads")
         _require_divisible(self, "chunk_length", "memories_per_chunk")
         if self.readout == "windowed" and self.hidden_size % 2:

@@ -24,11 +24,11 @@ from memlm.chunking import text_first
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.backbone import build_backbone
-from memlm.models.bottleneck import LearnedSlots, MemoryWriter, Positionwise
+from memlm.models.bottleneck import LearnedSlots, MemoryWriter
 from memlm.models.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
-from memlm.models.positionwise import start_positionwise
-from memlm.models.readout import READOUTS, PositionwiseReadout, Prefix
+from memlm.models.positionwise import PositionMaps, start_maps
+from memlm.models.readout import READOUTS, Prefix
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
 
@@ -70,8 +70,8 @@ class TextAutoencoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Positionwise | PositionwiseReadout):
-            start_positionwise(module, self.config.positionwise_init)
+        if isinstance(module, PositionMaps):
+            start_maps(module)
         elif isinstance(module, LearnedSlots):
             init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
         elif isinstance(module, Prefix):

@@ -1,0 +1,58 @@
+"""`memlm evaluate`: figures of a trained run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run on its held-out text (and training, foreign and random text), or on yours."""
+
+    directory: Positional[str]
+    """Folder of a trained run."""
+    text: str | None = None
+    """Measure this text instead: file, folder, glob, JSONL, Parquet, Hub id."""
+    json: bool = False
+    """Print measurements as JSON lines on stdout, and nothing else there."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, measure, write the journal, print."""
+    options = parse(Evaluate, arguments, command="evaluate")
+    evaluation = measured(options.directory, text=options.text, quiet=options.json)
+    if options.json:
+        print("".join(m.to_json_line() + "\n" for m in evaluation.measurements), end="")
+    else:
+        from rich.console import Console
+
+        from memlm.reports import table
+
+        Console().print(table.terminal(evaluation.measurements))
+
+
+def measured(directory: str, *, text: str | None = None, quiet: bool = False) -> Evaluation:
+    """An evaluation, its measurements added to the run's journal."""
+    from rich.console import Console
+
+    from memlm.evaluation import evaluate_run
+    from memlm.reports import journal
+    from memlm.training import RunFolder
+
+    folder = RunFolder.open(directory)
+    console = Console(stderr=True)
+    with console.status("measuring ...") as status:
+        evaluation = evaluate_run(directory, text=text, report=lambda what: status.update(f"{what} ..."))
+    journal.append(folder.measurements_path, evaluation.measurements)
+    if not quiet:
+        print(f"measurements added to {folder.measurements_path}", file=sys.stderr)
+    return evaluation

@@ -1,0 +1,100 @@
+"""`memlm report`: the page and the model card of a run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.evaluation import Evaluation
+    from memlm.training import RunFolder
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measure a trained run again and write its report.html and model card (README.md)."""
+
+    directory: Positional[str]
+    """Folder of a trained run."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, measure, write both."""
+    options = parse(Report, arguments, command="report")
+    from memlm.cli.evaluate import measured
+    from memlm.training import RunFolder
+
+    evaluation = measured(options.directory)
+    print(write_report(RunFolder.open(options.directory), evaluation))
+
+
+def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
+    """`report.html` and `README.md` in the run folder."""
+    import yaml
+
+    from memlm.reports import CostView, PageContent, PassageView, write_card, write_page
+
+    config, data = folder.config(), folder.data()
+    headline = headline_of(folder, evaluation)
+    content = PageContent(
+        title=f"memlm · {config.recipe} · {data['source']}",
+        headline=headline,
+        command=str(data["command"]),
+        log=folder.log(),
+        measurements=evaluation.measurements,
+        by_position=evaluation.accuracy_by_position,
+        passages=[PassageView(p.name, p.pieces) for p in evaluation.passages],
+        costs=[CostView(c.name, c.bits_per_byte) for c in evaluation.costs],
+        facts=[*_facts(folder), *((k, str(v)) for k, v in folder.versions().items() if v is not None)],
+        config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+    )
+    path = folder.path / "report.html"
+    write_page(path, content)
+    write_card(
+        folder.path / "README.md",
+        name=config.recipe,
+        headline=headline,
+        data=str(data["source"]),
+        measurements=evaluation.measurements,
+    )
+    return path
+
+
+def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
+    """The main result in one sentence."""
+    model = folder.config().model
+    first = {m.name: m for m in reversed(evaluation.measurements)}
+    accuracy, exact = first["token_accuracy"], first["exact_match"]
+    low, high = (100 * (x if x is not None else accuracy.value) for x in (accuracy.low, accuracy.high))
+    vectors = "one memory" if model.memories_per_chunk == 1 else f"{model.memories_per_chunk} memories"
+    return (
+        f"{vectors[0].upper()}{vectors[1:]} of {model.bottleneck_size} numbers gives back {100 * accuracy.value:.2f} % "
+        f"[{low:.2f}, {high:.2f}] of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
+        f"and {100 * exact.value:.1f} % of the passages whole."
+    )
+
+
+def _facts(folder: RunFolder) -> list[tuple[str, str]]:
+    data, config = folder.data(), folder.config()
+    last = folder.log()[-1:]
+    seconds = [("training time", f"{last[0]['seconds']:.0f} s, evaluation and set-up not counted")] if last else []
+    return [
+        ("text", str(data["source"])),
+        ("documents", f"{data['train_documents']} to train on, {data['held_out_documents']} held out whole"),
+        ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
+        ("held-out text", str(data["fingerprint_held_out"])),
+        ("training text", str(data["fingerprint_train"])),
+        ("seed", str(config.training.seed)),
+        *seconds,
+    ]
+
+
+def say_where(path: Path) -> None:
+    """Where the page lies."""
+    print(f"report: {path}", file=sys.stderr)

@@ -1,0 +1,68 @@
+"""`--dotted.name VALUE` flags of every setting in a RunConfig, over a recipe and a YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from memlm.errors import ConfigError, did_you_mean
+from memlm.training.config import settings_names
+
+_DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
+
+
+def take_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings by dotted name taken out of the arguments, as nested changes; the rest is left in order.
+
+    Raises:
+        ConfigError: a dotted name that no setting has, or no value after it.
+    """
+    known = settings_names()
+    changes: dict[str, Any] = {}
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        match = _DOTTED.fullmatch(argument)
+        if match is None or "." not in match.group(1):
+            rest.append(argument)
+            continue
+        name = match.group(1).replace("-", "_")
+        if name not in known:
+            raise ConfigError(f"unknown setting '--{match.group(1)}'. {did_you_mean('--' + name, ['--' + k for k in known])}")
+        value = match.group(2) if match.group(2) is not None else next(given, None)
+        if value is None or (value.startswith("--") and match.group(2) is None):
+            raise ConfigError(f"--{name} needs a value: {known[name][1]}")
+        _set(changes, name.split("."), _value(value))
+    return changes, rest
+
+
+def _set(changes: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        changes = changes.setdefault(part, {})
+    changes[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """As YAML reads it, and floats such as 1e-3, which YAML would take for words."""
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def settings_help() -> str:
+    """Every setting with its default and what it is, one a line."""
+    from memlm.training.config import RunConfig
+
+    defaults = RunConfig().model_dump(mode="json")
+    lines: list[str] = []
+    for name, (_, text) in settings_names().items():
+        value: Any = defaults
+        for part in name.split("."):
+            value = value[part]
+        if name != "recipe":
+            lines.append(f"  --{name} {value}\n      {' '.join(text.split())}")
+    return "\n".join(lines)
