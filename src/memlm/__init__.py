@@ -14,6 +14,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from memlm.version import __version__
+
 if TYPE_CHECKING:
     from memlm.errors import MemlmError, UserError
     from memlm.evaluation import evaluate_run
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
     from memlm.recipes import RECIPES, get_recipe
     from memlm.training import RunConfig, RunFolder, train_run
 
-__version__ = "0.1.0"
-
 _WHERE = {
     **dict.fromkeys(["MemlmError", "UserError"], "errors"),
-    **dict.fromkeys(["MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"], "models"),
+    **dict.fromkeys(
+        ["MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"],
+        "models",
+    ),
     **dict.fromkeys(["TextMemory", "dequantize", "load", "quantize"], "inference"),
     **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
     **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),

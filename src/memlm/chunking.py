@@ -83,7 +83,9 @@ def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
     return [ids[mask.bool()] for ids, mask in rows]
 
 
-def chunk_texts(texts: list[list[int]], *, chunk_length: int, pad_token_id: int, eos_token_id: int) -> tuple[Chunks, list[int]]:
+def chunk_texts(
+    texts: list[list[int]], *, chunk_length: int, pad_token_id: int, eos_token_id: int
+) -> tuple[Chunks, list[int]]:
     """Token lists of any length folded into one batch of chunks; a chunk that is not full is ended by eos.
 
     Returns:

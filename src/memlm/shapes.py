@@ -1,7 +1,7 @@
 """Letters of dimensions, and the array types that cross room boundaries.
 
-B documents (batch), N chunks, L tokens per chunk, T = N*L tokens, M memories per chunk, K slots of a memory group in the
-decoder, D encoder width, E decoder width, W numbers in one memory, V vocabulary, R rows of packed tokens.
+B documents (batch), N chunks, L tokens per chunk, T = N*L tokens, M memories per chunk, D width, W numbers in one
+memory, V vocabulary, R rows of packed tokens.
 The strings are checked in tests by jaxtyping with beartype; in use they cost nothing.
 """
 

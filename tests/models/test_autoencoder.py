@@ -144,7 +144,9 @@ def test_errors_name_both_values() -> None:
     model = build()
     with pytest.raises(UserError, match="7 tokens do not fit a chunk of 6"):
         model.encode(torch.zeros(1, 7, dtype=torch.long))
-    with pytest.raises(MemoryShapeError, match=r"shape \(1, 9\) do not fit this model, which writes \(1, 10\)"):
+    with pytest.raises(
+        MemoryShapeError, match=r"shape \(1, 9\) per chunk do not fit this model, which writes \(1, 10\)"
+    ):
         model.decode(torch.zeros(2, 1, 9))
     with pytest.raises(MemoryShapeError, match="1 of 10 numbers in the memories are NaN or infinite"):
         model.decode(torch.cat([torch.zeros(1, 1, 9), torch.full((1, 1, 1), torch.nan)], -1))
@@ -160,7 +162,10 @@ def test_errors_name_both_values() -> None:
         ({"backbone": "gru"}, "unknown backbone 'gru'. Choose from: llama, mixer"),
         ({"noise_bits": 1}, r"noise_bits \(1\) must lie between 2 and 16"),
         ({"bottleneck_size": 0}, r"bottleneck_size \(0\) must be at least 1"),
-        ({"bottlneck_size": 8}, "unknown setting 'bottlneck_size' for memlm_autoencoder. Did you mean 'bottleneck_size'"),
+        (
+            {"bottlneck_size": 8},
+            "unknown setting 'bottlneck_size' for memlm_autoencoder. Did you mean 'bottleneck_size'",
+        ),
     ],
 )
 def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -136,7 +136,9 @@ def test_cached_steps_and_left_padding_equal_one_pass(name: str) -> None:
         logits = [out.logits]
         for t in range(prefill, inputs.shape[1]):
             out = model(
-                inputs[:, t : t + 1], attention_mask=attention[:, : t + 1], past_key_values=out.past_key_values
+                inputs[:, t : t + 1],
+                attention_mask=attention[:, : t + 1],
+                past_key_values=out.past_key_values,
             )
             logits.append(out.logits)
         torch.testing.assert_close(torch.cat(logits, 1)[:, -6:], whole)
@@ -156,14 +158,12 @@ def test_generate_with_cache_equals_without(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_save_and_load_through_auto_classes_bit_for_bit(name: str, tmp_path) -> None:  # noqa: ANN001
+def test_save_and_load_through_auto_classes_bit_for_bit(name: str, tmp_path) -> None:
     model = language_model(**MIXERS[name])
     model.save_pretrained(tmp_path)
     ids = torch.randint(2, VOCAB, (2, 5))
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
-    assert torch.equal(
-        AutoModel.from_pretrained(tmp_path)(ids).last_hidden_state, model.model(ids).last_hidden_state
-    )
+    assert torch.equal(AutoModel.from_pretrained(tmp_path)(ids).last_hidden_state, model.model(ids).last_hidden_state)
 
 
 def test_errors_name_both_values() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from memlm import __version__
 from memlm.cli import demo, evaluate, recipes, regenerate, report, train
 from memlm.errors import MemlmError, UserError, did_you_mean
+from memlm.version import __version__
 
 Command = Callable[[list[str]], None]
 COMMANDS: dict[str, Command] = {

@@ -60,7 +60,7 @@ def _refuse_unknown_flags(kind: type[Any], arguments: Sequence[str], command: st
 
 
 def _what_is_wrong(kind: type[Any], arguments: Sequence[str], program: str, default: Any) -> str:
-    """tyro explains in a box; its sentences without the frame."""
+    """Tyro explains in a box; its sentences without the frame."""
     import contextlib
     import io
 
@@ -71,5 +71,7 @@ def _what_is_wrong(kind: type[Any], arguments: Sequence[str], program: str, defa
         tyro.cli(kind, args=list(arguments), prog=program, default=_or_missing(default))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
     words = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in plain.splitlines()]
-    useful = [w for w in words if w and not w.startswith(("For full helptext", "Parsing error", "Required options", "usage:"))]
+    useful = [
+        w for w in words if w and not w.startswith(("For full helptext", "Parsing error", "Required options", "usage:"))
+    ]
     return " ".join(" ".join(useful).split()).rstrip(".") + "."

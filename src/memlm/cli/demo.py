@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.evaluation import Evaluation
+    from memlm.training import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,21 +51,17 @@ def run(arguments: list[str]) -> None:
     say_where(path)
 
 
-def _show(folder: object, evaluation: object) -> None:
+def _show(folder: RunFolder, evaluation: Evaluation) -> None:
     from rich.console import Console
 
     from memlm.cli.report import headline_of
-    from memlm.evaluation import Evaluation
     from memlm.reports import PassageView, passage, table
-    from memlm.training import RunFolder
 
-    assert isinstance(folder, RunFolder)
-    assert isinstance(evaluation, Evaluation)
     console = Console()
     console.print(passage.terminal([PassageView(p.name, p.pieces) for p in evaluation.passages]))
     console.print(table.terminal(evaluation.measurements))
     console.print("[bold]bits per byte of held-out text[/bold]")
     for cost in evaluation.costs:
-        console.print(f"  {cost.name:26} {cost.bits_per_byte:6.2f}")
+        console.print(f"  {cost.name:26} {cost.bits_per_byte:6.2f}", highlight=False)
     console.print()
     console.print(headline_of(folder, evaluation), style="bold", highlight=False)

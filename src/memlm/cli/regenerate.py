@@ -37,7 +37,10 @@ def run(arguments: list[str]) -> None:
     sys.stdout.write(memory.regenerate(memories)[0])
     sys.stdout.write("" if options.text == "-" else "\n")
     chunks, numbers = len(memories[0]), memories[0].numel()
-    print(f"{100 * memory.fidelity(text)[0]:.2f} % of tokens right, {chunks} chunks, {numbers} numbers", file=sys.stderr)
+    print(
+        f"{100 * memory.fidelity(text)[0]:.2f} % of tokens right, {chunks} chunks, {numbers} numbers",
+        file=sys.stderr,
+    )
 
 
 def _protected(arguments: list[str]) -> list[str]:

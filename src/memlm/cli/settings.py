@@ -31,7 +31,9 @@ def take_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         name = match.group(1).replace("-", "_")
         if name not in known:
-            raise ConfigError(f"unknown setting '--{match.group(1)}'. {did_you_mean('--' + name, ['--' + k for k in known])}")
+            raise ConfigError(
+                f"unknown setting '--{match.group(1)}'. {did_you_mean('--' + name, ['--' + k for k in known])}"
+            )
         value = match.group(2) if match.group(2) is not None else next(given, None)
         if value is None or (value.startswith("--") and match.group(2) is None):
             raise ConfigError(f"--{name} needs a value: {known[name][1]}")

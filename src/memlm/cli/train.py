@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from memlm.cli.arguments import parse
 from memlm.cli.settings import settings_help, take_settings

@@ -12,7 +12,15 @@ from memlm.data.corpus import (
 )
 from memlm.data.packing import PackedRows, pack, shorten_rows
 from memlm.data.synthetic import random_rows
-from memlm.data.tokenizer import decode_ids, encode_texts, load_tokenizer, token_byte_lengths, train_tokenizer
+from memlm.data.tokenizer import (
+    decode_ids,
+    encode_texts,
+    eos_id,
+    load_tokenizer,
+    pad_id,
+    token_byte_lengths,
+    train_tokenizer,
+)
 
 __all__ = [
     "Document",
@@ -21,10 +29,12 @@ __all__ = [
     "bundled_notice",
     "decode_ids",
     "encode_texts",
+    "eos_id",
     "fingerprint",
     "load_documents",
     "load_tokenizer",
     "pack",
+    "pad_id",
     "pieces_of",
     "random_rows",
     "shorten_rows",

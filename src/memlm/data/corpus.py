@@ -9,6 +9,7 @@ import bz2
 import glob
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import random
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, Final, cast
 
 from memlm.errors import DataError, did_you_mean
 
@@ -26,11 +27,7 @@ MAX_DOCUMENT_BYTES: Final = 512 * 2**20
 """A text file beyond this is a mistake more often than a document, and would be held in memory whole."""
 MAX_TOTAL_BYTES: Final = 4 * 2**30
 """What `load_documents` keeps in memory at most; `stream_documents` has no such bound."""
-_OPENERS: Final[dict[str, Callable[[Path], IO[bytes]]]] = {
-    ".gz": lambda path: cast("IO[bytes]", gzip.open(path)),
-    ".xz": lambda path: cast("IO[bytes]", lzma.open(path)),
-    ".bz2": lambda path: cast("IO[bytes]", bz2.open(path)),
-}
+_PACKED: Final[dict[str, Callable[..., object]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,9 @@ def load_documents(source: str, *, text_field: str = "text", max_documents: int 
     for document in stream_documents(source, text_field=text_field, max_documents=max_documents):
         total += len(document.text)
         if total > MAX_TOTAL_BYTES:
-            raise DataError(f"'{source}' holds over {MAX_TOTAL_BYTES} characters; set max_documents, or give fewer files.")
+            raise DataError(
+                f"'{source}' holds over {MAX_TOTAL_BYTES} characters; set max_documents, or give fewer files."
+            )
         documents.append(document)
     if not documents:
         raise DataError(f"'{source}' holds no text; give a source with at least one document that is not empty.")
@@ -117,7 +116,7 @@ def _nearby(source: str) -> str:
 
 
 def _read_file(path: Path, text_field: str) -> Iterator[Document]:
-    kinds = [s for s in path.suffixes if s not in _OPENERS]
+    kinds = [s for s in path.suffixes if s not in _PACKED]
     if kinds and kinds[-1] in (".jsonl", ".ndjson"):
         yield from _read_jsonl(path, str(path), text_field)
     elif kinds and kinds[-1] == ".parquet":
@@ -126,9 +125,9 @@ def _read_file(path: Path, text_field: str) -> Iterator[Document]:
         yield Document(str(path), _decode(_read_bytes(path), str(path)))
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     try:
-        return _OPENERS.get(path.suffix, lambda p: cast("IO[bytes]", p.open("rb")))(path)
+        return cast(io.BufferedIOBase, _PACKED.get(path.suffix, open)(path, "rb"))
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror or error}.") from error
 
@@ -140,7 +139,9 @@ def _read_bytes(path: Path) -> bytes:
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise DataError(f"'{path}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into documents (JSONL, one a line).")
+        raise DataError(
+            f"'{path}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into documents (JSONL, one a line)."
+        )
     return content
 
 
@@ -182,7 +183,9 @@ def _text_of(fields: dict[str, Any], place: str, text_field: str) -> str:
         raise DataError(f"{place} has no field '{text_field}'. {did_you_mean(text_field, fields)}")
     text = fields[text_field]
     if not isinstance(text, str):
-        raise DataError(f"{place}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is.")
+        raise DataError(
+            f"{place}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is."
+        )
     return text
 
 
@@ -220,7 +223,9 @@ def _read_hub(name: str, text_field: str) -> Iterator[Document]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"cannot read '{name}' from the Hub ({reason}); check the name and the network, or give a file.") from error
+        raise DataError(
+            f"cannot read '{name}' from the Hub ({reason}); check the name and the network, or give a file."
+        ) from error
 
 
 def pieces_of(document: Document, *, piece_bytes: int) -> list[Document]:

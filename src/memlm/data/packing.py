@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data.corpus import Document
-from memlm.data.tokenizer import encode_texts
+from memlm.data.tokenizer import encode_texts, eos_id, pad_id
 from memlm.errors import DataError
 
 
@@ -50,7 +50,11 @@ class PackedRows:
 
 
 def pack(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, row_length: int, across_documents: bool
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    row_length: int,
+    across_documents: bool,
 ) -> PackedRows:
     """Tokenize and cut into rows, eos at the end of every document.
 
@@ -64,12 +68,17 @@ def pack(
     Raises:
         DataError: not one full row of text.
     """
-    ended = [[*ids, tokenizer.eos_token_id] for ids in encode_texts(tokenizer, [d.text for d in documents])]
+    ended = [[*ids, eos_id(tokenizer)] for ids in encode_texts(tokenizer, [d.text for d in documents])]
     names = tuple(d.id for d in documents)
     total = sum(map(len, ended))
     if total < row_length:
-        raise DataError(f"the text has {total} tokens, fewer than one chunk of {row_length}; give more text, or a smaller chunk_length.")
-    return _pack_stream(ended, names, row_length) if across_documents else _pack_each(ended, names, row_length, tokenizer)
+        raise DataError(
+            f"the text has {total} tokens, fewer than one chunk of {row_length}; "
+            "give more text, or a smaller chunk_length."
+        )
+    return (
+        _pack_stream(ended, names, row_length) if across_documents else _pack_each(ended, names, row_length, tokenizer)
+    )
 
 
 def _pack_stream(ended: list[list[int]], names: tuple[str, ...], row_length: int) -> PackedRows:
@@ -84,7 +93,7 @@ def _pack_each(
     ended: list[list[int]], names: tuple[str, ...], row_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> PackedRows:
     counts = torch.tensor([-(-len(ids) // row_length) for ids in ended])
-    ids = torch.full((int(counts.sum()), row_length), int(tokenizer.pad_token_id), dtype=torch.long)
+    ids = torch.full((int(counts.sum()), row_length), pad_id(tokenizer), dtype=torch.long)
     mask = torch.zeros_like(ids)
     first = 0
     for tokens, count in zip(ended, counts.tolist(), strict=True):

@@ -10,7 +10,9 @@ from memlm.data.packing import PackedRows
 from memlm.errors import DataError
 
 
-def random_rows(num_rows: int, row_length: int, vocab_size: int, *, seed: int, exclude: Collection[int] = ()) -> PackedRows:
+def random_rows(
+    num_rows: int, row_length: int, vocab_size: int, *, seed: int, exclude: Collection[int] = ()
+) -> PackedRows:
     """Rows of tokens drawn uniformly from the vocabulary, every row a document of its own.
 
     Raises:

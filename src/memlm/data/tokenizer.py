@@ -29,7 +29,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         TokenizerError: vocab_size below SMALLEST_VOCABULARY.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise TokenizerError(f"vocab_size ({vocab_size}) must be at least {SMALLEST_VOCABULARY}: 256 bytes, {PAD} and {EOS}.")
+        raise TokenizerError(
+            f"vocab_size ({vocab_size}) must be at least {SMALLEST_VOCABULARY}: 256 bytes, {PAD} and {EOS}."
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -55,7 +57,9 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id)))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TokenizerError(f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json.") from error
+        raise TokenizerError(
+            f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json."
+        ) from error
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -64,12 +68,31 @@ def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the padding token."""
+    return int(cast(int, tokenizer.pad_token_id))
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the end-of-text token."""
+    return int(cast(int, tokenizer.eos_token_id))
+
+
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text; nothing is added, and text that looks like a special token stays text."""
     if not texts:
         return []
+    for index, text in enumerate(texts):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise TokenizerError(
+                f"text {index} holds half of a surrogate pair, which is not UTF-8; decode it with errors='replace'."
+            )
     encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+        list(texts),
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,
+        split_special_tokens=True,
     )
     return cast("list[list[int]]", encoded["input_ids"])
 
@@ -85,10 +108,10 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " voca
 
     Counted from the raw pieces, not by decoding: a piece may be half a character.
     """
-    special = set(cast("list[int]", tokenizer.all_special_ids))
+    special = set(tokenizer.all_special_ids)
     length = _piece_length(tokenizer)
     sizes = [0] * len(tokenizer)
-    for piece, index in cast("dict[str, int]", tokenizer.get_vocab()).items():
+    for piece, index in tokenizer.get_vocab().items():
         if index not in special:
             sizes[index] = length(piece)
     return torch.tensor(sizes, dtype=torch.long)
@@ -107,7 +130,9 @@ def _piece_length(tokenizer: PreTrainedTokenizerBase) -> Any:
 def _backend_state(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise TokenizerError(f"{type(tokenizer).__name__} has no fast version, so the bytes of its pieces are unknown; use a fast one.")
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} has no fast version, so the bytes of its pieces are unknown; use a fast one."
+        )
     return " ".join(str(part) for part in (backend.pre_tokenizer, backend.decoder, backend.model))
 
 

@@ -26,7 +26,7 @@ def memory_costs(*, chunks: int, memories_per_chunk: int, numbers: int, text_byt
 
 
 def compressor_costs(texts: Sequence[str]) -> list[Cost]:
-    """gzip -9 and xz -9e of all texts together, which may use repetitions that lie far apart."""
+    """Gzip -9 and xz -9e of all texts together, which may use repetitions that lie far apart."""
     content = "".join(texts).encode()
     packed = {
         "gzip -9, whole text": gzip.compress(content, 9, mtime=0),
@@ -36,11 +36,14 @@ def compressor_costs(texts: Sequence[str]) -> list[Cost]:
 
 
 def chunkwise_costs(chunks: Sequence[str]) -> list[Cost]:
-    """gzip and xz of each chunk alone, as a memory stands for each chunk alone."""
+    """Gzip and xz of each chunk alone, as a memory stands for each chunk alone."""
     contents = [chunk.encode() for chunk in chunks if chunk]
     size = sum(map(len, contents))
     zipped = sum(len(gzip.compress(c, 9, mtime=0)) for c in contents)
     # the barest container that xz offers: a chunk is too short to carry headers and checksums
     raw = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
     packed = sum(len(lzma.compress(c, format=lzma.FORMAT_RAW, filters=raw)) for c in contents)
-    return [Cost("gzip -9, chunk by chunk", 8 * zipped / size), Cost("xz -9e, chunk by chunk", 8 * packed / size)]
+    return [
+        Cost("gzip -9, chunk by chunk", 8 * zipped / size),
+        Cost("xz -9e, chunk by chunk", 8 * packed / size),
+    ]

@@ -1,9 +1,10 @@
-"""Everything that is measured of an autoencoder, as measurements with intervals, and what a report shows beside them."""
+"""Everything that is measured of an autoencoder, with intervals, and what a report shows beside the figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from memlm.training import RunFolder, prepare_data
 PROTOCOL = "one_pass"
 """All positions are written at once from the memory; no token is shown, so teacher forcing does not arise."""
 _RANDOM_ROWS = 512
+_PRINT = "fingerprint_"
 _SAMPLED_ROWS = 1024
 _PASSAGES = 5
 _CHUNKS_COMPRESSED = 2000
@@ -88,7 +90,8 @@ def evaluate_run(path: str, *, text: str | None = None, report: Report | None = 
     say = report or (lambda _: None)
     if text is not None:
         documents = load_documents(text)
-        return _measure_documents(measure, documents, split=text, say=say)
+        # the name, not the path: measurements may be published
+        return _measure_documents(measure, documents, split=Path(text).name, say=say)
     return _measure_run(folder, record, measure, say)
 
 
@@ -98,7 +101,12 @@ def _measure_documents(measure: Yardstick, documents: Sequence[Document], *, spl
     memories = encode_rows(measure.model, rows)
     scores = reconstruct(measure.model, rows, memories=memories)
     found = measure_rows(measure, rows, scores, split=split) + _rounded(measure, rows, memories, split)
-    return Evaluation(found, scores.accuracy_by_position(), _passages(measure, rows, scores), _costs(measure, rows, documents))
+    return Evaluation(
+        found,
+        scores.accuracy_by_position(),
+        _passages(measure, rows, scores),
+        _costs(measure, rows, documents),
+    )
 
 
 def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, say: Report) -> Evaluation:
@@ -106,7 +114,8 @@ def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, 
     length = config.model.chunk_length
     say("reading the text")
     data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=measure.tokenizer)
-    if data.record["fingerprint_held_out"] != record["fingerprint_held_out"]:
+    changed = [half for half in ("held_out", "train") if data.record[_PRINT + half] != record[_PRINT + half]]
+    if changed:
         raise DataError(f"'{config.data.text}' has changed since the run was trained; measure it by name with --text.")
     evaluation = _measure_documents(measure, data.held_out, split="held_out", say=say)
     others = {
@@ -119,7 +128,9 @@ def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, 
     found = list(evaluation.measurements)
     for split, rows in others.items():
         say(f"measuring {split}")
-        found += measure_rows(measure, rows, reconstruct(measure.model, rows), split=split)
+        measured = measure_rows(measure, rows, reconstruct(measure.model, rows), split=split)
+        # random tokens are no text, so bytes of it mean nothing
+        found += [m for m in measured if split != "random_tokens" or m.name != "bits_per_byte"]
     return Evaluation(found, evaluation.accuracy_by_position, evaluation.passages, evaluation.costs)
 
 
@@ -146,7 +157,12 @@ def measure_rows(
         _ratio("cross_entropy", "nats/token", scores.nats, tokens, split),
         _scaled("bits_per_byte", "bits/byte", scores.nats.sums, _per_document(rows, sizes).sums, tokens, split),
         _scaled(
-            "bits_per_dim", "bits/number", floor.sums - scores.nats.sums, _whole_chunks(rows, numbers), tokens, split
+            "bits_per_dim",
+            "bits/number",
+            floor.sums - scores.nats.sums,
+            _whole_chunks(rows, numbers),
+            tokens,
+            split,
         ),
     ]
     vocabulary = measure.model.config.vocab_size
@@ -267,6 +283,9 @@ def _costs(measure: Yardstick, rows: PackedRows, documents: Sequence[Document]) 
         for ids, mask in zip(rows.input_ids[:_CHUNKS_COMPRESSED], rows.attention_mask[:_CHUNKS_COMPRESSED], strict=True)
     ]
     memories = memory_costs(
-        chunks=len(rows), memories_per_chunk=config.memories_per_chunk, numbers=config.bottleneck_size, text_bytes=size
+        chunks=len(rows),
+        memories_per_chunk=config.memories_per_chunk,
+        numbers=config.bottleneck_size,
+        text_bytes=size,
     )
     return [*memories, *compressor_costs(texts), *chunkwise_costs(chunks)]

@@ -1,6 +1,6 @@
 """Memories in fewer bits: fp16, int8 or packed int4, one scale per vector.
 
-Symmetric rounding: the largest absolute number of a vector becomes the largest code (127 or 7), so that zero stays zero.
+Symmetric rounding: the largest absolute number of a vector becomes the largest code (127 or 7); zero stays zero.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> Quantized
     """
     if not bool(torch.isfinite(memories).all()):
         bad = int((~torch.isfinite(memories)).sum())
-        raise MemoryShapeError(f"{bad} of {memories.numel()} numbers are NaN or infinite and cannot be rounded; encode the text again.")
+        raise MemoryShapeError(
+            f"{bad} of {memories.numel()} numbers are NaN or infinite and cannot be rounded; encode the text again."
+        )
     if bits not in (16, 8, 4):
         raise MemoryShapeError(f"memories cannot be kept in {bits} bits; choose 16, 8 or 4.")
     numbers = memories.shape[-1]

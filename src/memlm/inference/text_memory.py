@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from memlm.chunking import chunk_texts
-from memlm.data import decode_ids, encode_texts, load_tokenizer
+from memlm.data import decode_ids, encode_texts, eos_id, load_tokenizer, pad_id
 from memlm.errors import CheckpointError, TokenizerError, UserError
-from memlm.models import TextAutoencoder
+from memlm.models import TextAutoencoder, TextAutoencoderConfig
+from memlm.models.quiet import no_shard_bars
 
 ChunkMemories = Float[Tensor, "chunks memories numbers"]
 
@@ -53,12 +55,14 @@ class TextMemory:
         chunks, counts = chunk_texts(
             tokens,
             chunk_length=config.chunk_length,
-            pad_token_id=config.pad_token_id,
-            eos_token_id=int(self.tokenizer.eos_token_id),
+            pad_token_id=pad_id(self.tokenizer),
+            eos_token_id=eos_id(self.tokenizer),
         )
         device = self.model.device
         pairs = zip(
-            chunks.input_ids[:, 0].split(batch_size), chunks.attention_mask[:, 0].split(batch_size), strict=True
+            chunks.input_ids[:, 0].split(batch_size),
+            chunks.attention_mask[:, 0].split(batch_size),
+            strict=True,
         )
         written = [self.model.encode(ids.to(device), mask.to(device)) for ids, mask in pairs if len(ids)]
         empty = torch.empty(0, config.memories_per_chunk, config.bottleneck_size, device=device)
@@ -74,21 +78,19 @@ class TextMemory:
         given = [memories] if isinstance(memories, Tensor) else list(memories)
         if not given:
             return []
+        for part in given:
+            self.model.check_memories(part)
         ids = [self._tokens(part) for part in torch.cat(given).to(self.model.device).split(batch_size)]
-        rows = torch.cat(ids).cpu() if ids else torch.empty(0, self.model.config.chunk_length)
+        rows = torch.cat(ids).cpu()
         return [self._text(chunks) for chunks in rows.split([len(part) for part in given])]
 
+    @torch.inference_mode()
     def fidelity(self, texts: str | Sequence[str]) -> list[float]:
-        """Share of each text's tokens that come back at their place, between 0 and 1."""
+        """Share of each text's tokens that come back at their place in their chunk, between 0 and 1."""
         wanted = [texts] if isinstance(texts, str) else list(texts)
         tokens = encode_texts(self.tokenizer, wanted)
-        returned = [self.regenerated_ids(memories) for memories in self.remember(wanted)]
-        return [_share_equal(before, after) for before, after in zip(tokens, returned, strict=True)]
-
-    @torch.inference_mode()
-    def regenerated_ids(self, memories: ChunkMemories) -> list[int]:
-        """Token ids that the memories of one text give back."""
-        return self._joined(self._tokens(memories.to(self.model.device)).cpu())
+        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.remember(wanted)]
+        return [_share_equal(before, after) for before, after in zip(tokens, rows, strict=True)]
 
     def _tokens(self, memories: Tensor) -> Tensor:
         if not len(memories):
@@ -97,7 +99,7 @@ class TextMemory:
 
     def _joined(self, rows: Tensor) -> list[int]:
         """Each chunk up to its end-of-text token, one after the other."""
-        end = int(self.tokenizer.eos_token_id)
+        end = eos_id(self.tokenizer)
         ids: list[int] = []
         for row in rows.tolist():
             ids += row[: row.index(end)] if end in row else row
@@ -105,6 +107,13 @@ class TextMemory:
 
     def _text(self, rows: Tensor) -> str:
         return decode_ids(self.tokenizer, self._joined(rows))
+
+
+def _kind_of(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"'{config}' is not a model's settings ({error}); restore it or train again.") from error
 
 
 def _share_equal(before: list[int], after: list[int]) -> float:
@@ -123,17 +132,29 @@ def load(directory: str | Path) -> TextMemory:
     folder = Path(directory)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise CheckpointError(f"no {name} in '{directory}'; give the folder of a finished run (memlm train, memlm demo).")
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+            raise CheckpointError(
+                f"no {name} in '{directory}'; give the folder of a finished run (memlm train, memlm demo)."
+            )
+    kind = _kind_of(folder / "config.json")
+    if kind != TextAutoencoderConfig.model_type:
+        raise CheckpointError(
+            f"'{directory}' holds a model of kind '{kind}', not '{TextAutoencoderConfig.model_type}'; give a memlm run."
+        )
     try:
-        model = TextAutoencoder.from_pretrained(folder)
+        with no_shard_bars():
+            model, info = cast(Any, TextAutoencoder.from_pretrained(folder, output_loading_info=True))
     except Exception as error:  # safetensors, JSON, transformers and strict settings each raise their own kind
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"cannot load a model from '{directory}' ({reason}); it is damaged or not a memlm autoencoder.") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
+        raise CheckpointError(
+            f"cannot load a model from '{directory}' ({reason}); it is damaged or not a memlm autoencoder."
+        ) from error
+    absent = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
+    if absent:
+        raise CheckpointError(
+            f"config.json and model.safetensors in '{directory}' differ ({absent[0]} is in one only); restore both."
+        )
     if not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(f"no tokenizer.json in '{directory}'; copy the tokenizer the model was trained with beside it.")
+        raise TokenizerError(
+            f"no tokenizer.json in '{directory}'; copy the tokenizer the model was trained with beside it."
+        )
     return TextMemory(model, load_tokenizer(folder))

@@ -1,7 +1,7 @@
 """How much was kept, in nats and bits (paper 2.1, 2.3).
 
-Retention is 1 - CE / CE_baseline. An empty memory does not score zero against `uniform` or `paper`, because a decoder
-that knows token frequencies already does better than chance; that is why `unigram` and `blank_memory` stand beside them.
+Retention is 1 - CE / CE_baseline. An empty memory does not score zero against `uniform` or `paper`: a decoder that
+knows token frequencies already does better than chance. That is why `unigram` and `blank_memory` stand beside them.
 """
 
 from __future__ import annotations

@@ -59,4 +59,6 @@ class Measurement(BaseModel):
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"])) or "the line"
-            raise DataError(f"not a measurement ({place}: {problem['msg']}); the file was not written by memlm.") from error
+            raise DataError(
+                f"not a measurement ({place}: {problem['msg']}); the file was not written by memlm."
+            ) from error

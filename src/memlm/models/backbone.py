@@ -78,7 +78,7 @@ class LlamaBackbone(nn.Module):
             eos_token_id=None,
             use_cache=False,
         )
-        config._attn_implementation = settings.attention_implementation
+        config._attn_implementation = settings.attention_implementation  # pyright: ignore[reportPrivateUsage]
         self.stack = LlamaModel(config)
         # embeddings belong to the model around it; a table here would be dead weight in every checkpoint
         del self.stack.embed_tokens
@@ -87,7 +87,9 @@ class LlamaBackbone(nn.Module):
         self, inputs: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Hidden states; masked positions are never read."""
-        return self.stack(inputs_embeds=inputs, attention_mask=self._mask(inputs, mask), use_cache=False).last_hidden_state
+        return self.stack(
+            inputs_embeds=inputs, attention_mask=self._mask(inputs, mask), use_cache=False
+        ).last_hidden_state
 
     def _mask(self, inputs: Tensor, mask: Tensor | None) -> Tensor | None:
         if self.causal:

@@ -32,6 +32,7 @@ class BottleneckSettings(Protocol):
     bottleneck: str
     bottleneck_size: int
     bottleneck_rank: int
+    readout_rank: int
     memories_per_chunk: int
     noise_bits: int | None
     noise_residual: bool
@@ -67,6 +68,7 @@ class LastToken(StretchPooling):
     """The last token of the stretch (the paper's choice for autoencoders)."""
 
     def weights(self, mask: Tensor) -> Tensor:
+        """Which positions count, and how much."""
         return mask & (_tokens_after(mask) == 0)
 
 
@@ -74,6 +76,7 @@ class Penultimate(StretchPooling):
     """The last token but one, or the only one there is (the paper's choice for causal encoders)."""
 
     def weights(self, mask: Tensor) -> Tensor:
+        """Which positions count, and how much."""
         wanted = (mask.sum(-1, keepdim=True) - 1).clamp(max=1)
         return mask & (_tokens_after(mask) == wanted)
 
@@ -82,6 +85,7 @@ class Mean(StretchPooling):
     """The mean of the stretch's tokens."""
 
     def weights(self, mask: Tensor) -> Tensor:
+        """Which positions count, and how much."""
         return mask / mask.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import FloatTensor, Tensor
+from torch import Tensor
 from transformers.utils import ModelOutput
 
 
@@ -18,6 +18,6 @@ class AutoencoderOutput(ModelOutput):
         memories: (batch, memories, numbers), one group per chunk.
     """
 
-    loss: FloatTensor | None = None
+    loss: Tensor | None = None
     logits: Tensor | None = None
     memories: Tensor | None = None

@@ -3,13 +3,13 @@
 In the paper all of a chunk is routed through one position's hidden state, and every position reads a shifted window of
 it. Here nothing has to be routed:
 
-    slices        hidden (L, D) ── own map, g positions together ──▶ own slice of the memory (W/G numbers) ── own map ──▶ (L, D)
-    positionwise  hidden (L, D) ── own map D -> r ──▶ (L, r) ── join L*r -> W ──▶ memory ── split W -> L*r ── own map ──▶ (L, D)
+    slices        hidden (L, D) ── own map, g positions together ──▶ own slice of the memory ── own map ──▶ (L, D)
+    positionwise  hidden (L, D) ── own map D -> r ── join L*r -> W ──▶ memory ── split W -> L*r ── own map ──▶ (L, D)
 
-With `slices` the memory is laid out along the chunk: G = gcd(L, W) groups of g = L/G positions, W/G numbers each, all
-groups starting from the same map. It starts as an autoencoder of single tokens, which is learnt from every token at once;
-the layers before and after then find out how neighbours can help. `positionwise` mixes all positions in one dense layer,
-which has to be untangled first, and whose noise hurts every position at once (LOG.md has the measurements).
+With `slices` the memory is laid out along the chunk: G = gcd(L, W) groups of g = L/G positions with W/G numbers each,
+all groups starting from the same map. It starts as an autoencoder of single tokens, learnt from every token at once;
+the layers before and after then find out how neighbours can help. `positionwise` mixes all positions in one dense
+layer, which has to be untangled first, and whose noise hurts every position at once (LOG.md has the measurements).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Memories become the decoder's inputs.
 
-       repeated      every position gets the memory of its stretch
-       windowed      position i gets elements i, i+1, ... of it, half its width, wrapping (the paper's unrolled embedding)
-       prefix        the memories stand before L blank positions
-       slices, positionwise  each position has a linear map of its own out of the memories (memlm.models.positionwise)
+repeated      every position gets the memory of its stretch
+windowed      position i gets elements i, i+1, ... of it, half its width, wrapping (the paper's unrolled embedding)
+prefix        the memories stand before L blank positions
+slices, positionwise  each position has a linear map of its own out of the memories (memlm.models.positionwise)
 """
 
 from __future__ import annotations

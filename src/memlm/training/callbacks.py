@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class ProgressView:
         self.first_step: int | None = None
 
     def start(self, step: int) -> None:
+        """Show the bar, from this step on."""
         self.first_step = step
         console = Console(stderr=True)
         if self.shown and console.is_terminal:
@@ -43,6 +44,7 @@ class ProgressView:
             self.bar.start()
 
     def update(self, step: int, facts: str) -> None:
+        """Move to a step."""
         if self.bar is not None:
             self.bar.update(self.task, completed=step, facts=facts)
         elif self.shown and (time.monotonic() - self.last_line > _PLAIN_SECONDS or step == self.total):
@@ -55,13 +57,16 @@ class ProgressView:
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
     def stop(self) -> None:
+        """Leave the bar as it stands."""
         if self.bar is not None:
             self.bar.stop()
 
 
 class RunLog:
-    """The training log and the sums it needs between lines; part of every checkpoint, so that a resumed run's log
-    is the unbroken run's, seconds apart."""
+    """The training log and the sums it needs between lines.
+
+    Part of every checkpoint, so that a resumed run's log is the unbroken run's, seconds apart.
+    """
 
     def __init__(self, path: Path, *, tokens_per_step: int) -> None:
         self.path = path
@@ -70,11 +75,11 @@ class RunLog:
         self.loss_count = 0
         self.seconds = 0.0
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, float | int]:
         """What a checkpoint keeps."""
         return {"loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.seconds}
 
-    def restore(self, state: dict[str, float], *, step: int) -> None:
+    def restore(self, state: dict[str, float | int], *, step: int) -> None:
         """Go on from a checkpoint: lines after its step are cut off."""
         self.loss_sum, self.loss_count = state["loss_sum"], int(state["loss_count"])
         self.seconds = state["seconds"]
@@ -100,7 +105,7 @@ class RunLog:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
 
@@ -163,7 +168,7 @@ class Interrupt:
         self.asked = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Within it the first SIGINT only asks; the handler before is put back on leaving."""
 
         def ask(*_: object) -> None:

@@ -116,18 +116,23 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
     try:
         optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"'{folder}' belongs to another model ({error}); resume with the settings it began with.") from error
+        raise CheckpointError(
+            f"'{folder}' belongs to another model ({error}); resume with the settings it began with."
+        ) from error
 
 
 def save_random_state(folder: Path) -> None:
     """The states of Python's, NumPy's and torch's generators."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (the state others draw from)
+    name, keys, position, has_gauss, cached = np.random.get_state()
     states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
         states |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     save_file(states, folder / "random.safetensors")
-    plain = {"python": [version, list(words), gauss], "numpy": [str(name), int(position), int(has_gauss), float(cached)]}
+    plain = {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), int(position), int(has_gauss), float(cached)],
+    }
     _write_json(folder / "random.json", plain)
 
 
@@ -142,7 +147,7 @@ def load_random_state(folder: Path) -> None:
     random.setstate((version, tuple(words), gauss))
     name, position, has_gauss, cached = plain["numpy"]
     keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((name, keys, position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, keys, position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     cuda = [states[key] for key in sorted(states) if key.startswith("cuda.")]
     if cuda and torch.cuda.device_count() == len(cuda):
@@ -159,7 +164,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before.") from error
+        raise CheckpointError(
+            f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -191,15 +191,21 @@ def read_changes(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?")
+            raise ConfigError(
+                f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?"
+            )
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}.") from error
+        raise ConfigError(
+            f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
+        ) from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"'{path}' is not YAML: {reason}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds a {type(values).__name__}, not settings by name (as `memlm recipes NAME` prints them).")
+        raise ConfigError(
+            f"'{path}' holds a {type(values).__name__}, not settings by name (as `memlm recipes NAME` prints them)."
+        )
     return cast("dict[str, Any]", values)
 
 
@@ -237,7 +243,9 @@ def _in_one_line(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        known = [name.split(".")[len(path) - 1] for name in settings_names() if name.split(".")[: len(path) - 1] == path[:-1]]
+        known = [
+            name.split(".")[len(path) - 1] for name in settings_names() if name.split(".")[: len(path) - 1] == path[:-1]
+        ]
         return f"unknown setting '{'.'.join(path)}'. {did_you_mean(path[-1], set(known))}"
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):

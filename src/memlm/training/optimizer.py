@@ -79,7 +79,7 @@ class MuonAdamW(Optimizer):
 
 
 def orthogonalized(matrices: Float[Tensor, "*stack rows columns"]) -> Float[Tensor, "*stack rows columns"]:
-    """Each matrix moved towards the nearest one with orthonormal rows or columns (five Newton-Schulz iterations, bf16)."""
+    """Each matrix moved towards the nearest one with orthonormal rows or columns (Newton-Schulz, in bf16)."""
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
@@ -104,8 +104,20 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> Optimize
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in trained if id(p) not in chosen]
     common = {"weight_decay": config.weight_decay}
-    muon = {"params": matrices, "algorithm": "muon", "lr": config.learning_rate, "momentum": config.momentum, **common}
-    adam = {"params": rest, "algorithm": "adamw", "lr": config.adamw_learning_rate, "betas": config.betas, **common}
+    muon = {
+        "params": matrices,
+        "algorithm": "muon",
+        "lr": config.learning_rate,
+        "momentum": config.momentum,
+        **common,
+    }
+    adam = {
+        "params": rest,
+        "algorithm": "adamw",
+        "lr": config.adamw_learning_rate,
+        "betas": config.betas,
+        **common,
+    }
     return MuonAdamW([group for group in (muon, adam) if group["params"]])
 
 

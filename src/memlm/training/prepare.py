@@ -13,10 +13,12 @@ from memlm.data import (
     Document,
     PackedRows,
     Split,
+    eos_id,
     fingerprint,
     load_documents,
     load_tokenizer,
     pack,
+    pad_id,
     pieces_of,
     shorten_rows,
     split_documents,
@@ -89,10 +91,12 @@ def prepare_data(
         train,
         share=config.short_rows,
         seed=seed,
-        pad_token_id=int(tokenizer.pad_token_id),
-        eos_token_id=int(tokenizer.eos_token_id),
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=eos_id(tokenizer),
     )
-    return PreparedData(tokenizer, short, held_out, split.held_out, counts, _record(config, split, train, held_out, tokenizer))
+    return PreparedData(
+        tokenizer, short, held_out, split.held_out, counts, _record(config, split, train, held_out, tokenizer)
+    )
 
 
 def _tokenizer(config: DataConfig, split: Split) -> PreTrainedTokenizerBase:
@@ -102,7 +106,11 @@ def _tokenizer(config: DataConfig, split: Split) -> PreTrainedTokenizerBase:
 
 
 def _record(
-    config: DataConfig, split: Split, train: PackedRows, held_out: PackedRows, tokenizer: PreTrainedTokenizerBase
+    config: DataConfig,
+    split: Split,
+    train: PackedRows,
+    held_out: PackedRows,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, str | int | float | list[str]]:
     sizes = token_byte_lengths(tokenizer)
     size = int((sizes[held_out.input_ids] * held_out.attention_mask).sum())

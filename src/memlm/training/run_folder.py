@@ -1,10 +1,10 @@
 """A run on disk: one folder with everything needed to read, repeat or resume it.
 
-    run.json           the checked settings          model.safetensors, config.json   the trained model
-    data.json          source, fingerprints, counts  tokenizer.json ...                its tokenizer
-    versions.json      what it ran with              measurements.jsonl                evaluations
-    status.json        how far it came               report.html, README.md            for people
-    log.jsonl          one line per log step         checkpoints/step-N/               to resume from
+run.json           the checked settings          model.safetensors, config.json   the trained model
+data.json          source, fingerprints, counts  tokenizer.json ...                its tokenizer
+versions.json      what it ran with              measurements.jsonl                evaluations
+status.json        how far it came               report.html, README.md            for people
+log.jsonl          one line per log step         checkpoints/step-N/               to resume from
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from memlm import __version__
 from memlm.errors import CheckpointError, RunFolderError
 from memlm.training.checkpoint import read_json, write_file_whole
 from memlm.training.config import RunConfig, make_config
+from memlm.version import __version__
 
 _RUN_FILE = "run.json"
 
@@ -53,7 +53,9 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             write_file_whole(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
         except OSError as error:
-            raise RunFolderError(f"cannot write to '{path}': {error.strerror or error}; choose another --out.") from error
+            raise RunFolderError(
+                f"cannot write to '{path}': {error.strerror or error}; choose another --out."
+            ) from error
         return cls(folder)
 
     @classmethod
@@ -67,7 +69,9 @@ class RunFolder:
         if not folder.is_dir():
             raise RunFolderError(f"no run folder at '{path}'; train one with `memlm train RECIPE --out {path}`.")
         if not (folder / _RUN_FILE).is_file():
-            raise RunFolderError(f"'{path}' holds no {_RUN_FILE}, so it is not a run of memlm; give the folder that --out named.")
+            raise RunFolderError(
+                f"'{path}' holds no {_RUN_FILE}, so it is not a run of memlm; give the folder that --out named."
+            )
         return cls(folder)
 
     def config(self) -> RunConfig:
@@ -115,10 +119,12 @@ class RunFolder:
     def require_model(self) -> None:
         """Raise CheckpointError where there is no trained model yet."""
         if not (self.path / "model.safetensors").is_file():
-            raise CheckpointError(f"'{self.path}' has no trained model yet; finish it with `memlm train --resume --out {self.path}`.")
+            raise CheckpointError(
+                f"'{self.path}' has no trained model yet; finish it with `memlm train --resume --out {self.path}`."
+            )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Only one process trains in a folder.
 
         Raises:
@@ -128,14 +134,18 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise RunFolderError(f"another process is training in '{self.path}'; wait for it or choose another --out.") from error
+                raise RunFolderError(
+                    f"another process is training in '{self.path}'; wait for it or choose another --out."
+                ) from error
             yield
 
 
 def _make_room(folder: Path, *, overwrite: bool) -> None:
     """Remove an older run, never anything else."""
     if not overwrite:
-        raise RunFolderError(f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite.")
+        raise RunFolderError(
+            f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite."
+        )
     if not (folder / _RUN_FILE).is_file():
         raise RunFolderError(f"'{folder}' is not a run of memlm, so --overwrite leaves it alone; choose another --out.")
     shutil.rmtree(folder)

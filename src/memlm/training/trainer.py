@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from memlm.data import PackedRows
+from memlm.data import PackedRows, eos_id, pad_id
 from memlm.errors import MemlmError, RunFolderError
 from memlm.measurement import asked, correct
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
+from memlm.models.quiet import no_shard_bars
 from memlm.objectives import reconstruction, token_nats
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.checkpoint import (
@@ -46,7 +47,7 @@ from memlm.training.run_folder import RunFolder, command_line, describe_versions
 Batch = dict[str, Tensor]
 
 
-class Interrupted(MemlmError):
+class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
     """Training was stopped by Ctrl-C; a checkpoint was kept."""
 
 
@@ -83,10 +84,14 @@ class StepRows(Dataset[Batch]):
 class MemlmTrainer(Trainer):
     """Trainer over `StepRows`, with whole checkpoints of safetensors and JSON."""
 
-    def __init__(self, model: PreTrainedModel, rows: StepRows, config: TrainingConfig, folder: Path, **rest: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: StepRows, config: TrainingConfig, folder: Path, **rest: Any
+    ) -> None:
         self.config = config
         self.checkpoints = folder
-        super().__init__(model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=_as_is, **rest)
+        super().__init__(
+            model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
+        )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
 
@@ -94,7 +99,7 @@ class MemlmTrainer(Trainer):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        if self.optimizer is None:
+        if self.optimizer is None:  # pyright: ignore[reportUnnecessaryComparison]
             self.optimizer = build_optimizer(self.model, self.config.optimizer)  # type: ignore[arg-type]
         return self.optimizer
 
@@ -126,7 +131,7 @@ class MemlmTrainer(Trainer):
         assert self.optimizer is not None
         save_optimizer(self.optimizer, folder)
         save_random_state(folder)
-        self.state.stateful_callbacks = {"RunLog": self.run_callback.run_log.state()}
+        self.state.stateful_callbacks = cast(Any, {"RunLog": self.run_callback.run_log.state()})
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -134,9 +139,12 @@ class MemlmTrainer(Trainer):
             assert self.optimizer is not None
             load_optimizer(self.optimizer, Path(checkpoint))
             step = step_of(Path(checkpoint))
-            # the schedule is a pure function of the step, so only the step is set
-            self.lr_scheduler.last_epoch = step - 1  # type: ignore[union-attr]
-            self.lr_scheduler.step()  # type: ignore[union-attr]
+            # the schedule is a pure function of the step, and the rates of that step came with the optimizer
+            schedule = self.lr_scheduler
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            schedule.load_state_dict(
+                {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+            )
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -178,7 +186,12 @@ def wants_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)  # pyright: ignore[reportPrivateUsage]
+    return any(ask() for ask in supported)
 
 
 def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
@@ -191,7 +204,12 @@ def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_to
 
 
 def train_run(
-    config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> RunFolder:
     """Train what a configuration describes, into a run folder; nothing is lost on Ctrl-C or worse.
 
@@ -214,7 +232,7 @@ def train_run(
             return folder
     else:
         folder = RunFolder.create(out, config, overwrite=overwrite)
-    with folder.locked():
+    with folder.locked(), no_shard_bars():
         _train(config, folder, progress=progress)
     return folder
 
@@ -226,8 +244,8 @@ def _train(config: RunConfig, folder: RunFolder, *, progress: bool) -> None:
     model = build_model(
         config,
         vocab_size=len(tokenizer),
-        pad_token_id=int(tokenizer.pad_token_id),
-        eos_token_id=int(tokenizer.eos_token_id),
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=eos_id(tokenizer),
     )
     checkpoint = newest(folder.checkpoints)
     interrupt = Interrupt()
@@ -282,7 +300,8 @@ def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str
             labels = task.labels.to(trainer.args.device)
             with trainer.compute_loss_context_manager():
                 logits = model(
-                    input_ids=task.input_ids.to(labels.device), attention_mask=batch.attention_mask.to(labels.device)
+                    input_ids=task.input_ids.to(labels.device),
+                    attention_mask=batch.attention_mask.to(labels.device),
                 ).logits
             right += int(correct(logits.argmax(-1), labels).sum())
             nats += float(token_nats(logits, labels).sum())
@@ -295,7 +314,10 @@ def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str
 
 def _write_records(folder: RunFolder, data: PreparedData) -> None:
     folder.write("versions.json", describe_versions())
-    folder.write("data.json", {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()})
+    folder.write(
+        "data.json",
+        {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()},
+    )
     data.tokenizer.save_pretrained(folder.path)
 
 

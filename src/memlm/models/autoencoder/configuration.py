@@ -66,9 +66,12 @@ class TextAutoencoderConfig(MemlmConfig):
         return self.memories_per_chunk * self.bottleneck_size
 
     def check(self) -> None:
+        """Raise ConfigError for sizes and kinds that cannot be."""
         require_positive(self, "vocab_size", "chunk_length", "hidden_size", "num_heads", "kernel_size")
         require_positive(self, "bottleneck_size", "bottleneck_rank", "memories_per_chunk", "readout_rank")
-        _require_known(self, backbone=BACKBONES, bottleneck=BOTTLENECKS, readout=READOUTS, memory_activation=ACTIVATIONS)
+        _require_known(
+            self, backbone=BACKBONES, bottleneck=BOTTLENECKS, readout=READOUTS, memory_activation=ACTIVATIONS
+        )
         _require_divisible(self, "hidden_size", "num_heads")
         _require_divisible(self, "chunk_length", "memories_per_chunk")
         if self.readout == "windowed" and self.hidden_size % 2:

@@ -6,7 +6,7 @@
                                       noise)
 
 Departures from the reference code (paper 1.1, 2.9): padding is never read, on either side; any number of layers is
-built as asked; the mask is never written into weights; the decoder returns logits in the order (batch, tokens, vocabulary).
+built as asked; the mask is never written into weights; logits have the order (batch, tokens, vocabulary).
 All positions are written in one pass: the decoder sees memories only, never tokens.
 """
 
@@ -63,9 +63,11 @@ class TextAutoencoder(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """The encoder's token table."""
         return self.embed_tokens
 
     def get_output_embeddings(self) -> nn.Linear:
+        """The head that writes tokens."""
         return self.lm_head
 
     @torch.no_grad()
@@ -100,13 +102,13 @@ class TextAutoencoder(PreTrainedModel):
         hidden = self.encoder(self.embed_tokens(input_ids), mask)
         return self.bottleneck(hidden, mask)
 
-    def decode(self, memories: Memories) -> Logits:
+    def decode(self, memories: Float[Tensor, ...]) -> Logits:
         """Logits (batch, chunk_length, vocabulary): position t writes token t of the chunk.
 
         Raises:
             MemoryShapeError: another number or width of memories than the model writes, or values that are not finite.
         """
-        self._check_memories(memories)
+        self.check_memories(memories)
         return self._decode(memories)
 
     def _decode(self, memories: Tensor) -> Tensor:
@@ -147,19 +149,23 @@ class TextAutoencoder(PreTrainedModel):
         longest = self.config.chunk_length
         if input_ids.shape[1] > longest:
             raise UserError(
-                f"{input_ids.shape[1]} tokens do not fit a chunk of {longest}; split the text first (memlm.chunking.split)."
+                f"{input_ids.shape[1]} tokens do not fit a chunk of {longest}; "
+                "split the text first (memlm.chunking.split)."
             )
 
-    def _check_memories(self, memories: Tensor) -> None:
+    def check_memories(self, memories: Tensor) -> None:
+        """Raise MemoryShapeError where `decode` could not read these."""
         expected = (self.config.memories_per_chunk, self.config.bottleneck_size)
-        if tuple(memories.shape[1:]) != expected:
+        if memories.ndim != 3 or tuple(memories.shape[1:]) != expected:
             raise MemoryShapeError(
-                f"memories of shape {tuple(memories.shape[1:])} do not fit this model, which writes {expected} "
-                "(memories, numbers); read them with the model that wrote them."
+                f"memories of shape {tuple(memories.shape[1:])} per chunk do not fit this model, "
+                f"which writes {expected} (memories, numbers); read them with the model that wrote them."
             )
         if not bool(torch.isfinite(memories).all()):
             bad = int((~torch.isfinite(memories)).sum())
-            raise MemoryShapeError(f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again.")
+            raise MemoryShapeError(
+                f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again."
+            )
 
 
 def _put_back(x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"]) -> Tensor:

@@ -27,7 +27,7 @@ class MixerConfig(MemlmConfig):
     """Width of the feed-forward layer; four times the hidden size where not set."""
     num_hidden_layers: int = 4
     num_heads: int = 1
-    """Independent token mixings per layer, each on its own part of the width; 1 is the flat mixer, without projections."""
+    """Independent token mixings per layer, each on its own part of the width; 1 is flat, without projections."""
     kernel_size: int = 1
     """Taps of the convolution along the width; each tap is one mixing matrix over positions."""
     max_position_embeddings: int = 64
@@ -48,6 +48,7 @@ class MixerConfig(MemlmConfig):
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
+        """Raise ConfigError for sizes that cannot be."""
         require_positive(self, "vocab_size", "hidden_size", "num_heads", "kernel_size", "max_position_embeddings")
         if self.hidden_size % self.num_heads:
             raise ConfigError(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads}).")

@@ -150,10 +150,10 @@ class MixerPreTrainedModel(PreTrainedModel):
 
 
 def init_mixer_weights(module: nn.Module) -> None:
-    """torch's own starts for linear, convolution and norm layers (the paper's choice), normal embeddings."""
+    """Torch's own starts for linear, convolution and norm layers (the paper's choice), normal embeddings."""
     if isinstance(module, nn.Linear):
         init.kaiming_uniform_(module.weight, a=5**0.5)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         init.normal_(module.weight, std=1.0)
@@ -230,7 +230,9 @@ class MixerModel(MixerPreTrainedModel):
     def _refuse_beyond(self, tokens: int) -> None:
         longest = self.config.max_position_embeddings
         if tokens > longest:
-            raise UserError(f"{tokens} tokens do not fit this mixer's {longest} positions; cut the input or train a longer one.")
+            raise UserError(
+                f"{tokens} tokens do not fit this mixer's {longest} positions; cut the input or train a longer one."
+            )
 
 
 class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
@@ -262,7 +264,7 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (batch, tokens, vocabulary); with labels (not shifted, as transformers has it) the mean loss in nats."""
+        """Logits (batch, tokens, vocabulary); with labels (not shifted, as in transformers) the mean loss in nats."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -274,7 +276,9 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = cast(Any, self.loss_function)(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
 

@@ -1,0 +1,103 @@
+"""Figures against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from memlm.errors import DataError, UserError
+from memlm.measurement import (
+    Baseline,
+    DocumentTally,
+    Measurement,
+    asked_rows,
+    bits_per_byte,
+    bits_per_dim,
+    bits_per_token,
+    bootstrap_interval,
+    correct,
+    exact_rows,
+    paper_nats,
+    retention,
+    uniform_nats,
+    unigram_log_probabilities,
+    unigram_nats,
+)
+from memlm.shapes import IGNORE_INDEX as X
+
+
+def test_baselines_have_the_papers_values() -> None:
+    assert uniform_nats(8000) == pytest.approx(8.987, abs=5e-4)
+    assert paper_nats(8000) == pytest.approx(9.0285, abs=5e-5)
+    for vocabulary, nats in ((4096, 8.359), (30_522, 10.368), (128_256, 11.803)):
+        assert paper_nats(vocabulary) == pytest.approx(nats, abs=5e-4)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(64, 8000, generator=generator)
+    measured = torch.nn.functional.cross_entropy(logits, torch.zeros(64, dtype=torch.long))
+    assert float(logits.logsumexp(1).mean() - 0.5) == pytest.approx(paper_nats(8000), abs=1e-3)
+    assert float(measured) == pytest.approx(paper_nats(8000), abs=0.2)
+
+
+def test_information_by_hand() -> None:
+    assert retention(1.0, 4.0) == 0.75
+    assert bits_per_token(math.log(8)) == pytest.approx(3)
+    assert bits_per_byte(10 * math.log(2), 5) == pytest.approx(2)
+    assert bits_per_dim(12 * math.log(2), 4 * math.log(2), 16) == pytest.approx(0.5)
+    probabilities = unigram_log_probabilities(torch.tensor([0, 1, 2])).exp()
+    torch.testing.assert_close(probabilities, torch.tensor([1, 2, 3], dtype=torch.float64) / 6)
+    assert float(unigram_nats(probabilities.log(), torch.tensor([2]))) == pytest.approx(math.log(2))
+    for call in (lambda: retention(1, 0), lambda: bits_per_byte(1, 0), lambda: bits_per_dim(1, 1, 0)):
+        with pytest.raises(UserError):
+            call()
+    with pytest.raises(UserError, match="vocabulary of 1"):
+        uniform_nats(1)
+
+
+def test_accuracy_leaves_out_what_is_not_asked() -> None:
+    predicted, labels = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 9, X], [4, 5, X]])
+    assert correct(predicted, labels).tolist() == [[True, False, False], [True, True, False]]
+    assert exact_rows(predicted, labels).tolist() == [False, True]
+    assert asked_rows(torch.tensor([[X, X], [X, 1]])).tolist() == [0, 1]
+
+
+def test_a_tally_divides_once_however_it_was_fed() -> None:
+    whole, parts = DocumentTally(2), DocumentTally(2)
+    index, sums, counts = torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 2, 5])
+    whole.add(index, sums, counts)
+    for i in range(3):
+        parts.add(index[i : i + 1], sums[i : i + 1], counts[i : i + 1])
+    assert whole.ratio() == parts.ratio() == 7 / 8
+    assert whole.sums.tolist() == [1, 6]
+
+
+def test_intervals_cover_what_they_should() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(100):
+        values = generator.normal(3.0, 1.0, size=40)
+        low, high = bootstrap_interval(values, np.ones(40), seed=trial)
+        covered += low <= 3.0 <= high
+    assert 85 <= covered <= 100
+    assert bootstrap_interval(np.ones(5), np.ones(5)) == (1.0, 1.0)
+    assert all(map(math.isnan, bootstrap_interval(np.zeros(2), np.zeros(2))))
+
+
+def test_measurements_survive_a_line_of_json() -> None:
+    m = Measurement(
+        name="retention/uniform",
+        value=0.5,
+        unit="fraction",
+        low=0.4,
+        high=0.6,
+        count=7,
+        baseline=Baseline(name="uniform", value=8.987, unit="nats/token"),
+        split="held_out",
+        protocol="one_pass",
+    )
+    assert Measurement.from_json_line(m.to_json_line()) == m
+    assert list(m.model_dump()) == ["name", "value", "unit", "low", "high", "count", "baseline", "split", "protocol"]
+    with pytest.raises(DataError, match="not a measurement"):
+        Measurement.from_json_line('{"name": 3}')

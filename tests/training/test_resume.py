@@ -1,0 +1,154 @@
+"""Killed at any moment, a run ends as if it had not been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memlm.errors import CheckpointError, RunFolderError
+from memlm.training import RunFolder, train_run
+from memlm.training.callbacks import Interrupt
+from memlm.training.checkpoint import newest, write_whole
+from memlm.training.config import RunConfig, merge
+from memlm.training.trainer import Interrupted
+
+PROGRAM = """
+import sys
+from memlm.training import train_run
+from memlm.training.config import make_config
+from memlm.training.run_folder import RunFolder
+import json, pathlib
+out, settings = sys.argv[1], json.loads(sys.argv[2])
+begun = (pathlib.Path(out) / "run.json").exists()
+train_run(make_config(settings), out, resume=begun, progress=False)
+"""
+
+
+def log_without_seconds(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(folder).log()]
+
+
+def same_end(one: Path, other: Path) -> None:
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert log_without_seconds(one) == log_without_seconds(other)
+    last = [next((folder / "checkpoints").glob("step-12")) for folder in (one, other)]
+    for name in (
+        "optimizer.safetensors",
+        "random.safetensors",
+    ):  # torch draws the noise; nothing draws from the others
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8])
+def test_stopped_between_checkpoints_and_resumed(
+    stop_after: int,
+    tiny_config: RunConfig,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Bang(Exception):
+        pass
+
+    from memlm.training.callbacks import RunCallback
+
+    original = RunCallback.on_step_end
+
+    def explode(self: RunCallback, args: Any, state: Any, control: Any, **extra: Any) -> None:
+        if state.global_step > stop_after:
+            raise Bang
+        original(self, args, state, control, **extra)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", explode)
+        with pytest.raises(Bang):
+            train_run(tiny_config, tmp_path / "run", progress=False)
+    train_run(tiny_config, tmp_path / "run", resume=True, progress=False)
+    same_end(tmp_path / "run", finished_run)
+
+
+def test_killed_again_and_again(tiny_config: RunConfig, finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, str(out), tiny_config.model_dump_json()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    generator = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None and not (out / "log.jsonl").exists():
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=environment, check=True)
+    same_end(out, finished_run)
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(
+    tiny_config: RunConfig, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    original = Interrupt.listening
+
+    def asked_at_once(self: Interrupt) -> Any:
+        self.asked = not looks
+        looks.append(1)
+        return original(self)
+
+    monkeypatch.setattr(Interrupt, "listening", asked_at_once)
+    with pytest.raises(Interrupted, match=r"stopped at step 1 of 12; go on with: memlm train --resume --out"):
+        train_run(tiny_config, tmp_path / "run", progress=False)
+    train_run(tiny_config, tmp_path / "run", resume=True, progress=False)
+    same_end(tmp_path / "run", finished_run)
+
+
+def test_half_written_checkpoints_are_ignored_and_swept_away(tmp_path: Path) -> None:
+    write_whole(tmp_path / "step-4", lambda folder: (folder / "a").write_text("whole") and None)
+    half = tmp_path / ".step-8.draft"
+    half.mkdir()
+    assert newest(tmp_path) == tmp_path / "step-4"
+    assert not half.exists()
+
+
+def test_nothing_is_pickled(finished_run: Path) -> None:
+    kinds = {p.suffix for p in finished_run.rglob("*") if p.is_file()}
+    assert kinds <= {".safetensors", ".json", ".jsonl", ""}, kinds
+
+
+def test_a_finished_run_is_left_as_it_is(finished_run: Path, tiny_config: RunConfig) -> None:
+    before = (finished_run / "model.safetensors").stat().st_mtime_ns
+    train_run(tiny_config, finished_run, resume=True, progress=False)
+    assert (finished_run / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_taken_folder_is_refused_and_unharmed(tmp_path: Path, tiny_config: RunConfig, finished_run: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(RunFolderError, match="exists and is not empty; choose another --out, or give --resume"):
+        RunFolder.create(tmp_path, tiny_config)
+    with pytest.raises(RunFolderError, match="is not a run of memlm, so --overwrite leaves it alone"):
+        RunFolder.create(tmp_path, tiny_config, overwrite=True)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+    folder = RunFolder.open(finished_run)
+    with folder.locked(), pytest.raises(RunFolderError, match="another process is training"), folder.locked():
+        pass
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(tiny_config: RunConfig, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train_run(tiny_config, out, progress=False)
+    (out / "status.json").unlink()
+    optimizer = out / "checkpoints" / "step-12" / "optimizer.safetensors"
+    optimizer.write_bytes(optimizer.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"cannot read .*optimizer.safetensors.* damaged"):
+        train_run(tiny_config, out, resume=True, progress=False)
+
+
+def test_more_steps_are_another_run(tiny_config: RunConfig) -> None:
+    assert merge(tiny_config, {"training": {"steps": 13}}) != tiny_config
