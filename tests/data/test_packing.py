@@ -53,5 +53,5 @@ def test_random_rows_are_uniform_and_leave_out_what_they_should() -> None:
 def test_too_little_text(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match=r"tokens, fewer than one chunk of 900"):
         pack(DOCUMENTS, tokenizer, row_length=900, across_documents=True)
-    with pytest.raises(DataError, match=r"short_rows \(2\)"):
-        shorten_rows(random_rows(1, 1, 2, seed=0), share=2, seed=0, pad_token_id=0, eos_token_id=1)
+    with pytest.raises(DataError, match=r"short_rows \(2.0\)"):
+        shorten_rows(random_rows(1, 1, 2, seed=0), share=2.0, seed=0, pad_token_id=0, eos_token_id=1)

@@ -44,12 +44,12 @@ def test_baselines_have_the_papers_values() -> None:
 def test_information_by_hand() -> None:
     assert retention(1.0, 4.0) == 0.75
     assert bits_per_token(math.log(8)) == pytest.approx(3)
-    assert bits_per_byte(10 * math.log(2), 5) == pytest.approx(2)
-    assert bits_per_dim(12 * math.log(2), 4 * math.log(2), 16) == pytest.approx(0.5)
+    assert bits_per_byte(10 * math.log(2), 5.0) == pytest.approx(2)
+    assert bits_per_dim(12 * math.log(2), 4 * math.log(2), 16.0) == pytest.approx(0.5)
     probabilities = unigram_log_probabilities(torch.tensor([0, 1, 2])).exp()
     torch.testing.assert_close(probabilities, torch.tensor([1, 2, 3], dtype=torch.float64) / 6)
     assert float(unigram_nats(probabilities.log(), torch.tensor([2]))) == pytest.approx(math.log(2))
-    for call in (lambda: retention(1, 0), lambda: bits_per_byte(1, 0), lambda: bits_per_dim(1, 1, 0)):
+    for call in (lambda: retention(1.0, 0.0), lambda: bits_per_byte(1.0, 0.0), lambda: bits_per_dim(1.0, 1.0, 0.0)):
         with pytest.raises(UserError):
             call()
     with pytest.raises(UserError, match="vocabulary of 1"):

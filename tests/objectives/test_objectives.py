@@ -51,10 +51,10 @@ def test_losses_are_nats_per_asked_token() -> None:
 
 def test_mixtures_are_weighted_means() -> None:
     losses = {"next_token": torch.tensor(2.0), "copy": torch.tensor(1.0)}
-    assert float(Mixture({"next_token": 3, "copy": 1}).combine(losses)) == pytest.approx(1.75)
+    assert float(Mixture({"next_token": 3.0, "copy": 1.0}).combine(losses)) == pytest.approx(1.75)
     with pytest.raises(ConfigError, match="sum to 0"):
         Mixture({"copy": 0.0})
-    with pytest.raises(ConfigError, match=r"weight of 'copy' \(-1\)"):
-        Mixture({"copy": -1})
+    with pytest.raises(ConfigError, match=r"weight of 'copy' \(-1.0\)"):
+        Mixture({"copy": -1.0})
     with pytest.raises(ConfigError, match="no loss named 'copi'. Did you mean 'copy'"):
-        Mixture({"copi": 1}).combine(losses)
+        Mixture({"copi": 1.0}).combine(losses)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -182,8 +183,8 @@ def _ratio(name: str, unit: str, tally: DocumentTally, count: int, split: str) -
 def _scaled(
     name: str,
     unit: str,
-    sums: np.ndarray[Any, Any],
-    counts: np.ndarray[Any, Any],
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
     count: int,
     split: str,
     *,
@@ -223,7 +224,7 @@ def _per_document(rows: PackedRows, values: Tensor) -> DocumentTally:
     return tally
 
 
-def _whole_chunks(rows: PackedRows, values: Tensor) -> np.ndarray[Any, Any]:
+def _whole_chunks(rows: PackedRows, values: Tensor) -> NDArray[np.float64]:
     """Values summed by document, padding included: a short chunk's memory costs as much as a full one's."""
     tally = DocumentTally(len(rows.document_ids))
     tally.add(rows.document_index, values.sum(1), torch.ones(len(rows)))
