@@ -1,4 +1,4 @@
-"""The command line: one dict of commands, each parses, calls one function, and prints or writes what came of it.
+"""The command line: one module a command, each parses, calls one function, and prints or writes what came of it.
 
 Nothing heavy is imported until a command runs, so that `--help` answers at once.
 """
@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from memlm.cli import demo, evaluate, recipes, regenerate, report, train
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
-Command = Callable[[list[str]], None]
-COMMANDS: dict[str, Command] = {
-    "demo": demo.run,
-    "train": train.run,
-    "evaluate": evaluate.run,
-    "regenerate": regenerate.run,
-    "report": report.run,
-    "recipes": recipes.run,
-}
+COMMANDS = ("demo", "train", "evaluate", "regenerate", "report", "recipes")
+"""Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
+
 _HELP = f"""memlm {__version__}: memory models for language
 
 usage: memlm COMMAND [--help]
@@ -55,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(name: str) -> Command:
+def _command(name: str) -> Callable[[list[str]], None]:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'. {did_you_mean(name, COMMANDS)}")
-    return COMMANDS[name]
+    return import_module(f"memlm.cli.{name}").run
 
 
 def _exit_code(error: BaseException) -> int:

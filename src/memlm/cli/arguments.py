@@ -70,7 +70,7 @@ def _what_is_wrong(kind: type[Any], arguments: Sequence[str], program: str, defa
     with contextlib.redirect_stderr(out), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         tyro.cli(kind, args=list(arguments), prog=program, default=_or_missing(default))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    words = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in plain.splitlines()]
+    words = [re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", line).strip() for line in plain.splitlines()]
     useful = [
         w for w in words if w and not w.startswith(("For full helptext", "Parsing error", "Required options", "usage:"))
     ]

@@ -26,7 +26,9 @@ class Regenerate:
 
 def run(arguments: list[str]) -> None:
     """Parse, remember, regenerate, print."""
-    options = parse(Regenerate, _protected(arguments), command="regenerate")
+    # a text may begin with a dash
+    plain = len(arguments) == 2 and not set(arguments) & {"-h", "--help"}
+    options = Regenerate(*arguments) if plain else parse(Regenerate, arguments, command="regenerate")
     from memlm.inference import load
 
     memory = load(options.directory)
@@ -41,13 +43,6 @@ def run(arguments: list[str]) -> None:
         f"{100 * memory.fidelity(text)[0]:.2f} % of tokens right, {chunks} chunks, {numbers} numbers",
         file=sys.stderr,
     )
-
-
-def _protected(arguments: list[str]) -> list[str]:
-    """The text may begin with a dash."""
-    if len(arguments) == 2 and arguments[1].startswith("-") and arguments[1] not in ("-h", "--help"):
-        return [arguments[0], "--", arguments[1]] if arguments[1] != "-" else arguments
-    return arguments
 
 
 def _stdin() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -44,7 +45,7 @@ class PageContent:
     title: str
     headline: str
     command: str
-    log: Sequence[dict[str, float]]
+    log: Sequence[Mapping[str, Any]]
     measurements: Sequence[Measurement]
     by_position: Sequence[float]
     passages: Sequence[PassageView]
@@ -80,7 +81,7 @@ def _figures(content: PageContent) -> list[tuple[str, str]]:
     figures: list[tuple[str, str]] = []
     if looked:
         curve = learning_curve(
-            [line["tokens"] for line in looked],
+            [float(line["tokens"]) for line in looked],
             [line["held_out_token_accuracy"] for line in looked],
             [line["loss"] for line in looked],
         )

@@ -1,0 +1,75 @@
+"""The page in a real browser: no errors, no network, no sideways scrolling, light and dark."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from memlm.reports import write_page
+from tests.reports.test_reports import content
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND"),
+    *("--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=2000", "--allow-file-access-from-files"),
+]
+PROBE = """<!doctype html><meta charset="utf-8"><iframe id="f" style="border:0;width:{width}px;height:900px"></iframe>
+<pre id="out"></pre><script>
+const f = document.getElementById("f");
+f.onload = () => {{
+  const d = f.contentDocument, w = f.contentWindow;
+  const style = (q) => {{ const e = d.querySelector(q); return e ? w.getComputedStyle(e).color : null; }};
+  document.getElementById("out").textContent = JSON.stringify({{
+    scroll: d.documentElement.scrollWidth, width: w.innerWidth, svgs: d.querySelectorAll("svg").length,
+    tall: [...d.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().height),
+    paper: w.getComputedStyle(d.body).backgroundColor, ink: style("body"), wrong: style(".wrong"),
+    resources: w.performance.getEntriesByType("resource").map((r) => r.name)}});
+}};
+f.src = "report.html";
+</script>"""
+
+
+def opened(folder: Path, width: int, *, dark: bool) -> tuple[dict[str, object], str]:
+    """What the page looks like from inside, and what the browser logged."""
+    assert CHROMIUM is not None
+    # the page forbids scripts, so a page around it looks in
+    probe = folder / "probe.html"
+    probe.write_text(PROBE.format(width=width))
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]
+    profile = [f"--user-data-dir={folder / 'profile'}", f"--window-size={max(width, 500)},1000"]
+    command = [CHROMIUM, *FLAGS, *scheme, *profile, "--dump-dom", probe.as_uri()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="out">(.*?)</pre>', run.stdout, re.DOTALL)
+    assert found is not None
+    assert found.group(1), run.stderr
+    return json.loads(html.unescape(found.group(1))), run.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_opens_offline_and_is_readable(width: int, dark: bool, tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", content())
+    seen, log = opened(tmp_path, width, dark=dark)
+    assert seen["width"] == width
+    assert seen["scroll"] == width
+    assert seen["svgs"] == 3
+    assert min(seen["tall"]) > 100  # type: ignore[type-var, call-overload]
+    assert seen["resources"] == []
+    assert "CONSOLE" not in log, log
+    paper, ink = brightness(str(seen["paper"])), brightness(str(seen["ink"]))
+    assert (paper < 60 and ink > 190) if dark else (paper > 230 and ink < 70)
+    red, green, blue = map(int, re.findall(r"\d+", str(seen["wrong"]))[:3])
+    assert red > 1.3 * max(green, blue)
+
+
+def brightness(colour: str) -> float:
+    return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3

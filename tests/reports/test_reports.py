@@ -1,0 +1,130 @@
+"""Journals, tables, passages, figures and cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from memlm.errors import DataError
+from memlm.measurement import Baseline, Measurement
+from memlm.reports import CostView, PageContent, PassageView, journal, passage, table, write_card, write_page
+from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
+
+
+def measured(name: str = "token_accuracy", value: float = 0.99949, **changes: object) -> Measurement:
+    fields: dict[str, object] = {
+        "unit": "fraction",
+        "low": value - 0.001,
+        "high": min(1.0, value + 0.001),
+        "count": 12345,
+        "split": "held_out",
+        "protocol": "one_pass",
+    }
+    return Measurement.model_validate({"name": name, "value": value, **fields, **changes})
+
+
+MEASUREMENTS = [
+    measured(),
+    measured("cross_entropy", 0.01234, unit="nats/token"),
+    measured("retention/unigram", 0.98, baseline=Baseline(name="unigram", value=6.0, unit="nats/token")),
+    measured(split="random_tokens", value=0.5),
+]
+PASSAGES = [
+    PassageView("speech <b>one</b>", [("the ", "the ", True), ("people\n", "peopel", False), ("", "ghost", False)]),
+    PassageView("speech two", [("all right", "all right", True)]),
+]
+
+
+def content(title: str = "a run & its page") -> PageContent:
+    log = [
+        {"step": 1, "tokens": 100, "loss": 5.0, "held_out_token_accuracy": 0.1},
+        {"step": 2, "tokens": 200, "loss": 2.0},
+        {"step": 3, "tokens": 300, "loss": 0.1, "held_out_token_accuracy": 0.999},
+    ]
+    costs = [CostView("memory fp16", 22.0), CostView("gzip -9, whole text", 2.7)]
+    return PageContent(
+        title=title,
+        headline="One memory of 256 numbers gives back 99.9 % of the tokens.",
+        command="memlm demo --out runs/demo",
+        log=log,
+        measurements=MEASUREMENTS,
+        by_position=[0.99, 1.0, 0.98] * 20,
+        passages=PASSAGES,
+        costs=costs,
+        facts=[("seed", "0"), ("text", "x" * 200)],
+        config="recipe: x\n",
+    )
+
+
+def test_a_journal_survives_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.jsonl"
+    journal.append(path, MEASUREMENTS[:2])
+    with path.open("a") as file:
+        file.write('{"name": "cut')
+    journal.append(path, MEASUREMENTS[2:])
+    assert journal.read(path) == MEASUREMENTS
+    assert journal.latest([MEASUREMENTS[0], measured(value=0.5)]) == [measured(value=0.5)]
+    with pytest.raises(DataError, match="no measurements at"):
+        journal.read(tmp_path / "none")
+
+
+def test_tables_fit_a_terminal_and_say_percent() -> None:
+    console = Console(width=80, no_color=True)
+    with console.capture() as capture:
+        console.print(table.terminal(MEASUREMENTS))
+    printed = capture.get()
+    assert "99.949 %" in printed
+    assert "98.00 %" in printed
+    assert "0.01234 nats/token" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    lines = table.markdown(MEASUREMENTS).splitlines()
+    assert len(lines) == 2 + len(MEASUREMENTS)
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_wrong_pieces_are_marked_without_colour_too() -> None:
+    console = Console(width=60, no_color=True)
+    with console.capture() as capture:
+        console.print(passage.terminal(PASSAGES))
+    printed = capture.get()
+    assert "[peopel]" in printed
+    assert "2 of 3 pieces wrong" in printed
+    assert "every token came back" in printed
+
+
+def test_figures_are_deterministic_and_follow_the_page() -> None:
+    for draw in (
+        lambda: learning_curve([1e5, 2e5], [0.5, 0.9], [3.0, 1.0]),
+        lambda: accuracy_by_position([0.5, 0.9]),
+        lambda: memory_cost(["memory fp16", "gzip"], [22.0, 2.0]),
+    ):
+        svg = draw()
+        assert svg == draw()
+        assert svg.startswith("<svg")
+        assert "var(--first)" in svg
+        assert "http" not in svg
+        assert "<title" in svg
+
+
+def test_the_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_page(path, content("<script>alert(1)</script>"))
+    page = path.read_text()
+    assert "<script>" not in page
+    assert "speech &lt;b&gt;one" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_card_carries_its_figures(tmp_path: Path) -> None:
+    write_card(tmp_path / "README.md", name="tiny", headline="It keeps.", data="sotu", measurements=MEASUREMENTS)
+    _, front, body = (tmp_path / "README.md").read_text().split("---\n", 2)
+    metrics = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"]
+    assert {"type": "token_accuracy", "name": "token_accuracy", "value": 0.99949} in metrics
+    assert len(metrics) == 3
+    assert "| held_out |" in body
