@@ -12,7 +12,7 @@ def autoencoder_tiny() -> RunConfig:
         data=DataConfig(),
         model=ModelConfig(noise_bits=4, memory_activation="rms_norm"),
         training=TrainingConfig(
-            steps=600,
+            steps=400,
             batch_size=64,
             evaluate_every=50,
             checkpoint_every=200,
@@ -50,7 +50,7 @@ def autoencoder_small() -> RunConfig:
                     "memory_activation": "none",
                 }
             ),
-            "training": tiny.training.model_copy(update={"steps": 6000, "batch_size": 16}),
+            "training": tiny.training.model_copy(update={"steps": 2400, "batch_size": 16, "evaluate_every": 100}),
         }
     )
 
@@ -68,7 +68,7 @@ def autoencoder_dense() -> RunConfig:
                     "memory_activation": "none",
                 }
             ),
-            "training": tiny.training.model_copy(update={"steps": 6000, "batch_size": 32}),
+            "training": tiny.training.model_copy(update={"steps": 2400, "evaluate_every": 100}),
         }
     )
 
@@ -82,6 +82,6 @@ def autoencoder_paper_tiny() -> RunConfig:
         update={
             "recipe": "autoencoder-paper-tiny",
             "model": ModelConfig(num_heads=4, bottleneck="last_token", readout="windowed"),
-            "training": tiny.training.model_copy(update={"optimizer": optimizer}),
+            "training": tiny.training.model_copy(update={"optimizer": optimizer, "steps": 1200}),
         }
     )
