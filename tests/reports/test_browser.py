@@ -27,7 +27,8 @@ f.onload = () => {{
   const d = f.contentDocument, w = f.contentWindow;
   const style = (q) => {{ const e = d.querySelector(q); return e ? w.getComputedStyle(e).color : null; }};
   document.getElementById("out").textContent = JSON.stringify({{
-    scroll: d.documentElement.scrollWidth, width: w.innerWidth, client: d.documentElement.clientWidth, svgs: d.querySelectorAll("svg").length,
+    scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
+    width: w.innerWidth, svgs: d.querySelectorAll("svg").length,
     tall: [...d.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().height),
     paper: w.getComputedStyle(d.body).backgroundColor, ink: style("body"), wrong: style(".wrong"),
     resources: w.performance.getEntriesByType("resource").map((r) => r.name)}});
