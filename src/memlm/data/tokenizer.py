@@ -110,8 +110,10 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " voca
     """
     special = set(tokenizer.all_special_ids)
     length = _piece_length(tokenizer)
-    sizes = [0] * len(tokenizer)
-    for piece, index in tokenizer.get_vocab().items():
+    vocabulary = tokenizer.get_vocab()
+    # ids may have holes, so the highest one decides, not how many there are
+    sizes = [0] * max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
+    for piece, index in vocabulary.items():
         if index not in special:
             sizes[index] = length(piece)
     return torch.tensor(sizes, dtype=torch.long)
