@@ -16,6 +16,7 @@ from memlm.models import TextAutoencoder
 from memlm.objectives import reconstruction, token_nats
 
 Progress = Callable[[int, int], None]
+_LOGITS = 2**26
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def reconstruct(
     *,
     memories: Float[Tensor, "rows memories numbers"] | None = None,
     bits: Bits | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ReconstructionScores:
     """Decode the memories of every row, count what is right.
@@ -60,10 +61,11 @@ def reconstruct(
         rows: chunks of at most the model's length.
         memories: what the rows were encoded to; encoded here where None.
         bits: round the memories to so many bits before decoding.
-        batch_size: rows at once.
+        batch_size: rows at once; by default as many as keep the logits within a quarter of a gibibyte.
         progress: called with rows done and rows in all.
     """
     model.eval()
+    batch_size = batch_size or _rows_at_once(model)
     if memories is None:
         memories = encode_rows(model, rows, batch_size=batch_size)
     documents = len(rows.document_ids)
@@ -110,6 +112,11 @@ def blank_memory_nats(model: TextAutoencoder, rows: PackedRows) -> DocumentTally
     tally = DocumentTally(len(rows.document_ids))
     tally.add(rows.document_index, nats.double().sum(1), rows.attention_mask.sum(1))
     return tally
+
+
+def _rows_at_once(model: TextAutoencoder) -> int:
+    per_row = model.config.chunk_length * model.config.vocab_size
+    return max(1, min(256, _LOGITS // per_row))
 
 
 def _count(

@@ -192,17 +192,22 @@ def _scaled(
 ) -> Measurement:
     """A ratio of sums over documents; nats become bits where asked."""
     top = sums / NATS_PER_BIT if bits else sums
-    low, high = bootstrap_interval(top, counts)
+    low, high = _interval(top, counts)
     value = float(top.sum() / counts.sum())
     return Measurement(
         name=name, value=value, unit=unit, low=low, high=high, count=count, split=split, protocol=PROTOCOL
     )
 
 
+def _interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Over documents; none where there is only one, which says nothing about others."""
+    return bootstrap_interval(sums, counts) if np.count_nonzero(counts) > 1 else (None, None)
+
+
 def _retention(name: str, nats: DocumentTally, baseline: DocumentTally, count: int, split: str) -> Measurement:
     """1 - CE / CE_baseline, resampled over documents with the same weights above and below."""
     value = retention(nats.ratio(), baseline.ratio())
-    low, high = bootstrap_interval(baseline.sums - nats.sums, baseline.sums)
+    low, high = _interval(baseline.sums - nats.sums, baseline.sums)
     return Measurement(
         name=f"retention/{name}",
         value=value,
