@@ -17,7 +17,7 @@ from memlm.recipes import get_recipe
 from memlm.training import RunFolder, train_run
 from memlm.training.config import RunConfig, merge
 
-ADAMW = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.999], "warmup_steps": 50}
+ADAMW = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.999]}
 PAPER = {"num_heads": 4, "bottleneck": "last_token", "readout": "windowed"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "autoencoder-tiny": {},
