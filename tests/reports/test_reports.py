@@ -64,6 +64,8 @@ def test_a_journal_survives_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> N
     journal.append(path, MEASUREMENTS[:2])
     with path.open("a") as file:
         file.write('{"name": "cut')
+    with path.open("ab") as file:
+        file.write("é".encode()[:1])
     journal.append(path, MEASUREMENTS[2:])
     assert journal.read(path) == MEASUREMENTS
     assert journal.latest([MEASUREMENTS[0], measured(value=0.5)]) == [measured(value=0.5)]
@@ -79,6 +81,13 @@ def test_tables_fit_a_terminal_and_say_percent() -> None:
     assert "99.949 %" in printed
     assert "98.00 %" in printed
     assert "0.01234 nats/token" in printed
+    assert [table.percent(x) for x in (0.999996, 0.99995, 0.9994, 1.0, 0.5)] == [
+        "99.999",
+        "99.995",
+        "99.940",
+        "100.00",
+        "50.00",
+    ]
     assert max(map(len, printed.splitlines())) <= 80
     lines = table.markdown(MEASUREMENTS).splitlines()
     assert len(lines) == 2 + len(MEASUREMENTS)

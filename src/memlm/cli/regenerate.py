@@ -30,6 +30,7 @@ def run(arguments: list[str]) -> None:
     plain = len(arguments) == 2 and not set(arguments) & {"-h", "--help"}
     options = Regenerate(*arguments) if plain else parse(Regenerate, arguments, command="regenerate")
     from memlm.inference import load
+    from memlm.reports.table import percent
 
     memory = load(options.directory)
     text = _stdin() if options.text == "-" else options.text
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> None:
     sys.stdout.write("" if options.text == "-" else "\n")
     chunks, numbers = len(memories[0]), memories[0].numel()
     print(
-        f"{100 * memory.fidelity(text)[0]:.2f} % of tokens right, {chunks} chunks, {numbers} numbers",
+        f"{percent(memory.fidelity(text)[0])} % of tokens right, {chunks} chunks, {numbers} numbers",
         file=sys.stderr,
     )
 

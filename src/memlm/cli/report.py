@@ -68,15 +68,18 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """The main result in one sentence."""
+    from memlm.reports.table import percent
+
     model = folder.config().model
     first = {m.name: m for m in reversed(evaluation.measurements)}
     accuracy, exact = first["token_accuracy"], first["exact_match"]
-    low, high = (100 * (x if x is not None else accuracy.value) for x in (accuracy.low, accuracy.high))
-    vectors = "one memory" if model.memories_per_chunk == 1 else f"{model.memories_per_chunk} memories"
+    interval = "" if accuracy.low is None else f" [{percent(accuracy.low)}, {percent(accuracy.high or 1.0)}]"
+    one = model.memories_per_chunk == 1
+    subject = "One memory" if one else f"{model.memories_per_chunk} memories"
     return (
-        f"{vectors[0].upper()}{vectors[1:]} of {model.bottleneck_size} numbers gives back {100 * accuracy.value:.2f} % "
-        f"[{low:.2f}, {high:.2f}] of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
-        f"and {100 * exact.value:.1f} % of the passages whole."
+        f"{subject} of {model.bottleneck_size} numbers {'gives' if one else 'give'} back {percent(accuracy.value)} %"
+        f"{interval} of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
+        f"and {percent(exact.value)} % of the passages whole."
     )
 
 

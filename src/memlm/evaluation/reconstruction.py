@@ -40,8 +40,9 @@ class ReconstructionScores:
     predictions: Int[Tensor, "rows tokens"]
 
     def accuracy_by_position(self) -> list[float]:
-        """Share of right tokens at each position of a chunk."""
-        return (self.right_at.double() / self.asked_at.clamp(min=1)).tolist()
+        """Share of right tokens at each position of a chunk, as far as any row reaches."""
+        reached = self.asked_at > 0
+        return (self.right_at[reached].double() / self.asked_at[reached]).tolist()
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ def append(path: str | Path, measurements: Iterable[Measurement]) -> None:
 
 
 def read(path: str | Path) -> list[Measurement]:
-    """All measurements of a journal, the latest of each name, split and protocol last; broken lines are left out.
+    """All measurements of a journal in the order they were added; lines that a crash cut short are left out.
 
     Raises:
         DataError: there is no such file.
@@ -31,11 +32,10 @@ def read(path: str | Path) -> list[Measurement]:
     if not file.is_file():
         raise DataError(f"no measurements at '{path}'; make some with `memlm evaluate {file.parent}`.")
     found: list[Measurement] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(Measurement.from_json_line(line))
-        except DataError:
-            continue
+    for line in file.read_bytes().split(b"\n"):
+        # a crash may cut a line anywhere, also inside a character
+        with contextlib.suppress(DataError):
+            found.append(Measurement.from_json_line(line.decode("utf-8", "replace")))
     return found
 
 

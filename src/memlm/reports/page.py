@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,13 +54,10 @@ class PageContent:
 
 def write_page(path: str | Path, content: PageContent) -> None:
     """Render the page and put it in place whole."""
-    file = Path(path)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=file.parent, prefix=".", suffix=".draft", delete=False
-    ) as draft:
-        draft.write(render(content))
-    Path(draft.name).chmod(0o644)
-    os.replace(draft.name, file)  # noqa: PTH105 (Path.replace would read the same)
+    file, page = Path(path), render(content)
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(file)
 
 
 def render(content: PageContent) -> str:

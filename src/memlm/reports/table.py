@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -50,12 +51,15 @@ def markdown(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def percent(fraction: float) -> str:
+    """A share as percent with two digits, three near everything; rounded down, so that 100 means all."""
+    digits = 3 if 0.999 < fraction < 1 else 2
+    scale = 10**digits
+    return f"{math.floor(round(100 * fraction * scale, 6)) / scale:.{digits}f}"
+
+
 def _number(value: float, unit: str) -> str:
-    """Shares as percent with two digits, three where they are within a tenth of a point of everything."""
-    if unit != "fraction":
-        return f"{value:.4g}"
-    percent = 100 * value
-    return f"{percent:.3f}" if 99.9 < percent < 100 else f"{percent:.2f}"
+    return percent(value) if unit == "fraction" else f"{value:.4g}"
 
 
 def _unit(unit: str) -> str:
