@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memlm.errors import CheckpointError, RunFolderError
+from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import Interrupt
 from memlm.training.checkpoint import newest, write_whole
@@ -34,6 +35,10 @@ train_run(make_config(settings), out, resume=begun, progress=False)
 
 def log_without_seconds(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(folder).log()]
+
+
+def written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def same_end(one: Path, other: Path) -> None:
@@ -81,10 +86,11 @@ def test_killed_again_and_again(tiny_config: RunConfig, finished_run: Path, tmp_
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     generator = random.Random(0)
     for _ in range(3):
+        before = written(out / "log.jsonl")
         process = subprocess.Popen(command, env=environment)
-        while process.poll() is None and not (out / "log.jsonl").exists():
-            time.sleep(0.05)
-        time.sleep(generator.uniform(0, 0.4))
+        while process.poll() is None and written(out / "log.jsonl") == before:
+            time.sleep(0.01)  # imports and text come first; the log changes when training does
+        time.sleep(generator.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment, check=True)
@@ -107,6 +113,17 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(
         train_run(tiny_config, tmp_path / "run", progress=False)
     train_run(tiny_config, tmp_path / "run", resume=True, progress=False)
     same_end(tmp_path / "run", finished_run)
+
+
+def test_a_run_does_not_go_on_with_other_text(tiny_config: RunConfig, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(tiny_config.data.text, text)
+    out = tmp_path / "run"
+    train_run(merge(tiny_config, {"data": {"text": str(text)}}), out, progress=False)
+    (out / "status.json").unlink()
+    next(text.iterdir()).write_text("another speech altogether " * 60)
+    with pytest.raises(DataError, match="has changed since this run began"):
+        train_run(tiny_config, out, resume=True, progress=False)
 
 
 def test_half_written_checkpoints_are_ignored_and_swept_away(tmp_path: Path) -> None:

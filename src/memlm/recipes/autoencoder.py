@@ -27,7 +27,7 @@ def autoencoder_quick() -> RunConfig:
     return tiny.model_copy(
         update={
             "recipe": "autoencoder-quick",
-            "data": tiny.data.model_copy(update={"max_documents": 120}),
+            "data": tiny.data.model_copy(update={"max_documents": 50}),
             "model": tiny.model.model_copy(
                 update={"hidden_size": 96, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 8}
             ),

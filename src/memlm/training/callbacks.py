@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from memlm.training.checkpoint import write_file_whole
 from memlm.training.config import TrainingConfig
 
 _PLAIN_SECONDS = 10.0
@@ -85,7 +86,7 @@ class RunLog:
         self.seconds = state["seconds"]
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_file_whole(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, learning_rate: float, held_out: dict[str, float]) -> dict[str, Any]:
         """Append one line, and begin the next mean."""

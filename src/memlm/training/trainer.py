@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from memlm.data import PackedRows, eos_id, pad_id
-from memlm.errors import MemlmError, RunFolderError
+from memlm.errors import DataError, MemlmError, RunFolderError
 from memlm.measurement import asked, correct
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
@@ -239,6 +239,7 @@ def train_run(
 
 def _train(config: RunConfig, folder: RunFolder, *, progress: bool) -> None:
     data = prepare_data(config.data, chunk_length=config.model.chunk_length, seed=config.training.seed)
+    _refuse_changed_text(folder, data)
     _write_records(folder, data)
     tokenizer = data.tokenizer
     model = build_model(
@@ -310,6 +311,19 @@ def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str
         return {"held_out_token_accuracy": right / count, "held_out_cross_entropy": nats / count}
 
     return look
+
+
+def _refuse_changed_text(folder: RunFolder, data: PreparedData) -> None:
+    """A resumed run goes on with the text it began with, or held-out text might be trained on."""
+    if not (folder.path / "data.json").is_file():
+        return
+    before = folder.data()
+    for half in ("fingerprint_train", "fingerprint_held_out"):
+        if before[half] != data.record[half]:
+            raise DataError(
+                f"'{data.record['source']}' has changed since this run began ({half} {str(before[half])[:8]}, now "
+                f"{str(data.record[half])[:8]}); restore the text or begin a new run with another --out."
+            )
 
 
 def _write_records(folder: RunFolder, data: PreparedData) -> None:
