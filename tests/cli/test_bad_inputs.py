@@ -126,6 +126,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda f: (write(f / "letter", "x"), [*train()(f)[:3], str(f), "--overwrite"])[1],
         ("is not a run of memlm", "leaves it alone"),
     ),
+    "overwrite with text that is missing": (
+        lambda f: ["train", "autoencoder-tiny", "--out", str(f / "run"), "--overwrite", "--text", "nope.txt"],
+        ("no text at 'nope.txt'",),
+    ),
     "resume of nothing": (lambda f: ["train", "--resume", "--out", str(f / "none")], ("no run folder at",)),
     "resume without a folder": (lambda _: ["train", "--resume"], ("--resume needs --out",)),
     "resume with other settings": (

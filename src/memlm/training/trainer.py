@@ -230,15 +230,24 @@ def train_run(
         config = folder.config()
         if folder.finished():
             return folder
+        data = _prepared(config)
+    elif overwrite:
+        # the older run goes only when the new one's text and tokenizer are known to be good
+        data = _prepared(config)
+        folder = RunFolder.create(out, config, overwrite=True)
     else:
-        folder = RunFolder.create(out, config, overwrite=overwrite)
+        folder = RunFolder.create(out, config)
+        data = _prepared(config)
     with folder.locked(), no_shard_bars():
-        _train(config, folder, progress=progress)
+        _train(config, folder, data, progress=progress)
     return folder
 
 
-def _train(config: RunConfig, folder: RunFolder, *, progress: bool) -> None:
-    data = prepare_data(config.data, chunk_length=config.model.chunk_length, seed=config.training.seed)
+def _prepared(config: RunConfig) -> PreparedData:
+    return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=config.training.seed)
+
+
+def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> None:
     _refuse_changed_text(folder, data)
     _write_records(folder, data)
     tokenizer = data.tokenizer
