@@ -92,7 +92,12 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a tiny vocabulary": (train("--data.vocab_size", "100"), ("data.vocab_size (100)", "258")),
     # settings files
     "missing settings file": (lambda f: train("--config", str(f / "no.yaml"))(f), ("no.yaml", "No such file")),
-    "settings that are not YAML": (with_config("a: [1"), ("is not YAML",)),
+    "settings that are not YAML": (with_config("a: [1"), ("mine.yaml", "not YAML")),
+    "settings that grow": (with_config("a: &a [x, x]\nb: [*a, *a]\n"), ("mine.yaml", "aliases")),
+    "settings without a bottom": (with_config("[" * 5000), ("mine.yaml", "nested too deeply")),
+    "a date that never was": (with_config("recipe: 2024-99-99\ntraining: {steps: x}\n"), ("training.steps ('x')",)),
+    "an empty name of a folder": (lambda _: ["train", "autoencoder-tiny", "--out", ""], ("--out ('') is empty",)),
+    "an empty name of a tokenizer": (train("--data.tokenizer", "''"), ("data.tokenizer ('')", "at least 1")),
     "settings that are a list": (with_config("- a\n"), ("holds a list", "memlm recipes NAME")),
     "empty settings": (with_config(""), ("holds a NoneType",)),
     "binary settings": (with_config(b"\xff\xfe\0\1"), ("cannot read settings",)),
@@ -152,6 +157,17 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a setting too many": (of_run("regenerate", edit_json("config.json", depth=3), "a"), ("unknown setting 'depth'",)),
     "broken run.json": (of_run("evaluate", shorten("run.json")), ("run.json", "damaged")),
     "broken data.json": (of_run("report", shorten("data.json")), ("data.json", "damaged")),
+    "data.json without its counts": (
+        of_run("evaluate", lambda r: (r / "data.json").write_text('{"source": "sotu"}')),
+        ("data.json' lacks 'fingerprint_train'",),
+    ),
+    "a folder for a journal": (
+        of_run(
+            "evaluate",
+            lambda r: [(r / "measurements.jsonl").unlink(missing_ok=True), (r / "measurements.jsonl").mkdir()],
+        ),
+        ("measurements.jsonl: Is a directory",),
+    ),
     "a tokenizer of another vocabulary": (
         of_run("regenerate", lambda r: train_tokenizer(["few"], vocab_size=258).save_pretrained(r), "a"),
         ("258 tokens and the model", "trained with"),

@@ -169,3 +169,42 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny_config: RunConfig, tmp_pat
 
 def test_more_steps_are_another_run(tiny_config: RunConfig) -> None:
     assert merge(tiny_config, {"training": {"steps": 13}}) != tiny_config
+
+
+def test_overwrite_keeps_what_is_not_ours_and_waits_for_no_one(
+    tiny_config: RunConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "notes.txt").write_text("mine")
+    with RunFolder.open(run).locked(), pytest.raises(RunFolderError, match="another process is training"):
+        RunFolder.create(run, tiny_config, overwrite=True)
+    assert (run / "model.safetensors").is_file()
+    RunFolder.create(run, tiny_config, overwrite=True)
+    assert {p.name for p in run.iterdir()} == {"notes.txt", "run.json", ".lock"}
+
+
+def test_a_start_that_failed_is_no_obstacle(tiny_config: RunConfig, tmp_path: Path) -> None:
+    missing = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"text": "none.txt"})})
+    with pytest.raises(DataError, match="no text at"):
+        train_run(missing, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.draft").write_text("{")
+    RunFolder.create(tmp_path / "run", tiny_config)
+
+
+def test_ctrl_c_in_a_real_process_ends_with_130_and_goes_on(tiny_config: RunConfig, tmp_path: Path) -> None:
+    settings, out = tmp_path / "s.yaml", tmp_path / "run"
+    long = tiny_config.model_copy(update={"training": tiny_config.training.model_copy(update={"steps": 100_000})})
+    settings.write_text(long.model_dump_json())
+    command = [sys.executable, "-m", "memlm", "train", "--config", str(settings), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "go on with: memlm train --resume --out" in said
+    assert "Traceback" not in said

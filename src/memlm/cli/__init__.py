@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         _command(given[0])(given[1:])
-    except (MemlmError, KeyboardInterrupt, BrokenPipeError, SystemExit) as error:
+    except (MemlmError, KeyboardInterrupt, OSError, SystemExit) as error:
         return _exit_code(error)
     return 0
 
@@ -63,5 +63,9 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("memlm: stopped.", file=sys.stderr)
         return 130
+    if isinstance(error, OSError):
+        # a full disk, a folder where a file should be: what the system says is what can be said
+        print(f"memlm: error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     print(f"memlm: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 130

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from memlm.errors import ConfigError, did_you_mean
 from memlm.training.config import settings_names
+from memlm.training.plain_yaml import read_plain_yaml
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
 
@@ -49,9 +48,11 @@ def _set(changes: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _value(text: str) -> Any:
     """As YAML reads it, and floats such as 1e-3, which YAML would take for words."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
     try:
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError:
+        return read_plain_yaml(text)
+    except ConfigError:
         return text
 
 

@@ -72,6 +72,8 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     from memlm.recipes import RECIPES, get_recipe
     from memlm.training.config import RunConfig, make_config, merge, read_changes
 
+    if options.out is not None and not options.out.strip():
+        raise ConfigError(f"--out ('{options.out}') is empty; name a folder, or leave it out for runs/RECIPE.")
     if options.resume:
         if not options.out:
             raise ConfigError("--resume needs --out: the run folder to go on with.")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from memlm.errors import ConfigError, did_you_mean
+from memlm.training.plain_yaml import read_plain_yaml
 
 MAX_CONFIG_BYTES = 2**20
 """A settings file beyond this is something else."""
@@ -35,7 +35,7 @@ class Settings(BaseModel):
 class DataConfig(Settings):
     """Where the text comes from and how it becomes tokens."""
 
-    text: str = "sotu"
+    text: Annotated[str, Field(min_length=1)] = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     text_field: str = "text"
     """Field of a JSONL or Parquet record that holds the text."""
@@ -43,7 +43,7 @@ class DataConfig(Settings):
     """Share of documents that are never trained on."""
     max_documents: Annotated[int, Field(ge=2)] | None = None
     """Read at most this many documents."""
-    tokenizer: str | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
     """Folder or Hub id of an existing tokenizer; by default a byte-level BPE is trained on the training half."""
     vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
     """Size of the trained tokenizer."""
@@ -194,14 +194,15 @@ def read_changes(path: str | Path) -> dict[str, Any]:
             raise ConfigError(
                 f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?"
             )
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
         ) from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"'{path}' is not YAML: {reason}") from error
+    try:
+        values = read_plain_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"cannot use the settings in '{path}': {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"'{path}' holds a {type(values).__name__}, not settings by name (as `memlm recipes NAME` prints them)."

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,13 @@ from memlm.training.config import RunConfig, make_config
 from memlm.version import __version__
 
 _RUN_FILE = "run.json"
+_DATA_KEYS = ("source", "fingerprint_train", "fingerprint_held_out", "unigram_counts", "command")
+_OURS = (
+    *("run.json", "data.json", "versions.json", "status.json", "log.jsonl", "measurements.jsonl", "report.html"),
+    *("README.md", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map*"),
+    *("vocab.*", "merges.txt", "added_tokens.json", "chat_template*", "checkpoints", ".*.draft"),
+)
+"""What a run writes into its folder, and so what --overwrite may remove."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,11 @@ class RunFolder:
         Raises:
             RunFolderError: it exists and is not empty, is a file, or cannot be written.
         """
+        cls.require_room(path, overwrite=overwrite)
         folder = Path(path)
-        if folder.exists() and not folder.is_dir():
-            raise RunFolderError(f"'{path}' is a file, not a folder; choose another --out.")
         try:
-            occupied = folder.is_dir() and any(folder.iterdir())
-            if occupied:
-                _make_room(folder, overwrite=overwrite)
+            if _occupied(folder):
+                _make_room(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_file_whole(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
         except OSError as error:
@@ -57,6 +63,15 @@ class RunFolder:
                 f"cannot write to '{path}': {error.strerror or error}; choose another --out."
             ) from error
         return cls(folder)
+
+    @classmethod
+    def require_room(cls, path: str | Path, *, overwrite: bool = False) -> None:
+        """Raise what `create` would, changing nothing: before time is spent on what goes into the folder."""
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise RunFolderError(f"'{path}' is a file, not a folder; choose another --out.")
+        if _occupied(folder):
+            _require_replaceable(folder, overwrite=overwrite)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -80,7 +95,11 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         """Source, fingerprints and counts of the text."""
-        return read_json(self.path / "data.json")
+        record = read_json(self.path / "data.json")
+        for name in _DATA_KEYS:
+            if name not in record:
+                raise CheckpointError(f"'{self.path / 'data.json'}' lacks '{name}'; restore it or train again.")
+        return record
 
     def versions(self) -> dict[str, Any]:
         """What the run was made with."""
@@ -140,15 +159,26 @@ class RunFolder:
             yield
 
 
-def _make_room(folder: Path, *, overwrite: bool) -> None:
-    """Remove an older run, never anything else."""
+def _make_room(folder: Path) -> None:
+    """Remove an older run, never anything else, and not while another process trains there."""
+    with RunFolder(folder).locked():
+        for pattern in _OURS:
+            for old in folder.glob(pattern):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _require_replaceable(folder: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise RunFolderError(
             f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite."
         )
     if not (folder / _RUN_FILE).is_file():
         raise RunFolderError(f"'{folder}' is not a run of memlm, so --overwrite leaves it alone; choose another --out.")
-    shutil.rmtree(folder)
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether anything but the traces of a start that failed lies there."""
+    return folder.is_dir() and any(p.name != ".lock" and not fnmatch(p.name, ".*.draft") for p in folder.iterdir())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

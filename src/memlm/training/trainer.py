@@ -231,13 +231,11 @@ def train_run(
         if folder.finished():
             return folder
         data = _prepared(config)
-    elif overwrite:
-        # the older run goes only when the new one's text and tokenizer are known to be good
-        data = _prepared(config)
-        folder = RunFolder.create(out, config, overwrite=True)
     else:
-        folder = RunFolder.create(out, config)
+        RunFolder.require_room(out, overwrite=overwrite)
+        # the folder is touched only when the new run's text and tokenizer are known to be good
         data = _prepared(config)
+        folder = RunFolder.create(out, config, overwrite=overwrite)
     with folder.locked(), no_shard_bars():
         _train(config, folder, data, progress=progress)
     return folder
@@ -249,7 +247,8 @@ def _prepared(config: RunConfig) -> PreparedData:
 
 def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> None:
     _refuse_changed_text(folder, data)
-    _write_records(folder, data)
+    if not (folder.path / "data.json").is_file():
+        _write_records(folder, data)
     tokenizer = data.tokenizer
     model = build_model(
         config,
@@ -336,12 +335,13 @@ def _refuse_changed_text(folder: RunFolder, data: PreparedData) -> None:
 
 
 def _write_records(folder: RunFolder, data: PreparedData) -> None:
+    """How the run began; data.json last, so that where it is, all is."""
+    data.tokenizer.save_pretrained(folder.path)
     folder.write("versions.json", describe_versions())
     folder.write(
         "data.json",
         {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()},
     )
-    data.tokenizer.save_pretrained(folder.path)
 
 
 def _finish(folder: RunFolder, model: TextAutoencoder, data: PreparedData) -> None:
