@@ -32,7 +32,11 @@ def read_plain_yaml(text: str) -> Any:
         ConfigError: not YAML, an alias, or nested too deeply.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506 (a SafeLoader)
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except RecursionError as error:
         raise ConfigError("the settings are nested too deeply; two levels are all there are.") from error
     except (yaml.YAMLError, ValueError) as error:
