@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from memlm.models.precision import wants_bf16
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import RunConfig, build_model, build_optimizer
-from memlm.training.trainer import wants_bf16
 
 
 def matmul_rate(config: RunConfig, *, bf16: bool) -> float:

@@ -19,7 +19,9 @@ from memlm.version import __version__
 if TYPE_CHECKING:
     from memlm.errors import MemlmError, UserError
     from memlm.evaluation import evaluate_run
-    from memlm.inference import TextMemory, dequantize, load, quantize
+    from memlm.evaluation.probe_settings import ProbeSettings
+    from memlm.evaluation.retention import Retention
+    from memlm.inference import FunctionEncoder, TextMemory, dequantize, load, open_encoder, quantize
     from memlm.measurement import Measurement
     from memlm.models import MixerConfig, MixerForCausalLM, MixerModel, TextAutoencoder, TextAutoencoderConfig
     from memlm.recipes import RECIPES, get_recipe
@@ -31,20 +33,25 @@ _WHERE = {
         ["MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"],
         "models",
     ),
-    **dict.fromkeys(["TextMemory", "dequantize", "load", "quantize"], "inference"),
+    **dict.fromkeys(["FunctionEncoder", "TextMemory", "dequantize", "load", "open_encoder", "quantize"], "inference"),
     **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
     **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),
     "Measurement": "measurement",
     "evaluate_run": "evaluation",
+    "ProbeSettings": "evaluation.probe_settings",
+    "Retention": "evaluation.retention",
 }
 
 __all__ = [
     "RECIPES",
+    "FunctionEncoder",
     "Measurement",
     "MemlmError",
     "MixerConfig",
     "MixerForCausalLM",
     "MixerModel",
+    "ProbeSettings",
+    "Retention",
     "RunConfig",
     "RunFolder",
     "TextAutoencoder",
@@ -56,6 +63,7 @@ __all__ = [
     "evaluate_run",
     "get_recipe",
     "load",
+    "open_encoder",
     "quantize",
     "train_run",
 ]

@@ -5,6 +5,7 @@
         ├── ConfigError                   a recipe, a setting, a flag
         ├── DataError                     a text source, a corpus too small to split
         ├── TokenizerError                a tokenizer that is missing or does not fit
+        ├── EncoderError                  an encoder that cannot be loaded, or has not what is asked of it
         ├── CheckpointError               a model or training checkpoint that cannot be read
         ├── RunFolderError                a run folder that exists, is missing or cannot be written
         └── MemoryShapeError              memories of another width, of no finite value, of the wrong rank
@@ -36,6 +37,10 @@ class DataError(UserError):
 
 class TokenizerError(UserError):
     """A tokenizer is missing, or does not fit the model."""
+
+
+class EncoderError(UserError):
+    """An encoder cannot be loaded, or has not what is asked of it."""
 
 
 class CheckpointError(UserError):

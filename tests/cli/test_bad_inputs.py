@@ -198,7 +198,13 @@ def test_one_line_exit_code_two_nothing_harmed(
     arguments = make(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
-    before = state(tmp_path)
+    refused(arguments, words, tmp_path, capsys)
+    assert len(CASES) >= 40
+
+
+def refused(arguments: list[str], words: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr with these words, exit code 2, and every file of the folder as it was."""
+    before = state(folder)
 
     assert main(arguments) == 2
 
@@ -209,6 +215,5 @@ def test_one_line_exit_code_two_nothing_harmed(
     for word in words:
         assert word in lines[0], lines[0]
     assert out == ""
-    after = state(tmp_path)
+    after = state(folder)
     assert {k: after.get(k) for k in before} == before
-    assert len(CASES) >= 40

@@ -11,7 +11,7 @@ from memlm.data import Document, encode_texts
 from memlm.errors import ConfigError, DataError
 from memlm.training import DataConfig, prepare_data, read_split
 from memlm.training.config import RunConfig, make_config, merge, settings_names
-from memlm.training.trainer import StepRows
+from memlm.training.trainer import StepRows, reconstruction_batches
 from tests.conftest import speech
 
 
@@ -56,11 +56,11 @@ def number(document: Document) -> int:
 def test_every_epoch_sees_every_row_once_in_its_own_order(config: DataConfig) -> None:
     rows = prepare_data(config, chunk_length=8, seed=0).train_rows
     count = len(rows)
-    steps = StepRows(rows, length=3 * count, seed=5)
+    steps = StepRows(len(rows), reconstruction_batches(rows), length=3 * count, seed=5)
     epochs = [[int(steps._row(e * count + i)) for i in range(count)] for e in range(2)]
     assert [sorted(e) for e in epochs] == [list(range(count))] * 2
     assert epochs[0] != epochs[1]
-    fresh = StepRows(rows, length=3 * count, seed=5)
+    fresh = StepRows(len(rows), reconstruction_batches(rows), length=3 * count, seed=5)
     assert int(fresh._row(count + 7)) == epochs[1][7]
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from memlm.errors import CheckpointError, DataError, RunFolderError
+from memlm.files import write_whole
 from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import Interrupt
-from memlm.training.checkpoint import newest, write_whole
+from memlm.training.checkpoint import newest
 from memlm.training.config import RunConfig, merge
 from memlm.training.trainer import Interrupted
 

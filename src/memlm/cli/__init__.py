@@ -12,7 +12,7 @@ from importlib import import_module
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "regenerate", "report", "recipes")
+COMMANDS = ("demo", "train", "evaluate", "probe", "regenerate", "report", "recipes")
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
 
 _HELP = f"""memlm {__version__}: memory models for language
@@ -22,6 +22,7 @@ usage: memlm COMMAND [--help]
   demo        train a small text autoencoder on bundled speeches and show what it keeps
   train       train a recipe, or your own settings, on any text
   evaluate    measure a trained run, on its held-out text or on yours
+  probe       measure how much of a text any encoder's vector keeps
   regenerate  send a text through a run's memory and print what comes back
   report      write a run's report page again
   recipes     list the recipes, or print one as YAML to change
@@ -30,6 +31,7 @@ a first look:
   memlm demo --quick
   memlm train autoencoder-tiny --text 'notes/*.md' --out runs/notes
   memlm evaluate runs/notes --json
+  memlm probe --encoder runs/notes
 """
 
 

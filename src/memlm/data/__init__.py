@@ -11,9 +11,18 @@ from memlm.data.corpus import (
     stream_documents,
 )
 from memlm.data.packing import PackedRows, pack, shorten_rows
+from memlm.data.passages import (
+    Passages,
+    SeenVocabulary,
+    cut_passages,
+    near_duplicates,
+    passage_rows,
+    texts_fingerprint,
+)
 from memlm.data.synthetic import random_rows
 from memlm.data.tokenizer import (
     decode_ids,
+    decode_piece,
     encode_texts,
     eos_id,
     load_tokenizer,
@@ -25,21 +34,28 @@ from memlm.data.tokenizer import (
 __all__ = [
     "Document",
     "PackedRows",
+    "Passages",
+    "SeenVocabulary",
     "Split",
     "bundled_notice",
+    "cut_passages",
     "decode_ids",
+    "decode_piece",
     "encode_texts",
     "eos_id",
     "fingerprint",
     "load_documents",
     "load_tokenizer",
+    "near_duplicates",
     "pack",
     "pad_id",
+    "passage_rows",
     "pieces_of",
     "random_rows",
     "shorten_rows",
     "split_documents",
     "stream_documents",
+    "texts_fingerprint",
     "token_byte_lengths",
     "train_tokenizer",
 ]

@@ -47,14 +47,15 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
 
 
-def load_tokenizer(path_or_id: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub, with padding and end of text apart.
 
     Raises:
         TokenizerError: none there, or no end-of-text token.
     """
+    extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id)))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **extra))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TokenizerError(
@@ -101,6 +102,14 @@ def decode_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of the ids, special tokens left out, spaces as they are."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return cast(str, text)
+
+
+def decode_piece(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of a few ids from the middle of a text: a WordPiece that begins a word keeps the space before it."""
+    if "WordPiece" not in _backend_state(tokenizer):
+        return decode_ids(tokenizer, ids)
+    pieces = cast("list[str]", tokenizer.convert_ids_to_tokens(list(ids)))
+    return "".join(piece[2:] if piece.startswith("##") else f" {piece}" for piece in pieces)
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " vocabulary"]:

@@ -1,8 +1,9 @@
 """Evaluation: runs models over text and turns what comes back into measurements."""
 
 from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
+from memlm.evaluation.passages import Passage
 from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
-from memlm.evaluation.runner import Evaluation, Passage, Yardstick, evaluate_run, measure_rows
+from memlm.evaluation.runner import Evaluation, Yardstick, evaluate_run, measure_rows
 
 __all__ = [
     "Cost",

@@ -12,7 +12,7 @@ from torch import Tensor
 from memlm.data import PackedRows
 from memlm.inference import Bits, dequantize, quantize
 from memlm.measurement import DocumentTally, asked, asked_rows, correct, exact_rows
-from memlm.models import TextAutoencoder
+from memlm.models import ProbeDecoder, TextAutoencoder
 from memlm.objectives import reconstruction, token_nats
 
 Progress = Callable[[int, int], None]
@@ -65,10 +65,25 @@ def reconstruct(
         batch_size: rows at once; by default as many as keep the logits within a quarter of a gibibyte.
         progress: called with rows done and rows in all.
     """
-    model.eval()
-    batch_size = batch_size or _rows_at_once(model)
+    batch_size = batch_size or _rows_at_once(model.config.chunk_length, model.config.vocab_size)
     if memories is None:
         memories = encode_rows(model, rows, batch_size=batch_size)
+    kept = memories if bits is None else dequantize(quantize(memories, bits)).to(memories.dtype)
+    return score_decoder(model, rows, kept, batch_size=batch_size, progress=progress)
+
+
+@torch.inference_mode()
+def score_decoder(
+    model: TextAutoencoder | ProbeDecoder,
+    rows: PackedRows,
+    memories: Float[Tensor, rows * memory],
+    *,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> ReconstructionScores:
+    """What a decoder writes from the memory of each row, counted; arguments as for `reconstruct`."""
+    model.eval()
+    batch_size = batch_size or _rows_at_once(rows.input_ids.shape[1], model.config.vocab_size)
     documents = len(rows.document_ids)
     tallies = [DocumentTally(documents) for _ in range(3)]
     right_at = torch.zeros(rows.input_ids.shape[1], dtype=torch.long)
@@ -76,8 +91,7 @@ def reconstruct(
     predictions: list[Tensor] = []
     for batch, part in zip(rows.batches(batch_size), memories.split(batch_size), strict=True):
         labels = reconstruction(batch.input_ids, batch.attention_mask).labels
-        kept = part if bits is None else dequantize(quantize(part, bits)).to(part.dtype)
-        logits = model.decode(kept)[:, : labels.shape[1]].cpu()
+        logits = model.decode(part.to(model.device))[:, : labels.shape[1]].cpu()
         predicted = logits.argmax(-1)
         _count(tallies, batch, predicted, labels, token_nats(logits, labels))
         right_at += correct(predicted, labels).sum(0)
@@ -115,9 +129,8 @@ def blank_memory_nats(model: TextAutoencoder, rows: PackedRows) -> DocumentTally
     return tally
 
 
-def _rows_at_once(model: TextAutoencoder) -> int:
-    per_row = model.config.chunk_length * model.config.vocab_size
-    return max(1, min(256, _LOGITS // per_row))
+def _rows_at_once(tokens: int, vocabulary: int) -> int:
+    return max(1, min(256, _LOGITS // (tokens * vocabulary)))
 
 
 def _count(

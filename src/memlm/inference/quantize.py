@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.errors import MemoryShapeError
+from memlm.errors import MemoryShapeError, did_you_mean
 
 Bits = Literal[16, 8, 4]
 _SCALE_BITS = 16
@@ -76,6 +76,25 @@ def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
         return quantized.values.float()
     codes = quantized.values if quantized.bits == 8 else _unpacked(quantized.values)[..., : quantized.numbers]
     return codes.float() * quantized.scale.float()
+
+
+ROUNDINGS = ("none", "fp16", "int8", "int4", "binary")
+
+
+def rounded(vectors: Float[Tensor, "*batch numbers"], kind: str) -> Float[Tensor, "*batch numbers"]:
+    """What is left of vectors kept in fewer bits, in fp32; "binary" keeps signs only.
+
+    Raises:
+        MemoryShapeError: values that are not finite, or another kind.
+    """
+    if kind == "none":
+        return vectors.float()
+    if kind == "binary":
+        return torch.where(vectors > 0, 1.0, -1.0)
+    widths: dict[str, Bits] = {"fp16": 16, "int8": 8, "int4": 4}
+    if kind not in widths:
+        raise MemoryShapeError(f"unknown rounding '{kind}'. {did_you_mean(kind, ROUNDINGS)}")
+    return dequantize(quantize(vectors, widths[kind]))
 
 
 def _packed(codes: Tensor) -> Tensor:

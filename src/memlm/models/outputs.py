@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from transformers.utils import ModelOutput
@@ -17,6 +18,9 @@ class AutoencoderOutput(ModelOutput):
         logits: (batch, tokens, vocabulary), at the positions of the input.
         memories: (batch, memories, numbers), one group per chunk.
     """
+
+    # accelerate rebuilds outputs from one mapping when it widens them to fp32; a check of the fields would refuse that
+    __no_type_check__: ClassVar[bool] = True
 
     loss: Tensor | None = None
     logits: Tensor | None = None

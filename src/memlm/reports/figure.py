@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 _INK, _SOFT, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -66,6 +66,34 @@ def accuracy_by_position(accuracy: Sequence[float]) -> str:
         axes.set_ylabel("token accuracy, %" + ("" if floor == 0 else f" (axis begins at {floor:.2f})"))
 
     return _svg(draw, title="Accuracy by position", name="position")
+
+
+def capacity_curve(
+    lengths: Sequence[int], figures: Mapping[str, Sequence[float]], controls: Mapping[str, Sequence[float]]
+) -> str:
+    """Shares that came back against passage length, and the controls' token accuracy, as SVG.
+
+    Args:
+        lengths: tokens per passage.
+        figures: name to shares, one per length; drawn in full.
+        controls: name to token accuracies; drawn thin.
+    """
+
+    def draw(axes: Any) -> None:
+        styles = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+        for (name, shares), style in zip(figures.items(), styles, strict=True):
+            axes.plot(lengths, [100 * s for s in shares], color=_FIRST, linestyle=style, marker="o", label=name)
+        markers = "sv^dxP"
+        for i, (name, shares) in enumerate(controls.items()):
+            look = {"color": _SECOND, "linewidth": 0.9, "marker": markers[i % len(markers)], "markersize": 5}
+            axes.plot(lengths, [100 * s for s in shares], label=name.replace("_", " "), **look)
+        axes.set_xlabel("tokens in the passage")
+        axes.set_ylabel("%")
+        axes.set_xticks(list(lengths), [str(n) for n in lengths])
+        axes.set_ylim(-2, 102)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+
+    return _svg(draw, title="What the vector keeps", name="capacity")
 
 
 def memory_cost(names: Sequence[str], bits_per_byte: Sequence[float]) -> str:

@@ -35,6 +35,7 @@ class PageContent:
         measurements: all figures.
         by_position: accuracy at each position of a chunk.
         passages: texts and what came back.
+        figures: title and SVG of figures that stand first.
         costs: bits per byte.
         facts: name and value of versions, data, seed.
         config: the settings as YAML.
@@ -43,11 +44,12 @@ class PageContent:
     title: str
     headline: str
     command: str
-    log: Sequence[Mapping[str, Any]]
     measurements: Sequence[Measurement]
     by_position: Sequence[float]
     passages: Sequence[PassageView]
-    costs: Sequence[CostView]
+    log: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    figures: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    costs: Sequence[CostView] = field(default_factory=tuple)
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
 
@@ -73,7 +75,7 @@ def render(content: PageContent) -> str:
 
 def _figures(content: PageContent) -> list[tuple[str, str]]:
     looked = [line for line in content.log if line.get("held_out_token_accuracy") is not None]
-    figures: list[tuple[str, str]] = []
+    figures = list(content.figures)
     if looked:
         curve = learning_curve(
             [float(line["tokens"]) for line in looked],

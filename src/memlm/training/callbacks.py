@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from memlm.training.checkpoint import write_file_whole
+from memlm.files import write_file_whole
 from memlm.training.config import TrainingConfig
 
 _PLAIN_SECONDS = 10.0
@@ -121,13 +121,17 @@ class RunCallback(TrainerCallback):
         view: ProgressView,
         evaluate: Callable[[], dict[str, float]],
         interrupt: Interrupt,
+        *,
+        split: str = "held_out",
     ) -> None:
+        self.split = split
         self.config = config
         self.run_log = log
         self.view = view
         self.evaluate = evaluate
         self.interrupt = interrupt
         self.accuracy: float | None = None
+        self.looked: dict[str, float] = {}
         self.last_loss: Tensor | None = None
         self.step_began = 0.0
 
@@ -148,17 +152,19 @@ class RunCallback(TrainerCallback):
         self.run_log.loss_count += 1
         last = step == state.max_steps
         looked = step % self.config.evaluate_every == 0 or last
+        self.looked = self.evaluate() if looked else {}
         if looked or step % self.config.log_every == 0:
-            held_out = self.evaluate() if looked else {}
-            self.accuracy = held_out.get("held_out_token_accuracy", self.accuracy)
-            self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], held_out)
+            self.accuracy = self.looked.get(f"{self.split}_token_accuracy", self.accuracy)
+            self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], self.looked)
         self.view.update(step, self._facts(step, loss))
         control.should_save = step % self.config.checkpoint_every == 0 or last or self.interrupt.asked
         control.should_training_stop = last or self.interrupt.asked
 
     def _facts(self, step: int, loss: float) -> str:
         speed = step * self.run_log.tokens_per_step / max(self.run_log.seconds, 1e-9)
-        accuracy = "" if self.accuracy is None else f"  held-out accuracy {100 * self.accuracy:.2f} %"
+        accuracy = (
+            "" if self.accuracy is None else f"  {self.split.replace('_', '-')} accuracy {100 * self.accuracy:.2f} %"
+        )
         return f"loss {loss:.3f}{accuracy}  {speed:,.0f} tok/s"
 
 

@@ -8,55 +8,22 @@ the random states and its arguments with pickle.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from memlm.errors import CheckpointError
+from memlm.files import read_json, read_tensors
 
 _NAME = re.compile(r"step-(\d+)$")
-
-
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder by `write` so that it is there whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    write(draft)
-    for file in draft.rglob("*"):
-        _flush(file)
-    _flush(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    _flush(folder.parent)
-
-
-def write_file_whole(path: Path, text: str) -> None:
-    """Replace a file's content at once."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    _flush(draft)
-    draft.replace(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest(folder: Path) -> Path | None:
@@ -152,36 +119,6 @@ def load_random_state(folder: Path) -> None:
     cuda = [states[key] for key in sorted(states) if key.startswith("cuda.")]
     if cuda and torch.cuda.device_count() == len(cuda):
         torch.cuda.set_rng_state_all(cuda)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: missing, cut short, or not such a file.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
-        ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: missing, cut short, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read '{path}' ({error}); it is damaged or missing.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not an object; it was not written by memlm.")
-    return cast("dict[str, Any]", value)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ Attribute docstrings are the help texts of the command line. No torch is importe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -171,8 +171,20 @@ def make_config(values: dict[str, Any]) -> RunConfig:
     Raises:
         ConfigError: the first thing that is wrong, in one line.
     """
+    return checked(RunConfig, values)
+
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
+def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
+    """Any settings from nested values.
+
+    Raises:
+        ConfigError: the first thing that is wrong, in one line.
+    """
     try:
-        return RunConfig.model_validate_json(_as_json(values))
+        return kind.model_validate_json(_as_json(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error)) from error
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memlm.errors import CheckpointError, RunFolderError
-from memlm.training.checkpoint import read_json, write_file_whole
+from memlm.files import read_json, write_file_whole
 from memlm.training.config import RunConfig, make_config
 from memlm.version import __version__
 

@@ -23,8 +23,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from memlm.data import PackedRows, eos_id, pad_id
 from memlm.errors import DataError, MemlmError, RunFolderError
+from memlm.files import read_json, write_whole
 from memlm.measurement import asked, correct
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
+from memlm.models.precision import wants_bf16
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import reconstruction, token_nats
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
@@ -32,12 +34,10 @@ from memlm.training.checkpoint import (
     load_optimizer,
     load_random_state,
     newest,
-    read_json,
     remove_old,
     save_optimizer,
     save_random_state,
     step_of,
-    write_whole,
 )
 from memlm.training.config import RunConfig, TrainingConfig
 from memlm.training.optimizer import build_optimizer, learning_rate_factor
@@ -51,11 +51,16 @@ class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
     """Training was stopped by Ctrl-C; a checkpoint was kept."""
 
 
+Take = Callable[[Tensor], Batch]
+"""Row numbers to a batch."""
+
+
 class StepRows(Dataset[Batch]):
     """All rows of all steps in order: epoch after epoch, each in its own permutation, a pure function of the seed."""
 
-    def __init__(self, rows: PackedRows, *, length: int, seed: int) -> None:
-        self.rows = rows
+    def __init__(self, count: int, take: Take, *, length: int, seed: int) -> None:
+        self.count = count
+        self.take = take
         self.length = length
         self.seed = seed
         self.epoch = -1
@@ -65,20 +70,28 @@ class StepRows(Dataset[Batch]):
         return self.length
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        rows = torch.stack([self._row(i) for i in indices])
-        chosen = self.rows.select(rows)
-        labels = reconstruction(chosen.input_ids, chosen.attention_mask).labels
-        return {"input_ids": chosen.input_ids, "attention_mask": chosen.attention_mask, "labels": labels}
+        return self.take(torch.stack([self._row(i) for i in indices]))
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
     def _row(self, index: int) -> Tensor:
-        epoch, place = divmod(index, len(self.rows))
+        epoch, place = divmod(index, self.count)
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.rows), generator=generator)
+            self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator)
         return self.order[place]
+
+
+def reconstruction_batches(rows: PackedRows) -> Take:
+    """Batches that ask for their own tokens."""
+
+    def take(chosen: Tensor) -> Batch:
+        batch = rows.select(chosen)
+        labels = reconstruction(batch.input_ids, batch.attention_mask).labels
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+
+    return take
 
 
 class MemlmTrainer(Trainer):
@@ -180,20 +193,6 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
     )
 
 
-def wants_bf16(precision: str) -> bool:
-    """Whether to compute in bf16: as asked, or where the machine has instructions for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)  # pyright: ignore[reportPrivateUsage]
-    return any(ask() for ask in supported)
-
-
 def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
     """The autoencoder of a run, its weights drawn from the run's seed."""
     settings = config.model.model_dump()
@@ -280,7 +279,8 @@ def _trainer(
     checkpoint: Path | None,
 ) -> MemlmTrainer:
     settings = config.training
-    rows = StepRows(data.train_rows, length=settings.steps * settings.batch_size, seed=settings.seed)
+    take = reconstruction_batches(data.train_rows)
+    rows = StepRows(len(data.train_rows), take, length=settings.steps * settings.batch_size, seed=settings.seed)
     trainer = MemlmTrainer(model, rows, settings, folder.checkpoints)
     log = RunLog(folder.log_path, tokens_per_step=settings.batch_size * config.model.chunk_length)
     if checkpoint is not None:

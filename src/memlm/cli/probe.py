@@ -1,0 +1,213 @@
+"""`memlm probe`: how much of a text one vector of any encoder keeps."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlm.cli.arguments import parse
+from memlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memlm.evaluation.probe_settings import ProbeSettings
+    from memlm.evaluation.retention import Retention
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Train a decoder to give texts back from a frozen encoder's vectors; what comes back is what the vectors keep.
+
+    Runs controls that hold nothing (untrained twin, blank and shuffled vectors) or all (our autoencoder), writes
+    report.html and measurements.jsonl. The same command goes on where it was stopped.
+
+      memlm probe --encoder runs/demo
+      memlm probe --encoder sentence-transformers/all-MiniLM-L6-v2 --lengths 16,32,64
+      memlm probe --embeddings vectors.safetensors --texts texts.jsonl
+    """
+
+    encoder: str | None = None
+    """Run folder of memlm, model folder, or Hub id of any transformers model."""
+    gguf_file: str | None = None
+    """A GGUF file inside the encoder's folder."""
+    pooling: str | None = None
+    """last, penultimate, mean or cls; by default the model's own, penultimate for causal models."""
+    layer: int | None = None
+    """Hidden states of this layer (0: embeddings); the last by default."""
+    embeddings: str | None = None
+    """Vectors that exist already: .safetensors or .npy, one row per text."""
+    texts: str | None = None
+    """Their texts: JSON lines with "text" and, where known, "document" and "split"."""
+    tokenizer: str | None = None
+    """With --embeddings: tokens to ask for; a BPE of the training texts by default."""
+    text: str = "sotu"
+    """With --encoder: bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    lengths: str | None = None
+    """Tokens per passage, one or several: 16,32,64. 32 by default; an encoder of memlm: its chunk."""
+    size: str = "medium"
+    """Probe decoder: small, medium or large."""
+    passages: int = 8192
+    """Training passages at most."""
+    held_out_passages: int = 1024
+    """Held-out passages at most."""
+    steps: int = 800
+    """Updates of a probe at most; early stopping usually ends it before."""
+    vocabulary: str = "encoder"
+    """Tokens to ask for: encoder (its own) or bpe (1,024, trained on the training documents)."""
+    bits: str = "none"
+    """Round vectors before probing: none, fp16, int8, int4 or binary."""
+    seeds: int = 1
+    """Probes to average over."""
+    seed: int = 0
+    """Of split, passages and first probe."""
+    controls: bool = True
+    """Train the controls too."""
+    out: str | None = None
+    """Folder of the probes and the report; runs/probe-NAME by default."""
+    export: str | None = None
+    """Also write vectors, texts and tokenizer to this folder, for --embeddings."""
+    json: bool = False
+    """Print measurements as JSON lines on stdout, and nothing else there."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, probe, write report and journal, print."""
+    options = parse(Probe, arguments, command="probe")
+    _refuse_mixtures(options)
+    from memlm.reports import journal
+
+    out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
+    result = _probed(options, out)
+    journal.append(out / "measurements.jsonl", result.measurements)
+    path = _write_report(result, out)
+    if options.json:
+        print("".join(m.to_json_line() + "\n" for m in result.measurements), end="")
+    else:
+        _show(result)
+    print(f"report: {path}", file=sys.stderr)
+
+
+def _refuse_mixtures(options: Probe) -> None:
+    if (options.encoder is None) == (options.embeddings is None):
+        raise ConfigError("give either --encoder (a model) or --embeddings with --texts (vectors that exist already).")
+    if (options.embeddings is None) != (options.texts is None):
+        raise ConfigError("--embeddings and --texts go together: vectors and the texts they stand for.")
+    if options.embeddings is None and options.tokenizer is not None:
+        raise ConfigError(
+            "--tokenizer is for --embeddings; an encoder's own tokens are asked for, or --vocabulary bpe."
+        )
+    model_only = [n for n in ("gguf_file", "pooling", "layer", "export") if getattr(options, n) is not None]
+    if options.embeddings is not None and model_only:
+        raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
+
+
+def _probed(options: Probe, out: Path) -> Retention:
+    from memlm.evaluation.retention import Retention
+
+    if options.embeddings is not None:
+        from memlm.evaluation.ready_made import read_ready_made
+
+        settings = _settings(options, default=32)
+        ready = read_ready_made(options.embeddings, options.texts or "", held_out=settings.held_out, seed=settings.seed)
+        return Retention.measure_vectors(
+            ready,
+            out=out,
+            name=Path(options.embeddings).stem,
+            tokenizer=options.tokenizer,
+            settings=settings,
+            progress=True,
+        )
+    return _probed_encoder(options, out)
+
+
+def _probed_encoder(options: Probe, out: Path) -> Retention:
+    from memlm.data import load_documents
+    from memlm.evaluation.retention import Retention
+    from memlm.inference import open_encoder
+    from memlm.inference.encoders import MemoryEncoder
+
+    # settings that cannot be are refused before a model is loaded
+    _settings(options, default=32)
+    encoder = open_encoder(
+        options.encoder or "", gguf_file=options.gguf_file, pooling=options.pooling, layer=options.layer
+    )
+    chunk = encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
+    settings = _settings(options, default=chunk or 32)
+    if chunk is not None and max(settings.lengths) > chunk:
+        raise ConfigError(
+            f"--lengths ({max(settings.lengths)}) is more than {encoder.name} reads into one chunk ({chunk}); "
+            f"give {chunk} or less."
+        )
+    return Retention.measure(
+        encoder,
+        load_documents(options.text),
+        out=out,
+        settings=settings,
+        progress=True,
+        export_to=None if options.export is None else Path(options.export),
+    )
+
+
+def _settings(options: Probe, *, default: int) -> ProbeSettings:
+    from memlm.evaluation.probe_settings import ProbeSettings, check_lengths
+    from memlm.training.config import checked
+
+    return checked(
+        ProbeSettings,
+        {
+            "lengths": list(check_lengths(options.lengths) if options.lengths is not None else (default,)),
+            "passages": options.passages,
+            "held_out_passages": options.held_out_passages,
+            "vocabulary": options.vocabulary,
+            "bits": options.bits,
+            "seeds": options.seeds,
+            "seed": options.seed,
+            "controls": options.controls,
+            "probe": {"size": options.size, "steps": options.steps},
+        },
+    )
+
+
+def _write_report(result: Retention, out: Path) -> Path:
+    from memlm.reports import PageContent, PassageView, figure, write_page
+    from memlm.training.run_folder import command_line, describe_versions
+
+    curve = figure.capacity_curve(
+        [p.length for p in result.points],
+        {
+            "token accuracy": [p.token_accuracy for p in result.points],
+            "exact match": [p.exact_match for p in result.points],
+            "retention over unigram": [p.retention for p in result.points],
+        },
+        {name: [p.controls[name] for p in result.points] for name in result.points[-1].controls},
+    )
+    versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
+    content = PageContent(
+        title=f"memlm probe · {result.encoder}",
+        headline=result.sentence(),
+        command=command_line(),
+        figures=[("What the vector keeps", curve)],
+        measurements=result.measurements,
+        by_position=result.by_position,
+        passages=[PassageView(p.name, p.pieces) for p in result.passages],
+        facts=[*result.notes, *versions],
+    )
+    path = out / "report.html"
+    write_page(path, content)
+    return path
+
+
+def _show(result: Retention) -> None:
+    from rich.console import Console
+
+    from memlm.reports import PassageView, passage, table
+
+    console = Console()
+    console.print(passage.terminal([PassageView(p.name, p.pieces) for p in result.passages[:3]]))
+    console.print(table.terminal(result.measurements))
+    for name, value in result.notes:
+        console.print(f"{name}: {value}", highlight=False, style="dim")
+    console.print()
+    console.print(result.sentence(), style="bold", highlight=False)
+    console.print(result.would_gain(), highlight=False)

@@ -1,0 +1,85 @@
+"""Files that are there whole or not at all, and readers that never unpickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from memlm.errors import CheckpointError
+
+
+def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder by `write` so that it is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    write(draft)
+    for file in draft.rglob("*"):
+        _flush(file)
+    _flush(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    _flush(folder.parent)
+
+
+def write_tensors_whole(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace a safetensors file at once."""
+    draft = path.with_name(f".{path.name}.draft")
+    save_file(tensors, draft)
+    _flush(draft)
+    draft.replace(path)
+
+
+def write_file_whole(path: Path, text: str) -> None:
+    """Replace a file's content at once."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    _flush(draft)
+    draft.replace(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, cut short, or not such a file.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: missing, cut short, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read '{path}' ({error}); it is damaged or missing.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not an object; it was not written by memlm.")
+    return cast("dict[str, Any]", value)
