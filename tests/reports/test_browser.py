@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from memlm.reports import write_page
+from memlm.reports import PageContent, write_page
+from memlm.reports.figure import capacity_curve
 from tests.reports.test_reports import content
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -57,12 +59,13 @@ def opened(folder: Path, width: int, *, dark: bool) -> tuple[dict[str, object], 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_page_opens_offline_and_is_readable(width: int, dark: bool, tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", content())
+@pytest.mark.parametrize("page", ["run", "probe"])
+def test_the_page_opens_offline_and_is_readable(page: str, width: int, dark: bool, tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", content() if page == "run" else probe_content())
     seen, log = opened(tmp_path, width, dark=dark)
     assert seen["width"] == width
     assert seen["scroll"] == seen["client"]  # nothing sticks out beside the window, its scroll bar apart
-    assert seen["svgs"] == 3
+    assert seen["svgs"] == (3 if page == "run" else 2)
     assert min(seen["tall"]) > 100  # type: ignore[type-var, call-overload]
     assert seen["resources"] == []
     assert "CONSOLE" not in log, log
@@ -70,6 +73,14 @@ def test_the_page_opens_offline_and_is_readable(width: int, dark: bool, tmp_path
     assert (paper < 60 and ink > 190) if dark else (paper > 230 and ink < 70)
     red, green, blue = map(int, re.findall(r"\d+", str(seen["wrong"]))[:3])
     assert red > 1.3 * max(green, blue)
+
+
+def probe_content() -> PageContent:
+    """What `memlm probe` shows: the capacity curve, no learning curve, no costs."""
+    names = ("token accuracy", "exact match", "retention over unigram")
+    controls = ("unigram", "blank_memory", "shuffled_memory", "untrained", "larger", "autoencoder")
+    curve = capacity_curve([16, 32, 64], {n: [0.9, 0.6, 0.3] for n in names}, {n: [0.1, 0.07, 0.05] for n in controls})
+    return dataclasses.replace(content("memlm probe"), log=(), costs=(), figures=[("What the vector keeps", curve)])
 
 
 def brightness(colour: str) -> float:

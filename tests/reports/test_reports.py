@@ -11,7 +11,7 @@ from rich.console import Console
 from memlm.errors import DataError
 from memlm.measurement import Baseline, Measurement
 from memlm.reports import CostView, PageContent, PassageView, journal, passage, table, write_card, write_page
-from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
+from memlm.reports.figure import accuracy_by_position, capacity_curve, learning_curve, memory_cost
 
 
 def measured(name: str = "token_accuracy", value: float = 0.99949, **changes: object) -> Measurement:
@@ -137,3 +137,10 @@ def test_a_card_carries_its_figures(tmp_path: Path) -> None:
     assert {"type": "token_accuracy", "name": "token_accuracy", "value": 0.99949} in metrics
     assert len(metrics) == 3
     assert "| held_out |" in body
+
+
+def test_the_capacity_curve_names_figures_and_controls() -> None:
+    shares = {name: [0.9, 0.5] for name in ("token accuracy", "exact match", "retention over unigram")}
+    svg = capacity_curve([16, 64], shares, {"blank_memory": [0.05, 0.04], "untrained": [0.06, 0.05]})
+    for word in ("token accuracy", "blank memory", "untrained", "tokens in the passage"):
+        assert word in svg
