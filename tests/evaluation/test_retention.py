@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from memlm.cli import main
-from memlm.data import Document, encode_texts, pad_id
+from memlm.data import Document, Passages, encode_texts, pad_id
 from memlm.errors import RunFolderError
 from memlm.evaluation import retention as meter
+from memlm.evaluation.audit import recovered_spans
 from memlm.evaluation.probe_settings import ProbeSettings
-from memlm.evaluation.probing import split_three_ways
+from memlm.evaluation.probing import ask_passages, split_three_ways
 from memlm.evaluation.ready_made import read_ready_made
 from memlm.evaluation.retention import Retention
 from memlm.training.config import checked
@@ -64,7 +65,9 @@ def values(result: Retention) -> dict[str, float]:
 
 def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = LinearCode(tokenizer)
-    result = Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(), cache=tmp_path / "cache")
+    result = Retention.measure(
+        encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(audit=True), cache=tmp_path / "cache"
+    )
     found = values(result)
     assert found["token_accuracy"] > 0.9
     assert found["retention/unigram"] > 0.7
@@ -78,14 +81,40 @@ def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer:
     assert any("not available" in fact for _, fact in result.notes)
     assert "40-number vector of linear-code keeps" in result.sentence()
     assert "larger probe" in result.would_gain()
+    assert found["token_accuracy/int8"] > 0.85
+    assert found["token_accuracy/binary"] < found["token_accuracy/int8"]
+    assert "fp16 vectors of 8 tokens can read at least" in result.audit_sentences()[0]
     assert [p.length for p in result.points] == [LENGTH]
     assert result.passages
     before = len(encoder.seen)
-    again = Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(), cache=tmp_path / "cache")
+    again = Retention.measure(
+        encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(audit=True), cache=tmp_path / "cache"
+    )
     assert again.measurements == result.measurements
     assert len(encoder.seen) == before  # vectors and probes were found, not made again
     with pytest.raises(RunFolderError, match="another settings"):
         Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(seed=1), cache=tmp_path / "cache")
+
+
+def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ("we met John Smith in 1945", "Peace of Amos and 7", "nothing here to find")
+    passages = {
+        part: Passages(texts, torch.tensor([0, 1, 1]), ("a", "b")) for part in ("train", "validation", "held_out")
+    }
+    question = ask_passages(passages, tokenizer, length=40)
+    everything = question.classes("held_out").input_ids
+    tallies = recovered_spans(question, everything)
+    assert {kind: (t.sums.tolist(), t.counts.tolist()) for kind, t in tallies.items()} == {
+        "names": ([1, 1], [1, 1]),
+        "numbers": ([1, 1], [1, 1]),
+    }
+    spoiled = everything.clone()
+    places = tokenizer(texts[0], return_offsets_mapping=True)["offset_mapping"]
+    spoiled[0, next(i for i, (start, end) in enumerate(places) if start <= 10 < end)] = 0  # inside "John"
+    assert recovered_spans(question, spoiled)["names"].sums.tolist() == [0, 1]
+    assert recovered_spans(question, spoiled)["numbers"].sums.tolist() == [1, 1]
+    short = ask_passages(passages, tokenizer, length=3)
+    assert recovered_spans(short, short.classes("held_out").input_ids)["numbers"].count == 0
 
 
 def test_vectors_from_a_file_give_the_same_figures_to_the_last_digit(

@@ -63,6 +63,8 @@ class Probe:
     """Of split, passages and first probe."""
     controls: bool = True
     """Train the controls too."""
+    audit: bool = False
+    """Say what an attacker can read from fp16, int8 and binary vectors: tokens, names, numbers."""
     out: str | None = None
     """Folder of the probes and the report; runs/probe-NAME by default."""
     export: str | None = None
@@ -164,6 +166,7 @@ def _settings(options: Probe, *, default: int) -> ProbeSettings:
             "seeds": options.seeds,
             "seed": options.seed,
             "controls": options.controls,
+            "audit": options.audit,
             "probe": {"size": options.size, "steps": options.steps},
         },
     )
@@ -191,7 +194,7 @@ def _write_report(result: Retention, out: Path) -> Path:
         measurements=result.measurements,
         by_position=result.by_position,
         passages=[PassageView(p.name, p.pieces) for p in result.passages],
-        facts=[*result.notes, *versions],
+        facts=[*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions],
     )
     path = out / "report.html"
     write_page(path, content)
@@ -210,4 +213,5 @@ def _show(result: Retention) -> None:
         console.print(f"{name}: {value}", highlight=False, style="dim")
     console.print()
     console.print(result.sentence(), style="bold", highlight=False)
-    console.print(result.would_gain(), highlight=False)
+    for line in [result.would_gain(), *result.audit_sentences()]:
+        console.print(line, highlight=False)

@@ -68,6 +68,15 @@ class CapacityFigures:
             ]
         return found
 
+    def audited(self, kind: str, scores: ReconstructionScores, spans: dict[str, DocumentTally]) -> list[Measurement]:
+        """Tokens and spans that came back from vectors rounded so; a kind of span that does not occur is left out."""
+        found = [ratio_of(f"token_accuracy/{kind}", "fraction", scores.tokens, int(scores.tokens.count), self.split)]
+        return found + [
+            ratio_of(f"{what}_recovered/{kind}", "fraction", tally, int(tally.count), self.split)
+            for what, tally in spans.items()
+            if tally.count
+        ]
+
     def baselines(self, controls: dict[str, ReconstructionScores]) -> dict[str, DocumentTally]:
         """What retention is measured against."""
         classes = len(self.question.vocabulary)

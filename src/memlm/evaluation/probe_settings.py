@@ -32,6 +32,8 @@ class ProbeSettings(Settings):
     """Of the split, the passages and the first probe."""
     controls: bool = True
     """Train the controls too."""
+    audit: bool = False
+    """Also probe the vectors as fp16, int8 and binary, and count names and numbers that come back."""
     control_steps: Count = 400
     """Updates of the positive control's autoencoder."""
     probe: ProbeTraining = ProbeTraining()

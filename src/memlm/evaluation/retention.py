@@ -30,6 +30,8 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, decode_piece, load_tokenizer, train_tokenizer
 from memlm.errors import RunFolderError
+from memlm.evaluation.audit import ROUNDINGS as AUDITED
+from memlm.evaluation.audit import recovered_spans
 from memlm.evaluation.capacity import CapacityFigures, CapacityPoint
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe_settings import ProbeSettings
@@ -161,6 +163,21 @@ class Retention:
             f"of a {last.length}-token passage; {empty} gets {_percent(blank)}."
         )
 
+    def audit_sentences(self) -> list[str]:
+        """What an attacker with the vectors can read, a sentence for each rounding and length that was audited."""
+        found: list[str] = []
+        for kind in AUDITED:
+            of_kind = {(m.split, m.name.split("/")[0]): m for m in self.measurements if m.name.endswith(f"/{kind}")}
+            for split in dict.fromkeys(split for split, _ in of_kind):
+                spans = [
+                    f"{_percent(m.value)} of the {what} ({m.count} in all)"
+                    for what in ("names", "numbers")
+                    if (m := of_kind.get((split, f"{what}_recovered"))) is not None
+                ]
+                read = ", ".join([f"{_percent(of_kind[split, 'token_accuracy'].value)} of the tokens", *spans])
+                found.append(f"Who holds {kind} vectors of {split} can read at least {read}.")
+        return found
+
     def would_gain(self) -> str:
         """Whether a larger probe finds more in the same vectors, in one sentence."""
         last = self.points[-1]
@@ -233,6 +250,8 @@ class _Probing:
             controls = self.controls(question, vectors, untrained)
         figures = CapacityFigures(question, split=f"{question.length} tokens")
         result.measurements += figures.all_of(runs, controls, numbers=vectors["train"].shape[1])
+        if settings.audit:
+            result.measurements += self.audit(question, vectors, figures)
         best = runs[0]
         result.by_position = best.accuracy_by_position()
         decode = partial(decode_piece, question.tokenizer)
@@ -240,6 +259,15 @@ class _Probing:
         result.passages = passages_of(decode, question.rows["held_out"], returned)
         result.points.append(figures.point(runs, controls))
         result.notes += self.notes(question, untrained is not None)
+
+    def audit(self, question: Question, vectors: PartVectors, figures: CapacityFigures) -> list[Measurement]:
+        """What comes back from the vectors as fp16, int8 and binary: tokens, names, numbers."""
+        found: list[Measurement] = []
+        for kind in AUDITED:
+            kept = {part: rounded(v, kind) for part, v in vectors.items()}
+            scores = self.run(question, kept, kind, seed=self.settings.seed)
+            found += figures.audited(kind, scores, recovered_spans(question, scores.predictions))
+        return found
 
     def controls(
         self, question: Question, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
