@@ -99,7 +99,7 @@ class Question:
         """Held-out passages that nearly stand in the training passages too."""
         return near_duplicates(self.rows["train"], self.rows["held_out"])
 
-    def probe_data(self, vectors: dict[str, Float[Tensor, "passages numbers"]]) -> ProbeData:
+    def probe_data(self, vectors: dict[str, Float[Tensor, "_ numbers"]]) -> ProbeData:
         """What a probe is trained on."""
         return ProbeData(
             vectors["train"],

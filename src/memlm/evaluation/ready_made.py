@@ -27,7 +27,7 @@ class ReadyMade:
     """Texts on three sides with their vectors, by part."""
 
     passages: dict[str, Passages]
-    vectors: dict[str, Float[Tensor, "passages numbers"]]
+    vectors: dict[str, Float[Tensor, "_ numbers"]]
 
 
 def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed: int) -> ReadyMade:
@@ -162,7 +162,7 @@ def _passages(records: Sequence[dict[str, str]]) -> Passages:
     )
 
 
-def export(question: Question, vectors: dict[str, Float[Tensor, "passages numbers"]], folder: Path) -> None:
+def export(question: Question, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
     """`vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": torch.cat([vectors[part] for part in PARTS]).contiguous()}, folder / "vectors.safetensors")

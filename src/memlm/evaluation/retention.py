@@ -45,7 +45,7 @@ from memlm.measurement import Measurement
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.probe import SIZES, Size, train_probe
 
-PartVectors = dict[str, Float[Tensor, "passages numbers"]]
+PartVectors = dict[str, Float[Tensor, "_ numbers"]]
 _GAIN = 0.01
 """Points of accuracy below which a larger probe counts as no better."""
 _CONTROL_NUMBERS = 4

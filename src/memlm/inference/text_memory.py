@@ -18,7 +18,8 @@ from memlm.errors import CheckpointError, TokenizerError, UserError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
 
-ChunkMemories = Float[Tensor, "chunks memories numbers"]
+# texts have different numbers of chunks, so that one list must not bind one name to one of them
+ChunkMemories = Float[Tensor, "_ memories numbers"]
 
 
 class TextMemory:
