@@ -47,7 +47,7 @@ class Probe:
     """Tokens per passage, one or several: 16,32,64. 32 by default; an encoder of memlm: its chunk."""
     size: str = "medium"
     """Probe decoder: small, medium or large."""
-    passages: int = 8192
+    passages: int = 16384
     """Training passages at most."""
     held_out_passages: int = 1024
     """Held-out passages at most."""

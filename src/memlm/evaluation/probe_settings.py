@@ -16,7 +16,7 @@ class ProbeSettings(Settings):
 
     lengths: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (32,)
     """Tokens per passage; one capacity point each."""
-    passages: Annotated[int, Field(ge=8)] = 8192
+    passages: Annotated[int, Field(ge=8)] = 16384
     """Training passages at most."""
     held_out_passages: Annotated[int, Field(ge=1)] = 1024
     """Held-out passages at most; half as many for early stopping."""
