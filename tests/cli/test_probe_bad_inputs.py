@@ -183,6 +183,19 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("document 'same'", "train", "one side"),
     ),
     "texts of one document": (of_files(None, lines(document="one")), ("1 documents", "three ways")),
+    # the table
+    "a table too narrow": (lambda f: ["probe-table", "--out", str(f / "o"), "--width", "4"], ("hidden_size (4)", "16")),
+    "a table of no seeds": (lambda f: ["probe-table", "--out", str(f / "o"), "--seeds", "0"], ("seeds (0)",)),
+    "a table of other settings": (
+        lambda f: (
+            ((f / "o").mkdir(), (f / "o" / "probe.json").write_text("{}")) and ["probe-table", "--out", str(f / "o")]
+        ),
+        ("the probe of another settings",),
+    ),
+    "a table of no text": (
+        lambda f: ["probe-table", "--out", str(f / "o"), "--text", "nowhere.txt"],
+        ("no text at 'nowhere.txt'",),
+    ),
     # folders and caches
     "out is taken": (occupied, ("is not empty and holds no probe",)),
     "out holds another probe": (other_probe, ("the probe of another", "--out")),

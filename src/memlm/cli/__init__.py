@@ -12,7 +12,7 @@ from importlib import import_module
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "probe", "regenerate", "report", "recipes")
+COMMANDS = ("demo", "train", "evaluate", "probe", "probe-table", "regenerate", "report", "recipes")
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
 
 _HELP = f"""memlm {__version__}: memory models for language
@@ -23,6 +23,7 @@ usage: memlm COMMAND [--help]
   train       train a recipe, or your own settings, on any text
   evaluate    measure a trained run, on its held-out text or on yours
   probe       measure how much of a text any encoder's vector keeps
+  probe-table what a vector keeps, by what its encoder was trained for (the paper's table)
   regenerate  send a text through a run's memory and print what comes back
   report      write a run's report page again
   recipes     list the recipes, or print one as YAML to change
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[list[str]], None]:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'. {did_you_mean(name, COMMANDS)}")
-    return import_module(f"memlm.cli.{name}").run
+    return import_module(f"memlm.cli.{name.replace('-', '_')}").run
 
 
 def _exit_code(error: BaseException) -> int:

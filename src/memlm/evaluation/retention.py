@@ -223,7 +223,7 @@ class _Probing:
         self.settings = settings
         self.progress = progress
         self.name = name
-        _claim(out, {"settings": settings.model_dump(mode="json"), "encoder": fingerprint})
+        claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": fingerprint})
 
     def say(self, what: str) -> None:
         """One line on stderr."""
@@ -338,7 +338,7 @@ class _Probing:
         return facts
 
 
-def _claim(out: Path, record: dict[str, Any]) -> None:
+def claim_folder(out: Path, record: dict[str, Any]) -> None:
     """The folder goes on only with the measurement it began with."""
     path = out / "probe.json"
     if out.exists() and not out.is_dir():

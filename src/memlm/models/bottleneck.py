@@ -23,17 +23,23 @@ Pooled = Float[Tensor, "chunks memories pooled"]
 
 
 @runtime_checkable
-class BottleneckSettings(Protocol):
-    """The part of a configuration that a bottleneck reads."""
+class PoolingSettings(Protocol):
+    """The part of a configuration that taking one state from each stretch reads."""
 
     chunk_length: int
     hidden_size: int
+    memories_per_chunk: int
+
+
+@runtime_checkable
+class BottleneckSettings(PoolingSettings, Protocol):
+    """The part of a configuration that a bottleneck reads."""
+
     num_heads: int
     bottleneck: str
     bottleneck_size: int
     bottleneck_rank: int
     readout_rank: int
-    memories_per_chunk: int
     noise_bits: int | None
     noise_residual: bool
     memory_activation: str
@@ -42,7 +48,7 @@ class BottleneckSettings(Protocol):
 class StretchPooling(nn.Module):
     """Cuts the chunk into as many stretches as there are memories, and takes one vector from each."""
 
-    def __init__(self, settings: BottleneckSettings) -> None:
+    def __init__(self, settings: PoolingSettings) -> None:
         super().__init__()
         self.chunk_length = settings.chunk_length
         self.num_memories = settings.memories_per_chunk

@@ -132,6 +132,7 @@ class RunCallback(TrainerCallback):
         self.interrupt = interrupt
         self.accuracy: float | None = None
         self.looked: dict[str, float] = {}
+        self.finished = False
         self.last_loss: Tensor | None = None
         self.step_began = 0.0
 
@@ -150,7 +151,7 @@ class RunCallback(TrainerCallback):
         loss = float(self.last_loss) if self.last_loss is not None else float("nan")
         self.run_log.loss_sum += loss
         self.run_log.loss_count += 1
-        last = step == state.max_steps
+        last = self.finished = step == state.max_steps
         looked = step % self.config.evaluate_every == 0 or last
         self.looked = self.evaluate() if looked else {}
         if looked or step % self.config.log_every == 0:

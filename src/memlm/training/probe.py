@@ -6,7 +6,6 @@ where an unbroken one does, and ends with the same weights.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,15 +17,15 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from memlm.errors import CheckpointError
-from memlm.files import read_json, write_whole
+from memlm.files import write_whole
 from memlm.measurement import asked, correct
 from memlm.models.probe import ProbeConfig, ProbeDecoder, start_from_vectors
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
-from memlm.training.checkpoint import newest, step_of
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
-from memlm.training.trainer import Batch, Interrupted, MemlmTrainer, StepRows
+from memlm.training.fit import fit
+from memlm.training.trainer import Batch, MemlmTrainer, Take
 
 Size = Literal["small", "medium", "large"]
 SIZES: dict[Size, dict[str, int]] = {
@@ -104,26 +103,22 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
         )
     )
     start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
-    rows = StepRows(len(data.train_labels), _batches(data), length=settings.steps * settings.batch_size, seed=seed)
-    trainer = MemlmTrainer(model, rows, training, folder / "checkpoints")
-    log = RunLog(folder / "log.jsonl", tokens_per_step=settings.batch_size * data.train_labels.shape[1])
-    checkpoint = newest(folder / "checkpoints")
-    if checkpoint is None:
-        log.path.unlink(missing_ok=True)
-    else:
-        kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
-        log.restore(kept, step=step_of(checkpoint))
-    interrupt = Interrupt()
-    look = _Look(trainer, data)
-    view = ProgressView(settings.steps, shown=progress)
-    stopper = EarlyStop(training, log, view, look, interrupt, split="validation")
-    stopper.follow(model, folder / "best", settings.patience)
-    trainer.add_run_callback(stopper)
-    with interrupt.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.asked and not stopper.finished:
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from there.")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def attend(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
+        stopper = EarlyStop(training, log, view, _Look(trainer, data), interrupt, split="validation")
+        stopper.follow(model, folder / "best", settings.patience)
+        return stopper
+
+    fit(
+        model,
+        _batches(data),
+        training,
+        folder,
+        rows=len(data.train_labels),
+        tokens_per_row=data.train_labels.shape[1],
+        attend=attend,
+        progress=progress,
+    )
 
 
 class EarlyStop(RunCallback):
@@ -134,7 +129,6 @@ class EarlyStop(RunCallback):
         self.model = model
         self.best = best
         self.patience = patience
-        self.finished = False
         self.seen = [line["validation_cross_entropy"] for line in _lines(self.run_log) if _KEY in line]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -157,7 +151,7 @@ class EarlyStop(RunCallback):
         if self.seen[-1] == min(self.seen):
             write_whole(self.best, self.model.save_pretrained)
         waited = len(self.seen) - 1 - self.seen.index(min(self.seen))
-        self.finished = waited >= self.patience or state.global_step == state.max_steps
+        self.finished = self.finished or waited >= self.patience
         control.should_training_stop = control.should_training_stop or self.finished
 
 
@@ -197,7 +191,7 @@ def _rank(data: ProbeData) -> int:
     return int(min(max(8, 2 * share), 64))
 
 
-def _batches(data: ProbeData) -> Any:
+def _batches(data: ProbeData) -> Take:
     def take(rows: Tensor) -> Batch:
         return {"vectors": data.train_vectors[rows], "labels": data.train_labels[rows]}
 

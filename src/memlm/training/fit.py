@@ -1,0 +1,69 @@
+"""One model trained in one folder: what was stopped there goes on, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from memlm.files import read_json
+from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.checkpoint import newest, step_of
+from memlm.training.config import TrainingConfig
+from memlm.training.trainer import Interrupted, MemlmTrainer, StepRows, Take
+
+Attend = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
+"""Makes the callback that watches a training."""
+
+
+def fit(
+    model: PreTrainedModel,
+    take: Take,
+    training: TrainingConfig,
+    folder: Path,
+    *,
+    rows: int,
+    tokens_per_row: int,
+    attend: Attend | None = None,
+    progress: bool = True,
+) -> None:
+    """Train a model in place; its checkpoints are gone when it is done.
+
+    Args:
+        model: with its first weights; those of a checkpoint replace them.
+        take: row numbers to a batch, a pure function of them (and of torch's random state).
+        training: steps, batch, rates, seed.
+        folder: of this training alone.
+        rows: how many there are to take from.
+        tokens_per_row: for the log.
+        attend: makes the callback; by default one that only logs.
+        progress: show progress on stderr.
+
+    Raises:
+        Interrupted: Ctrl-C; a checkpoint was kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
+    trainer = MemlmTrainer(model, steps, training, folder / "checkpoints")
+    log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)
+    checkpoint = newest(folder / "checkpoints")
+    if checkpoint is None:
+        log.path.unlink(missing_ok=True)
+    else:
+        kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
+        log.restore(kept, step=step_of(checkpoint))
+    interrupt = Interrupt()
+    view = ProgressView(training.steps, shown=progress)
+    callback = (attend or _only_log(training))(trainer, log, view, interrupt)
+    trainer.add_run_callback(callback)
+    with interrupt.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interrupt.asked and not callback.finished:
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from there.")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _only_log(training: TrainingConfig) -> Attend:
+    return lambda _, log, view, interrupt: RunCallback(training, log, view, dict, interrupt)
