@@ -43,6 +43,7 @@ from memlm.inference import Encoder, embed, load, rounded
 from memlm.inference.encoders import MemoryEncoder
 from memlm.measurement import Measurement
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
+from memlm.training.callbacks import ProgressView
 from memlm.training.probe import SIZES, Size, train_probe
 
 PartVectors = dict[str, Float[Tensor, "_ numbers"]]
@@ -383,23 +384,22 @@ def _control_config(texts: str, length: int, width: int, settings: ProbeSettings
 
 
 class _Speed:
-    """Texts per second and time left, on stderr, for anything over five seconds."""
+    """Texts per second and time left, on stderr."""
 
     def __init__(self, what: str, *, shown: bool) -> None:
         self.what = what
         self.shown = shown
-        self.clock = time.monotonic
-        self.began = self.clock()
-        self.last = self.began
+        self.began = time.monotonic()
+        self.view: ProgressView | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now = self.clock()
-        if not self.shown or now - self.last < 5:
-            return
-        self.last = now
-        rate = done / (now - self.began)
-        left = (total - done) / rate
-        _to_stderr(f"{self.what}: {done}/{total}  {rate:,.0f} texts/s  {left:.0f} s left")
+        if self.view is None:
+            self.view = ProgressView(total, shown=self.shown, noun="text")
+            self.view.start(0)
+        rate = done / max(time.monotonic() - self.began, 1e-9)
+        self.view.update(done, f"{self.what}  {rate:,.0f} texts/s")
+        if done >= total:
+            self.view.stop()
 
 
 def _to_stderr(line: str) -> None:

@@ -26,8 +26,9 @@ _PLAIN_SECONDS = 10.0
 class ProgressView:
     """A live bar on a terminal, a line now and then elsewhere, nothing when silent."""
 
-    def __init__(self, total: int, *, shown: bool) -> None:
+    def __init__(self, total: int, *, shown: bool, noun: str = "step") -> None:
         self.total = total
+        self.noun = noun
         self.shown = shown
         self.bar: Progress | None = None
         self.last_line = 0.0
@@ -41,7 +42,7 @@ class ProgressView:
         if self.shown and console.is_terminal:
             columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
             self.bar = Progress(*columns, TimeRemainingColumn(compact=True), console=console, expand=True)
-            self.task = self.bar.add_task("train", total=self.total, completed=step, facts="")
+            self.task = self.bar.add_task(self.noun, total=self.total, completed=step, facts="")
             self.bar.start()
 
     def update(self, step: int, facts: str) -> None:
@@ -50,7 +51,7 @@ class ProgressView:
             self.bar.update(self.task, completed=step, facts=facts)
         elif self.shown and (time.monotonic() - self.last_line > _PLAIN_SECONDS or step == self.total):
             self.last_line = time.monotonic()
-            print(f"step {step}/{self.total}  {facts}  {self._left(step)}", file=sys.stderr, flush=True)
+            print(f"{self.noun} {step}/{self.total}  {facts}  {self._left(step)}", file=sys.stderr, flush=True)
 
     def _left(self, step: int) -> str:
         done = step - (self.first_step or 0)
