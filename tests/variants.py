@@ -24,6 +24,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "paper": {"bottleneck": "last_token", "readout": "windowed", "bottleneck_size": 12},
     "paper narrower": {"bottleneck": "last_token", "readout": "windowed"},
     "llama": {"backbone": "llama"},
+    "llama learned positions": {"backbone": "llama", "learned_positions": True},
     "llama two-sided": {"backbone": "llama", "causal": False},
     "two-sided": {"causal": False},
     "flat": {"num_heads": 1},

@@ -32,8 +32,8 @@ class ProbeTable:
     """Tokens per passage."""
     width: int = 128
     """Width of every encoder, and numbers in its vector."""
-    steps: int = 1200
-    """Updates of each training, of 64 passages."""
+    steps: int = 1000
+    """Updates of each training, of 32 passages."""
     passages: int = 16384
     """Training passages of each probe."""
     seeds: int = 3

@@ -45,9 +45,9 @@ class TableSettings(Settings):
     """Of every encoder."""
     num_heads: Count = 16
     """Of every layer."""
-    steps: Count = 1200
+    steps: Count = 1000
     """Updates of each training; a retrieval row has its start's before its own."""
-    batch_size: Count = 64
+    batch_size: Count = 32
     """Passages in each update."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
     """Peak rate of Muon and of AdamW."""

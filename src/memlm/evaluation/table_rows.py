@@ -48,6 +48,11 @@ class TableRow:
         return f"{backbone} {kind}" + (" -> retrieval" if self.retrieval else "")
 
     @property
+    def learned_positions(self) -> bool:
+        """Transformers get positions they can store, or their autoencoder takes many times as long (LOG.md)."""
+        return self.backbone == "llama"
+
+    @property
     def pooling(self) -> str:
         """The paper's: the last but one for causal encoders, the last for autoencoders."""
         return "last_token" if self.trained == "autoencoder" else "penultimate"
@@ -141,6 +146,7 @@ def _new(
             num_layers=sizes.num_layers,
             num_heads=sizes.num_heads,
             backbone=row.backbone,
+            learned_positions=row.learned_positions,
             pooling=row.pooling,
             objective=objective,
         )
@@ -190,6 +196,7 @@ def _autoencoder(
             num_decoder_layers=sizes.num_layers,
             num_heads=sizes.num_heads,
             backbone=row.backbone,
+            learned_positions=row.learned_positions,
             bottleneck="last_token",
             readout="positionwise",
         )

@@ -25,6 +25,7 @@ class BackboneSettings(Protocol):
     causal: bool
     initializer_range: float
     attention_implementation: str
+    learned_positions: bool
 
 
 BACKBONES = ("mixer", "llama")
@@ -60,7 +61,11 @@ class MixerBackbone(nn.Module):
 
 
 class LlamaBackbone(nn.Module):
-    """Llama layers of transformers (rotary positions, RMSNorm, SwiGLU), with a final norm."""
+    """Llama layers of transformers (rotary positions, RMSNorm, SwiGLU), with a final norm.
+
+    Rotary positions only steer where attention looks: an attention that looks everywhere alike, as all do at first, loses
+    the order of tokens. With `learned_positions` a vector of each position is added to its input (LOG.md).
+    """
 
     def __init__(self, settings: BackboneSettings, *, num_layers: int, length: int) -> None:
         super().__init__()
@@ -82,11 +87,14 @@ class LlamaBackbone(nn.Module):
         self.stack = LlamaModel(config)
         # embeddings belong to the model around it; a table here would be dead weight in every checkpoint
         del self.stack.embed_tokens
+        self.positions = nn.Embedding(length, settings.hidden_size) if settings.learned_positions else None
 
     def forward(
         self, inputs: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Hidden states; masked positions are never read."""
+        if self.positions is not None:
+            inputs = inputs + self.positions.weight[: inputs.shape[1]]
         return self.stack(
             inputs_embeds=inputs, attention_mask=self._mask(inputs, mask), use_cache=False
         ).last_hidden_state

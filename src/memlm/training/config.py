@@ -66,6 +66,8 @@ class ModelConfig(Settings):
     """Layers that write them back."""
     num_heads: Count = 16
     """Heads of every layer; a mixer with one head is flat."""
+    learned_positions: bool = False
+    """Llama layers get a learnt vector of each position beside their rotary ones."""
     kernel_size: Count = 1
     """Taps of a mixer's convolution along the width."""
     causal: bool = True

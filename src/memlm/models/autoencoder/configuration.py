@@ -55,6 +55,8 @@ class TextAutoencoderConfig(MemlmConfig):
     """`none`, `tanh`, or `rms_norm`."""
     initializer_range: float = 0.02
     attention_implementation: str = "sdpa"
+    learned_positions: bool = False
+    """Llama layers get a learnt vector of each position beside their rotary ones; mixers know positions anyway."""
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None

@@ -117,10 +117,12 @@ class Place:
         positions: Int[Tensor, "batch queries"] | None,
         readable: Bool[Tensor, "batch tokens"] | None,
         cache: Cache | None = None,
+        columns: Int[Tensor, "batch tokens"] | None = None,
     ) -> None:
         self.positions = positions
         self.readable = readable
         self.cache = cache
+        self.columns = columns
 
     def mix(self, mixing: TokenMixing, x: HeadsInput, layer_index: int) -> HeadsInput:
         """Token mixing of this pass, earlier tokens taken from the cache."""
@@ -132,7 +134,8 @@ class Place:
         if self.positions is None:
             return mixing(x)
         readable = self.readable if self.readable is not None else _all_true(x)
-        return mixing.at_positions(x, self.positions, _columns(readable), readable)
+        columns = _columns(readable) if self.columns is None else self.columns
+        return mixing.at_positions(x, self.positions, columns, readable)
 
 
 class MixerPreTrainedModel(PreTrainedModel):
@@ -195,6 +198,9 @@ class MixerModel(MixerPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Hidden states (batch, tokens, width) of the tokens given, earlier ones read from the cache.
 
+        Without `position_ids` a token stands at the number of readable tokens before it. With them, columns are
+        consecutive and end at the last position given, masked ones included (unused memory slots keep their place).
+
         Raises:
             UserError: both or neither of `input_ids` and `inputs_embeds`; more tokens than positions.
         """
@@ -218,14 +224,27 @@ class MixerModel(MixerPreTrainedModel):
     ) -> Place:
         seen = cache.get_seq_length() if cache is not None else 0
         total = seen + hidden.shape[1]
+        if position_ids is not None:
+            return self._placed(hidden, attention_mask, position_ids, cache, seen)
         self._refuse_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
         readable = None if attention_mask is None else attention_mask[:, :total].bool()
         if seen == 0 and not _padded_on_left(readable):
             return Place(None, readable, cache)
-        columns = _columns(readable if readable is not None else _all_true(hidden, total))
-        positions = columns[:, seen:] if position_ids is None else position_ids[:, -hidden.shape[1] :]
+        positions = _columns(readable if readable is not None else _all_true(hidden, total))[:, seen:]
+        return Place(positions, readable, cache)
+
+    def _placed(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None, seen: int
+    ) -> Place:
+        batch, tokens = hidden.shape[:2]
+        positions = position_ids[:, -tokens:].expand(batch, -1)
         self._refuse_beyond(int(positions.max()) + 1)
-        return Place(positions.expand(hidden.shape[0], -1), readable, cache)
+        readable = None if attention_mask is None else attention_mask[:, : seen + tokens].bool()
+        back = torch.arange(seen + tokens - 1, -1, -1, device=hidden.device)
+        columns = positions[:, -1:] - back
+        if seen == 0 and bool((columns[:, 0] == 0).all()) and torch.equal(columns, positions):
+            return Place(None, readable, cache)
+        return Place(positions, readable, cache, columns.clamp(min=0))
 
     def _refuse_beyond(self, tokens: int) -> None:
         longest = self.config.max_position_embeddings

@@ -42,6 +42,8 @@ class PassageEncoderConfig(MemlmConfig):
     """One vector per passage; what the poolings read."""
     initializer_range: float = 0.02
     attention_implementation: str = "sdpa"
+    learned_positions: bool = False
+    """Llama layers get a learnt vector of each position beside their rotary ones; mixers know positions anyway."""
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
 

@@ -36,6 +36,7 @@ class ProbeConfig(MemlmConfig):
     intermediate_size: int | None = None
     initializer_range: float = 0.02
     attention_implementation: str = "sdpa"
+    learned_positions: bool = False
     tie_word_embeddings: bool = False
 
     def check(self) -> None:
