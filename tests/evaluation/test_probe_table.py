@@ -47,7 +47,16 @@ def test_a_stopped_table_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(table, "train_probe", spy)
     again = measure_table(settings(corpus), tmp_path / "stopped", say=said.append)
-    assert trained == ["mixer-causal-retrieval-seed0", "transformer-autoencoder-seed1"]
+    assert sorted(trained) == ["mixer-causal-retrieval-seed0", "transformer-autoencoder-seed1"]
     assert [line.measurements for line in again] == [line.measurements for line in whole]
+
+    # side by side in processes of their own: what is missing, and the same figures
+    shutil.copytree(tmp_path / "whole", tmp_path / "workers")
+    for name in ("mixer-autoencoder-retrieval-seed0", "transformer-causal-seed1"):
+        shutil.rmtree(tmp_path / "workers" / "probes" / name)
+    beside = measure_table(settings(corpus), tmp_path / "workers", say=said.append, workers=2)
+    assert [line.measurements for line in beside] == [line.measurements for line in whole]
+    assert "min left" in said[-1]
+
     with pytest.raises(RunFolderError, match="another settings"):
         measure_table(settings(corpus, seeds=3), tmp_path / "whole", say=said.append)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlm.cli.arguments import parse
+from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from memlm.evaluation.probe_table import TableLine, TableSettings
@@ -38,6 +40,8 @@ class ProbeTable:
     """Training passages of each probe."""
     seeds: int = 3
     """Encoders and probes of each row."""
+    workers: int = 0
+    """Rows side by side, each on one thread; 0 for one a core."""
     quick: bool = False
     """One seed, short trainings: a look in a few minutes."""
     json: bool = False
@@ -52,13 +56,24 @@ def run(arguments: list[str]) -> None:
     from memlm.reports import journal
 
     out = Path(options.out)
-    lines = measure_table(settings, out, say=_say, progress=True)
+    lines = measure_table(settings, out, say=_say, workers=_workers(options.workers), progress=True)
     measurements = [m for line in lines for m in line.measurements]
     journal.append(out / "measurements.jsonl", measurements)
     if options.json:
         print("".join(m.to_json_line() + "\n" for m in measurements), end="")
     else:
         print(markdown(lines), end="")
+
+
+def _workers(asked: int) -> int:
+    """As asked; otherwise one a core, and one where a graphics card does the work."""
+    import torch
+
+    if asked < 0:
+        raise ConfigError(f"--workers ({asked}) must be at least 1, or 0 for one a core.")
+    if asked:
+        return asked
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
 def _say(what: str) -> None:

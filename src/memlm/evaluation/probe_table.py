@@ -2,13 +2,20 @@
 
 Every row has the same width, layers, tokens trained on, passages and probe. Rows are kept one by one, so that a table
 that was stopped goes on where it was.
+
+Models this small leave most of a second core idle. So rows of different backbones and seeds run side by side, each on
+one thread; those of one backbone and seed in order, since retrieval starts from what was trained before it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from memlm.data import load_documents, pack, train_tokenizer
+from memlm.data import PackedRows, load_documents, pack, train_tokenizer
 from memlm.evaluation.capacity import CapacityFigures
 from memlm.evaluation.probing import PARTS, Question, ask_documents, split_three_ways
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
@@ -59,7 +66,7 @@ class TableSettings(Settings):
     """Share of documents held out, and again for early stopping."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     """Encoders and probes of each row, their figures averaged; all share one split."""
-    probe: ProbeTraining = ProbeTraining(steps=400, patience=3)
+    probe: ProbeTraining = ProbeTraining(steps=240, patience=3)
     """The probe decoder, the same for all rows."""
 
 
@@ -75,42 +82,91 @@ class TableLine:
         return next(m for m in self.measurements if m.name == name)
 
 
-def measure_table(settings: TableSettings, out: Path, *, say: Say, progress: bool = False) -> list[TableLine]:
+Job = tuple[TableRow, int]
+"""A row at one seed."""
+
+
+def measure_table(
+    settings: TableSettings, out: Path, *, say: Say, workers: int = 1, progress: bool = False
+) -> list[TableLine]:
     """Train and probe what is missing below `out`, and return every row in order.
+
+    Args:
+        settings: what all rows share.
+        out: where they are kept.
+        say: told which row has come to its end, and how much time is left.
+        workers: rows side by side, each in a process of its own on one thread; with one they run here.
+        progress: show each training's progress on stderr (one worker only).
 
     Raises:
         RunFolderError: the folder belongs to a table of other settings.
         DataError: the text cannot be read or is too short.
+        Interrupted: Ctrl-C.
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
     say("reading the text")
-    sides = split_three_ways(load_documents(settings.text), held_out=settings.held_out, seed=0)
-    tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
-    limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
-    question = ask_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
-    rows = pack(sides.train, tokenizer, row_length=settings.length, across_documents=True)
+    # what cannot be read is said before any worker starts
+    _prepared(settings)
+    scores: dict[Job, ReconstructionScores] = {}
+    total, began = len(ROWS) * settings.seeds, time.monotonic()
+    for job, found in _each(settings, out, workers=workers, progress=progress):
+        scores[job] = found
+        left = (time.monotonic() - began) / len(scores) * (total - len(scores)) / 60
+        say(f"{len(scores)} of {total}: {job[0].name}, seed {job[1]}  (about {left:.0f} min left)")
+    question = _prepared(settings)[1]
     lines: list[TableLine] = []
-    for number, row in enumerate(ROWS, start=1):
-        runs: list[ReconstructionScores] = []
-        for seed in range(settings.seeds):
-            say(f"row {number} of {len(ROWS)}: {row.name}, seed {seed}")
-            runs.append(_scores(row, rows, question, settings, out, seed=seed, progress=progress))
+    for row in ROWS:
+        runs = [scores[row, seed] for seed in range(settings.seeds)]
         figures = CapacityFigures(question, split=row.name)
         lines.append(TableLine(row, figures.all_of(runs, {}, numbers=settings.hidden_size)))
     return lines
 
 
-def _scores(
-    row: TableRow,
-    rows: Any,
-    question: Question,
-    settings: TableSettings,
-    out: Path,
-    *,
-    seed: int,
-    progress: bool,
-) -> ReconstructionScores:
+def _chains(seeds: int) -> list[list[Job]]:
+    """Rows that wait for each other; transformers first, they take longest."""
+    backbones = sorted({row.backbone for row in ROWS})
+    return [[(row, seed) for row in ROWS if row.backbone == name] for name in backbones for seed in range(seeds)]
+
+
+def _each(
+    settings: TableSettings, out: Path, *, workers: int, progress: bool
+) -> Iterator[tuple[Job, ReconstructionScores]]:
+    chains = _chains(settings.seeds)
+    if workers == 1:
+        for job in (job for chain in chains for job in chain):
+            yield job, _scores(job, settings, out, progress=progress)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+        waiting = {pool.submit(_scores, chain[0], settings, out, progress=False): chain for chain in chains}
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    job, *rest = waiting.pop(future)
+                    yield job, future.result()
+                    if rest:
+                        waiting[pool.submit(_scores, rest[0], settings, out, progress=False)] = rest
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _prepared(settings: TableSettings) -> tuple[PackedRows, Question]:
+    """Training rows and what probes are asked: read once in each process."""
+    sides = split_three_ways(load_documents(settings.text), held_out=settings.held_out, seed=0)
+    tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
+    limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
+    question = ask_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
+    return pack(sides.train, tokenizer, row_length=settings.length, across_documents=True), question
+
+
+def _scores(job: Job, settings: TableSettings, out: Path, *, progress: bool) -> ReconstructionScores:
     """One row at one seed, read where it is there."""
+    row, seed = job
+    rows, question = _prepared(settings)
     folder = out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}"
     kept = folder / "scores.json"
     if kept.is_file():

@@ -63,8 +63,8 @@ class MixerBackbone(nn.Module):
 class LlamaBackbone(nn.Module):
     """Llama layers of transformers (rotary positions, RMSNorm, SwiGLU), with a final norm.
 
-    Rotary positions only steer where attention looks: an attention that looks everywhere alike, as all do at first, loses
-    the order of tokens. With `learned_positions` a vector of each position is added to its input (LOG.md).
+    Rotary positions only steer where attention looks: one that looks everywhere alike, as all do at first, loses the
+    order of tokens. With `learned_positions` a vector of each position is added to its input (LOG.md).
     """
 
     def __init__(self, settings: BackboneSettings, *, num_layers: int, length: int) -> None:
