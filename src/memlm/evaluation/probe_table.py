@@ -153,9 +153,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@lru_cache(maxsize=1)
 def _prepared(settings: TableSettings) -> tuple[PackedRows, Question]:
     """Training rows and what probes are asked: read once in each process."""
+    return _prepared_from(settings.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _prepared_from(text: str) -> tuple[PackedRows, Question]:
+    settings = TableSettings.model_validate_json(text)
     sides = split_three_ways(load_documents(settings.text), held_out=settings.held_out, seed=0)
     tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
     limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
