@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from memlm.models.precision import wants_bf16
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import RunConfig, build_model, build_optimizer
+
+_AUTOENCODERS = [name for name in RECIPES if name.startswith("autoencoder")]
 
 
 def matmul_rate(config: RunConfig, *, bf16: bool) -> float:
@@ -49,8 +52,10 @@ def median_seconds(call: Callable[[], object], *, repeats: int) -> float:
 def main() -> None:
     """Print tokens per second and the share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default="autoencoder-tiny", choices=list(RECIPES))
-    config = get_recipe(parser.parse_args().recipe)
+    parser.add_argument(
+        "recipe", nargs="?", default="autoencoder-tiny", choices=[n for n in RECIPES if n.startswith("autoencoder")]
+    )
+    config = cast(RunConfig, get_recipe(parser.parse_args().recipe))
     bf16 = wants_bf16(config.training.precision)
     vocabulary = config.data.vocab_size
     model = build_model(config, vocab_size=vocabulary, pad_token_id=0, eos_token_id=1).train()

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from memlm.data import train_tokenizer
 from memlm.training.config import RunConfig, make_config
+from memlm.training.kinds import make_run_config
+from memlm.training.memory_config import MemoryRunConfig
 
 WORDS = [
     "the",
@@ -101,6 +103,44 @@ def finished_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactor
     from memlm.training import train_run
 
     return train_run(tiny_config, tmp_path_factory.mktemp("runs") / "finished", progress=False).path
+
+
+@pytest.fixture(scope="session")
+def memory_config(corpus: Path) -> MemoryRunConfig:
+    """A memory model's run of two seconds with two stages."""
+    return make_run_config(
+        {
+            "kind": "memory",
+            "data": {"text": str(corpus), "held_out": 0.2, "vocab_size": 300, "short_rows": 0.0},
+            "model": {
+                "chunk_length": 4,
+                "num_chunks": 4,
+                "slots_per_chunk": 2,
+                "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "bottleneck_size": 8, "noise_bits": 6},
+                "decoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},
+            },
+            "stages": [
+                {"name": "first", "objectives": {"blank_copy": 1.0}, "steps": 6},
+                {"name": "second", "objectives": {"next_token": 1.0, "blank_copy": 2.0}, "steps": 7},
+            ],
+            "training": {
+                "batch_size": 4,
+                "precision": "fp32",
+                "evaluate_every": 4,
+                "evaluate_rows": 8,
+                "checkpoint_every": 4,
+                "log_every": 3,
+            },
+        }
+    )  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def memory_run(memory_config: MemoryRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained memory model; tests that change it take a copy."""
+    from memlm.training import train_run
+
+    return train_run(memory_config, tmp_path_factory.mktemp("memory") / "run", progress=False).path
 
 
 @pytest.fixture

@@ -23,14 +23,26 @@ if TYPE_CHECKING:
     from memlm.evaluation.retention import Retention
     from memlm.inference import FunctionEncoder, TextMemory, dequantize, load, open_encoder, quantize
     from memlm.measurement import Measurement
-    from memlm.models import MixerConfig, MixerForCausalLM, MixerModel, TextAutoencoder, TextAutoencoderConfig
+    from memlm.models import (
+        MemoryModelConfig,
+        MemoryModelForCausalLM,
+        MixerConfig,
+        MixerForCausalLM,
+        MixerModel,
+        RecurrentMemoryForCausalLM,
+        TextAutoencoder,
+        TextAutoencoderConfig,
+    )
     from memlm.recipes import RECIPES, get_recipe
     from memlm.training import RunConfig, RunFolder, train_run
 
 _WHERE = {
     **dict.fromkeys(["MemlmError", "UserError"], "errors"),
     **dict.fromkeys(
-        ["MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"],
+        [
+            *("MemoryModelConfig", "MemoryModelForCausalLM", "RecurrentMemoryForCausalLM"),
+            *("MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"),
+        ],
         "models",
     ),
     **dict.fromkeys(["FunctionEncoder", "TextMemory", "dequantize", "load", "open_encoder", "quantize"], "inference"),
@@ -47,10 +59,13 @@ __all__ = [
     "FunctionEncoder",
     "Measurement",
     "MemlmError",
+    "MemoryModelConfig",
+    "MemoryModelForCausalLM",
     "MixerConfig",
     "MixerForCausalLM",
     "MixerModel",
     "ProbeSettings",
+    "RecurrentMemoryForCausalLM",
     "Retention",
     "RunConfig",
     "RunFolder",

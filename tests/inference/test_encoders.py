@@ -132,3 +132,14 @@ def test_a_function_must_give_one_vector_per_text() -> None:
     assert FunctionEncoder(lambda t: [[1.0, 2.0]] * len(t), name="f", fingerprint="1").width == 2
     with pytest.raises(EncoderError, match=r"shape \(3,\) for 1 texts"):
         FunctionEncoder(lambda t: [1.0, 2.0, 3.0], name="f", fingerprint="1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fingerprints_do_not_change_with_use(family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Or the twin's vectors of a first probe, made after padding was set, are not found by the second."""
+    encoder = open_encoder(saved(family, tmp_path, tokenizer))
+    assert not isinstance(encoder, MemoryEncoder)
+    before = encoder.untrained(0).fingerprint
+    encoder.encode(TEXTS)
+    assert encoder.untrained(0).fingerprint == before
+    assert encoder.untrained(1).fingerprint != before

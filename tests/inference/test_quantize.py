@@ -23,7 +23,9 @@ def test_rounding_errs_by_half_a_step_at_most(rows: int, numbers: int, exponent:
     x = torch.randn(rows, numbers, generator=torch.Generator().manual_seed(seed)) * 10**exponent
     quantized = quantize(x, bits)  # type: ignore[arg-type]
     step = x.abs().amax(-1, keepdim=True) / {16: 1000, 8: 127, 4: 7}[bits]
-    assert ((dequantize(quantized) - x).abs() <= 0.52 * step + 1e-7).all()
+    # scales are kept in fp16, whose smallest numbers lie 2**-24 apart
+    scale_error = {16: 0, 8: 127, 4: 7}[bits] * 2.0**-25
+    assert ((dequantize(quantized) - x).abs() <= 0.52 * step + scale_error + 1e-7).all()
     assert dequantize(quantized).shape == x.shape
     if numbers % 2 == 0 or bits != 4:
         assert quantized.num_bytes * 8 == rows * bits_per_vector(numbers, bits)  # type: ignore[arg-type]

@@ -8,7 +8,20 @@ import pytest
 import torch
 
 from memlm.errors import ConfigError, UserError
-from memlm.objectives import Mixture, blank_copy, copy, mean_loss, next_token, reconstruction, token_nats
+from memlm.objectives import (
+    Mixture,
+    Ramp,
+    asked_by_objective,
+    blank_copy,
+    copy,
+    mean_loss,
+    next_token,
+    reconstruction,
+    sums_by_objective,
+    token_dropout,
+    token_nats,
+    weighted_loss,
+)
 from memlm.shapes import IGNORE_INDEX as X
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 4]])
@@ -49,12 +62,54 @@ def test_losses_are_nats_per_asked_token() -> None:
         mean_loss(logits, torch.full((2, 2), X))
 
 
-def test_mixtures_are_weighted_means() -> None:
-    losses = {"next_token": torch.tensor(2.0), "copy": torch.tensor(1.0)}
-    assert float(Mixture({"next_token": 3.0, "copy": 1.0}).combine(losses)) == pytest.approx(1.75)
-    with pytest.raises(ConfigError, match="sum to 0"):
+def test_rows_that_are_not_full_are_not_asked_for() -> None:
+    ids, mask = IDS.repeat(2, 1), torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    assert copy(ids, mask).labels.tolist() == [[X, X, 5, 6, 7, X], [X] * 6]
+    assert torch.equal(blank_copy(ids, mask, blank_id=0).labels, copy(ids, mask).labels)
+
+
+def test_token_dropout_lies_between_copy_and_blank_copy() -> None:
+    task, draw = copy(IDS), torch.Generator().manual_seed(0)
+    none = token_dropout(task, blank_id=0, share=0.0, generator=draw)
+    assert torch.equal(none.input_ids, task.input_ids)
+    assert torch.equal(
+        token_dropout(task, blank_id=0, share=1.0, generator=draw).input_ids, blank_copy(IDS, blank_id=0).input_ids
+    )
+    many = copy(torch.ones(50, 40, dtype=torch.long))
+    half = token_dropout(many, blank_id=0, share=0.5, generator=draw).input_ids
+    assert half[:, :20].all()
+    assert float(half[:, 20:].float().mean()) == pytest.approx(0.5, abs=0.1)
+    with pytest.raises(UserError, match=r"hidden tokens \(1.5\)"):
+        token_dropout(task, blank_id=0, share=1.5, generator=draw)
+
+
+def test_mixtures_are_weighted_means_over_what_each_objective_asked() -> None:
+    logits = torch.zeros(3, 2, 4)
+    logits[2, :, 1] = 100.0
+    labels, owners = torch.tensor([[1, 2], [3, X], [1, 2]]), torch.tensor([0, 0, 2])
+    sums = sums_by_objective(logits, labels, owners, count=3)
+    assert sums.asked.tolist() == asked_by_objective(labels, owners, count=3).tolist() == [3.0, 0.0, 2.0]
+    assert sums.right.tolist() == [0.0, 0.0, 1.0]
+    torch.testing.assert_close(sums.nats, torch.tensor([3 * math.log(4), 0.0, 100.0]))
+    mixture = Mixture({"blank_copy": 1.0, "next_token": 3.0})
+    assert mixture.names == ("next_token", "blank_copy")
+    weights = torch.tensor([3.0, 5.0, 1.0])  # the objective that asked for nothing counts for nothing
+    expected = (3 * math.log(4) + 50.0) / 4
+    assert float(weighted_loss(sums.nats, sums.asked, weights)) == pytest.approx(expected)
+    twice = weighted_loss(sums.nats, 2 * sums.asked, weights)  # asked over two accumulated batches
+    assert float(twice) == pytest.approx(expected / 2)
+    with pytest.raises(UserError, match="nothing to learn from"):
+        weighted_loss(sums.nats, sums.asked, torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_weights_move_and_mistakes_are_one_line() -> None:
+    mixture = Mixture({"next_token": Ramp(0.0, 1.0, 4), "blank_copy": 1.0})
+    assert [mixture.at(step).tolist() for step in (0, 2, 4, 9)] == [[0.0, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    with pytest.raises(ConfigError, match="sum to 0 at step 0"):
         Mixture({"copy": 0.0})
+    with pytest.raises(ConfigError, match="sum to 0 at step 5"):
+        Mixture({"copy": Ramp(1.0, 0.0, 5)})
     with pytest.raises(ConfigError, match=r"weight of 'copy' \(-1.0\)"):
         Mixture({"copy": -1.0})
-    with pytest.raises(ConfigError, match="no loss named 'copi'. Did you mean 'copy'"):
-        Mixture({"copi": 1.0}).combine(losses)
+    with pytest.raises(ConfigError, match="unknown objective 'copi'"):
+        Mixture({"copi": 1.0})

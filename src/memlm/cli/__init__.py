@@ -12,7 +12,7 @@ from importlib import import_module
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "probe", "probe-table", "regenerate", "report", "recipes")
+COMMANDS = ("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes")
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
 
 _HELP = f"""memlm {__version__}: memory models for language
@@ -24,6 +24,7 @@ usage: memlm COMMAND [--help]
   evaluate    measure a trained run, on its held-out text or on yours
   probe       measure how much of a text any encoder's vector keeps
   probe-table what a vector keeps, by what its encoder was trained for (the paper's table)
+  claims      the paper's claims, small, each with its verdict
   regenerate  send a text through a run's memory and print what comes back
   report      write a run's report page again
   recipes     list the recipes, or print one as YAML to change

@@ -51,7 +51,7 @@ class Probe:
     """Training passages at most."""
     held_out_passages: int = 1024
     """Held-out passages at most."""
-    steps: int = 800
+    steps: int = 400
     """Updates of a probe at most; early stopping usually ends it before."""
     vocabulary: str = "encoder"
     """Tokens to ask for: encoder (its own) or bpe (1,024, trained on the training documents)."""

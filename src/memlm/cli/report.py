@@ -13,7 +13,9 @@ from memlm.cli.arguments import parse
 
 if TYPE_CHECKING:
     from memlm.evaluation import Evaluation
+    from memlm.measurement import Measurement
     from memlm.training import RunFolder
+    from memlm.training.memory_config import MemoryModelSettings
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """The main result in one sentence."""
     from memlm.reports.table import percent
+    from memlm.training.memory_config import MemoryRunConfig
 
-    model = folder.config().model
+    config = folder.config()
     first = {m.name: m for m in reversed(evaluation.measurements)}
+    if isinstance(config, MemoryRunConfig):
+        return _memory_headline(config.model, first)
+    model = config.model
     accuracy, exact = first["token_accuracy"], first["exact_match"]
     interval = "" if accuracy.low is None else f" [{percent(accuracy.low)}, {percent(accuracy.high or 1.0)}]"
     one = model.memories_per_chunk == 1
@@ -80,6 +86,20 @@ def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
         f"{subject} of {model.bottleneck_size} numbers {'gives' if one else 'give'} back {percent(accuracy.value)} %"
         f"{interval} of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
         f"and {percent(exact.value)} % of the passages whole."
+    )
+
+
+def _memory_headline(model: MemoryModelSettings, first: dict[str, Measurement]) -> str:
+    from memlm.reports.table import percent
+
+    bits, without = first["bits_per_byte"], first["bits_per_byte/no_memory"]
+    read = f"{bits.value:.3f} bits per byte of {bits.split} text, {without.value:.3f} with its memories hidden"
+    if "token_accuracy/blank_copy" not in first:
+        return f"The decoder reads earlier chunks of {model.chunk_length} tokens as memories: {read}."
+    copied = first["token_accuracy/blank_copy"]
+    return (
+        f"From memories of {model.chunk_length} tokens each the decoder gives back {percent(copied.value)} % of them "
+        f"(blank copy, greedy), and reads on at {read}."
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.training.config import settings_names
+from memlm.training.config import Settings, settings_names
+from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.plain_yaml import read_plain_yaml
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
@@ -19,7 +20,7 @@ def take_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: a dotted name that no setting has, or no value after it.
     """
-    known = settings_names()
+    known = settings_names() | settings_names(MemoryRunConfig)
     changes: dict[str, Any] = {}
     rest: list[str] = []
     given = iter(arguments)
@@ -60,12 +61,17 @@ def settings_help() -> str:
     """Every setting with its default and what it is, one a line."""
     from memlm.training.config import RunConfig
 
-    defaults = RunConfig().model_dump(mode="json")
+    parts = [_help_of(RunConfig(), set()), "\nof memory recipes:\n"]
+    return "\n".join([*parts, _help_of(MemoryRunConfig(), set(settings_names()))])
+
+
+def _help_of(defaults: Settings, known: set[str]) -> str:
+    values = defaults.model_dump(mode="json")
     lines: list[str] = []
-    for name, (_, text) in settings_names().items():
-        value: Any = defaults
+    for name, (_, text) in settings_names(type(defaults)).items():
+        value: Any = values
         for part in name.split("."):
             value = value[part]
-        if name != "recipe":
+        if name not in {"recipe", "kind"} | known:
             lines.append(f"  --{name} {value}\n      {' '.join(text.split())}")
     return "\n".join(lines)

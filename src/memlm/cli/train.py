@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memlm.cli.arguments import parse
 from memlm.cli.settings import settings_help, take_settings
-from memlm.errors import ConfigError
+from memlm.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from memlm.training.kinds import AnyRunConfig
 
 _EXAMPLES = """examples:
   memlm train autoencoder-tiny --out runs/tiny
   memlm train autoencoder-tiny --text 'notes/*.md' --training.steps 300
   memlm train autoencoder-tiny --config mine.yaml        (begin with: memlm recipes autoencoder-tiny > mine.yaml)
   memlm train --resume --out runs/tiny
+  memlm train memory-tiny --objective next_token --out runs/next
+  memlm train memory-curriculum-tiny --encoder runs/tiny
 
 settings, with the defaults that recipes change (memlm recipes NAME shows a recipe's):
 """
@@ -30,6 +35,10 @@ class Train:
     """YAML file with settings that replace the recipe's."""
     text: str | None = None
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    objective: str | None = None
+    """Of a memory recipe, in one stage: next_token, copy, blank_copy, token_dropout, reconstruction or mixture."""
+    encoder: str | None = None
+    """Of a memory recipe: run whose encoder is used, frozen, with its tokenizer, text and split."""
     out: str | None = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False
@@ -70,22 +79,50 @@ def _recipe_first(rest: list[str]) -> tuple[str, list[str]]:
 
 def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     from memlm.recipes import RECIPES, get_recipe
-    from memlm.training.config import RunConfig, make_config, merge, read_changes
+    from memlm.training.config import RunConfig, read_changes
+    from memlm.training.kinds import make_run_config, merge_run
 
     if options.out is not None and not options.out.strip():
         raise ConfigError(f"--out ('{options.out}') is empty; name a folder, or leave it out for runs/RECIPE.")
     if options.resume:
         if not options.out:
             raise ConfigError("--resume needs --out: the run folder to go on with.")
-        if options.recipe or options.config or options.text or changes:
+        if options.recipe or options.config or options.text or options.objective or options.encoder or changes:
             raise ConfigError(f"--resume goes on with the settings kept in '{options.out}'; give no others beside it.")
         return RunConfig(), options.out
     if not options.recipe and not options.config:
         raise ConfigError(f"name a recipe or a --config file. Recipes: {', '.join(RECIPES)}.")
-    config = get_recipe(options.recipe) if options.recipe else RunConfig()
+    config = get_recipe(options.recipe) if options.recipe else None
     if options.config:
-        config = merge(config, read_changes(options.config))
+        read = read_changes(options.config)
+        config = make_run_config(read) if config is None else merge_run(config, read)
+    config = _memory_options(options, config or RunConfig())
     if options.text is not None:
         changes.setdefault("data", {})["text"] = options.text
-    config = merge(config, changes) if changes else make_config(config.model_dump(mode="json"))
+    config = merge_run(config, changes)
     return config, options.out or f"runs/{config.recipe}"
+
+
+def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
+    """--objective and --encoder as settings."""
+    from memlm.recipes import OBJECTIVES
+    from memlm.training.kinds import merge_run
+    from memlm.training.memory_config import MemoryRunConfig
+    from memlm.training.run_folder import RunFolder
+
+    if options.objective is None and options.encoder is None:
+        return config
+    if not isinstance(config, MemoryRunConfig):
+        flag = "--objective" if options.objective else "--encoder"
+        raise ConfigError(f"{flag} is for memory recipes; '{config.recipe}' is of kind '{config.kind}'.")
+    changes: dict[str, Any] = {}
+    if options.objective is not None:
+        if options.objective not in OBJECTIVES:
+            raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, OBJECTIVES)}")
+        asked = OBJECTIVES[options.objective]
+        changes["stages"] = [{"name": options.objective, "objectives": asked, "steps": config.steps}]
+    if options.encoder is not None:
+        before = RunFolder.open(options.encoder).config()
+        data = before.data.model_dump(mode="json") | {"short_rows": config.data.short_rows, "tokenizer": None}
+        changes |= {"encoder_run": options.encoder, "data": data, "training": {"seed": before.training.seed}}
+    return merge_run(config, changes)

@@ -10,6 +10,7 @@ from memlm.data.corpus import (
     split_documents,
     stream_documents,
 )
+from memlm.data.facts import Planted, digit_ids, plant_number, plant_pairs
 from memlm.data.packing import PackedRows, pack, shorten_rows
 from memlm.data.passages import (
     Passages,
@@ -35,12 +36,14 @@ __all__ = [
     "Document",
     "PackedRows",
     "Passages",
+    "Planted",
     "SeenVocabulary",
     "Split",
     "bundled_notice",
     "cut_passages",
     "decode_ids",
     "decode_piece",
+    "digit_ids",
     "encode_texts",
     "eos_id",
     "fingerprint",
@@ -51,6 +54,8 @@ __all__ = [
     "pad_id",
     "passage_rows",
     "pieces_of",
+    "plant_number",
+    "plant_pairs",
     "random_rows",
     "shorten_rows",
     "split_documents",

@@ -39,8 +39,7 @@ from memlm.evaluation.probing import PARTS, Question, ask_documents, ask_passage
 from memlm.evaluation.ready_made import ReadyMade, export
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_whole
-from memlm.inference import Encoder, embed, load, rounded
-from memlm.inference.encoders import MemoryEncoder
+from memlm.inference import Encoder, embed, open_encoder, rounded
 from memlm.measurement import Measurement
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.callbacks import ProgressView
@@ -185,7 +184,11 @@ class Retention:
         if "larger" not in last.controls:
             return "No larger probe was trained, so a better decoder may still find more."
         gain = last.controls["larger"] - last.token_accuracy
-        verdict = "so this is a lower bound with room above" if gain > _GAIN else "so a larger probe would hardly gain"
+        verdict = (
+            "so this is a lower bound with room above"
+            if gain > _GAIN
+            else "so a larger probe would hardly gain from these passages (more passages might)"
+        )
         return f"The next larger probe gets {_percent(last.controls['larger'])} ({100 * gain:+.1f} points), {verdict}."
 
 
@@ -314,7 +317,7 @@ class _Probing:
             train_run(
                 _control_config(str(texts), length, width, self.settings), folder, resume=resume, progress=self.progress
             )
-        encoder = MemoryEncoder(load(folder), name="autoencoder")
+        encoder = open_encoder(str(folder))
         asked = ask_passages(question.passages, encoder.tokenizer, length=length)
         vectors = {part: encoder.encode(asked.passages[part].texts) for part in PARTS}
         return self.run(asked, vectors, "autoencoder", seed=self.settings.seed)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
-from memlm.errors import DataError
+from memlm.data import (
+    Document,
+    PackedRows,
+    decode_ids,
+    load_documents,
+    pack,
+    random_rows,
+    token_byte_lengths,
+)
 from memlm.evaluation.figures import constant, per_document, ratio_of, retained, scaled
 from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.passages import Passage, passages_of
+from memlm.evaluation.memory_runner import evaluate_memory_run
+from memlm.evaluation.passages import passages_of
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
+from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
 from memlm.inference import Bits, load
 from memlm.measurement import (
     DocumentTally,
@@ -31,23 +40,11 @@ from memlm.measurement import (
     unigram_nats,
 )
 from memlm.models import TextAutoencoder
-from memlm.training import RunFolder, prepare_data
+from memlm.training import RunConfig, RunFolder, prepare_data
 
 _RANDOM_ROWS = 512
-_PRINT = "fingerprint_"
 _SAMPLED_ROWS = 1024
 _CHUNKS_COMPRESSED = 2000
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Measurements, and what a report draws beside them."""
-
-    measurements: list[Measurement]
-    accuracy_by_position: list[float]
-    passages: list[Passage]
-    costs: list[Cost]
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ def evaluate_run(path: str, *, text: str | None = None, report: Report | None = 
     """
     folder = RunFolder.open(path)
     folder.require_model()
+    if folder.kind() == "memory":
+        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None))
     memory = load(path)
     record = folder.data()
     measure = Yardstick(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))
@@ -99,13 +98,11 @@ def _measure_documents(measure: Yardstick, documents: Sequence[Document], *, spl
 
 
 def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, say: Report) -> Evaluation:
-    config = folder.config()
+    config = cast(RunConfig, folder.config())
     length = config.model.chunk_length
     say("reading the text")
     data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=measure.tokenizer)
-    changed = [half for half in ("held_out", "train") if data.record[_PRINT + half] != record[_PRINT + half]]
-    if changed:
-        raise DataError(f"'{config.data.text}' has changed since the run was trained; measure it by name with --text.")
+    refuse_changed_text(record, data.record, config.data.text)
     evaluation = _measure_documents(measure, data.held_out, split="held_out", say=say)
     others = {
         "train": data.train_rows.sample(_SAMPLED_ROWS, seed=0),

@@ -204,7 +204,7 @@ def _autoencoder(
 
 
 def _next_token_batches(rows: PackedRows) -> Take:
-    def take(chosen: Tensor) -> Batch:
+    def take(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         labels = next_token(batch.input_ids, batch.attention_mask).labels
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
@@ -216,7 +216,7 @@ def _retrieval_batches(rows: PackedRows) -> Take:
     """Each passage with a stretch of itself, at a place that is a pure function of the batch: loaders read ahead."""
     width = min(_QUERY, rows.input_ids.shape[1])
 
-    def take(chosen: Tensor) -> Batch:
+    def take(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         generator = torch.Generator().manual_seed(int((chosen * torch.arange(1, len(chosen) + 1)).sum()))
         starts = torch.randint(rows.input_ids.shape[1] - width + 1, (len(batch), 1), generator=generator)

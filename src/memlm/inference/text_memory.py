@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -13,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.chunking import chunk_texts
-from memlm.data import decode_ids, encode_texts, eos_id, load_tokenizer, pad_id
-from memlm.errors import CheckpointError, TokenizerError, UserError
-from memlm.models import TextAutoencoder, TextAutoencoderConfig
-from memlm.models.quiet import no_shard_bars
+from memlm.data import decode_ids, encode_texts, eos_id, pad_id
+from memlm.errors import TokenizerError, UserError
+from memlm.inference.loading import load_model
+from memlm.models import TextAutoencoder
 
 # texts have different numbers of chunks, so that one list must not bind one name to one of them
 ChunkMemories = Float[Tensor, "_ memories numbers"]
@@ -110,13 +108,6 @@ class TextMemory:
         return decode_ids(self.tokenizer, self._joined(rows))
 
 
-def _kind_of(config: Path) -> str:
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"'{config}' is not a model's settings ({error}); restore it or train again.") from error
-
-
 def _share_equal(before: list[int], after: list[int]) -> float:
     if not before:
         return 1.0
@@ -130,32 +121,4 @@ def load(directory: str | Path) -> TextMemory:
         CheckpointError: no model there, damaged, or of another kind.
         TokenizerError: no tokenizer, or one of another vocabulary.
     """
-    folder = Path(directory)
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"no {name} in '{directory}'; give the folder of a finished run (memlm train, memlm demo)."
-            )
-    kind = _kind_of(folder / "config.json")
-    if kind != TextAutoencoderConfig.model_type:
-        raise CheckpointError(
-            f"'{directory}' holds a model of kind '{kind}', not '{TextAutoencoderConfig.model_type}'; give a memlm run."
-        )
-    try:
-        with no_shard_bars():
-            model, info = cast(Any, TextAutoencoder.from_pretrained(folder, output_loading_info=True))
-    except Exception as error:  # safetensors, JSON, transformers and strict settings each raise their own kind
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"cannot load a model from '{directory}' ({reason}); it is damaged or not a memlm autoencoder."
-        ) from error
-    absent = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
-    if absent:
-        raise CheckpointError(
-            f"config.json and model.safetensors in '{directory}' differ ({absent[0]} is in one only); restore both."
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(
-            f"no tokenizer.json in '{directory}'; copy the tokenizer the model was trained with beside it."
-        )
-    return TextMemory(model, load_tokenizer(folder))
+    return TextMemory(*load_model(directory, TextAutoencoder))

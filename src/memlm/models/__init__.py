@@ -1,13 +1,30 @@
-"""Models: mixer, text autoencoder, passage encoder, probe. Importing this registers them with transformers."""
+"""Mixer, text autoencoder, memory models, passage encoder, probe; on import they join the Auto classes."""
 
 from memlm.models.autoencoder import TextAutoencoder, TextAutoencoderConfig
+from memlm.models.memory import (
+    ChunkEncoder,
+    ChunkEncoderConfig,
+    MemoryModelConfig,
+    MemoryModelForCausalLM,
+    encoder_of,
+)
 from memlm.models.mixer import MixerConfig, MixerForCausalLM, MixerModel
-from memlm.models.outputs import AutoencoderOutput
+from memlm.models.outputs import AutoencoderOutput, MemoryModelOutput
 from memlm.models.passage import PassageEncoder, PassageEncoderConfig
 from memlm.models.probe import ProbeConfig, ProbeDecoder
+from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM
+
+ChunkReader = MemoryModelForCausalLM | RecurrentMemoryForCausalLM
+"""Models that read documents chunk by chunk, what came before as memories."""
 
 __all__ = [
     "AutoencoderOutput",
+    "ChunkEncoder",
+    "ChunkEncoderConfig",
+    "ChunkReader",
+    "MemoryModelConfig",
+    "MemoryModelForCausalLM",
+    "MemoryModelOutput",
     "MixerConfig",
     "MixerForCausalLM",
     "MixerModel",
@@ -15,6 +32,9 @@ __all__ = [
     "PassageEncoderConfig",
     "ProbeConfig",
     "ProbeDecoder",
+    "RecurrentMemoryConfig",
+    "RecurrentMemoryForCausalLM",
     "TextAutoencoder",
     "TextAutoencoderConfig",
+    "encoder_of",
 ]

@@ -32,11 +32,12 @@ def next_token(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
     return Task(input_ids, _following(input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX)))
 
 
-def copy(input_ids: TokenIds, *, delimiter_id: int | None = None) -> Task:
+def copy(input_ids: TokenIds, attention_mask: TokenMask | None = None, *, delimiter_id: int | None = None) -> Task:
     """The second half repeats the first; each of its tokens, the first one included, is asked of the position before.
 
     Args:
         input_ids: (batch, tokens), an even number of tokens; the second half is not used.
+        attention_mask: (batch, tokens); a row whose first half is not all text is asked for nothing.
         delimiter_id: stands in place of the last token of the first half, which is then neither repeated nor asked.
 
     Raises:
@@ -47,16 +48,41 @@ def copy(input_ids: TokenIds, *, delimiter_id: int | None = None) -> Task:
     if delimiter_id is not None:
         first = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], delimiter_id)], dim=1)
         asked = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], IGNORE_INDEX)], dim=1)
+    if attention_mask is not None:
+        whole = attention_mask[:, : first.shape[1]].bool().all(1, keepdim=True)
+        asked = asked.masked_fill(~whole, IGNORE_INDEX)
     labels = torch.cat([torch.full_like(first, IGNORE_INDEX), asked], dim=1)
     return Task(torch.cat([first, first], dim=1), _following(labels))
 
 
-def blank_copy(input_ids: TokenIds, *, blank_id: int, delimiter_id: int | None = None) -> Task:
+def blank_copy(
+    input_ids: TokenIds, attention_mask: TokenMask | None = None, *, blank_id: int, delimiter_id: int | None = None
+) -> Task:
     """Copy with the second half's inputs hidden: what comes back must come from memory."""
-    task = copy(input_ids, delimiter_id=delimiter_id)
+    task = copy(input_ids, attention_mask, delimiter_id=delimiter_id)
     half = input_ids.shape[1] // 2
     hidden = torch.cat([task.input_ids[:, :half], torch.full_like(task.input_ids[:, half:], blank_id)], dim=1)
     return Task(hidden, task.labels)
+
+
+def token_dropout(task: Task, *, blank_id: int, share: float, generator: torch.Generator) -> Task:
+    """A share of the second half's inputs hidden: between copy (0) and blank copy (1).
+
+    Args:
+        task: of `copy`.
+        blank_id: what stands in place of a hidden token.
+        share: of the tokens, each drawn by itself.
+        generator: what draws, on the CPU.
+
+    Raises:
+        UserError: a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"the share of hidden tokens ({share}) must lie between 0 and 1.")
+    ids = task.input_ids
+    hidden = torch.rand(ids.shape, generator=generator) < share
+    hidden[:, : ids.shape[1] // 2] = False
+    return Task(ids.masked_fill(hidden.to(ids.device), blank_id), task.labels)
 
 
 def _first_half(input_ids: Tensor) -> Tensor:

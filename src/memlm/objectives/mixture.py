@@ -6,38 +6,65 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.errors import ConfigError, did_you_mean
+from memlm.errors import ConfigError
+
+OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstruction")
+"""What a memory model can be asked for, in the order in which their losses stand."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that moves from `start` to `end` over `steps` steps, and stays."""
+
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The weight at a step, the first being 0."""
+        share = min(1.0, step / self.steps)
+        return self.start + share * (self.end - self.start)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A weighted mean of losses: weights need not sum to one, they are divided by their sum.
+    """A weighted mean of objectives: weights need not sum to one, they are divided by their sum.
 
     Raises:
-        ConfigError: a weight below zero or not finite, or all of them zero.
+        ConfigError: an unknown objective, a weight below zero or not finite, weights that sum to nothing at some step.
     """
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Ramp]
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
-            if not math.isfinite(weight) or weight < 0:
-                raise ConfigError(f"weight of '{name}' ({weight}) must be a number of at least 0.")
-        if not sum(self.weights.values()) > 0:
-            raise ConfigError(f"the weights of {sorted(self.weights)} sum to 0; at least one must be above 0.")
+            if name not in OBJECTIVES:
+                raise ConfigError(f"unknown objective '{name}'. Choose from: {', '.join(OBJECTIVES)}.")
+            for value in (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,):
+                if not math.isfinite(value) or value < 0:
+                    raise ConfigError(f"weight of '{name}' ({value}) must be a number of at least 0.")
+            if isinstance(weight, Ramp) and weight.steps < 1:
+                raise ConfigError(f"steps of the weight of '{name}' ({weight.steps}) must be at least 1.")
+        ends = {0} | {w.steps for w in self.weights.values() if isinstance(w, Ramp)}
+        for step in sorted(ends):
+            if not sum(self._at(name, step) for name in self.weights) > 0:
+                raise ConfigError(
+                    f"the weights of {sorted(self.weights)} sum to 0 at step {step}; at least one must be above 0."
+                )
 
-    def combine(self, losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-        """The weighted mean of the named losses in nats.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The objectives, in the order of OBJECTIVES."""
+        return tuple(name for name in OBJECTIVES if name in self.weights)
 
-        Raises:
-            ConfigError: a weight without a loss.
-        """
-        terms: list[Tensor] = []
-        for name, weight in self.weights.items():
-            if name not in losses:
-                raise ConfigError(f"no loss named '{name}'. {did_you_mean(name, losses)}")
-            terms.append(weight * losses[name])
-        return sum(terms[1:], terms[0]) / sum(self.weights.values())
+    def at(self, step: int) -> Float[Tensor, " objectives"]:
+        """Weights at a step, in the order of `names`."""
+        return torch.tensor([self._at(name, step) for name in self.names])
+
+    def _at(self, name: str, step: int) -> float:
+        weight = self.weights[name]
+        return weight.at(step) if isinstance(weight, Ramp) else weight

@@ -12,13 +12,29 @@ from memlm.recipes.autoencoder import (
     autoencoder_small,
     autoencoder_tiny,
 )
-from memlm.training.config import RunConfig
+from memlm.recipes.memory import (
+    OBJECTIVES,
+    autoencoder_chunk_tiny,
+    memory_curriculum_tiny,
+    memory_full_context_tiny,
+    memory_none_tiny,
+    memory_paper_tiny,
+    memory_recurrent_tiny,
+    memory_tiny,
+)
+from memlm.recipes.paper import autoencoder_paper, memory_curriculum_paper, memory_paper
+from memlm.training.kinds import AnyRunConfig
 
-_ALL = (autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny)
-RECIPES: dict[str, Callable[[], RunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
+_ALL = (
+    *(autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny),
+    *(autoencoder_chunk_tiny, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
+    *(autoencoder_paper, memory_paper, memory_curriculum_paper),
+    *(memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny),
+)
+RECIPES: dict[str, Callable[[], AnyRunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 
 
-def get_recipe(name: str) -> RunConfig:
+def get_recipe(name: str) -> AnyRunConfig:
     """The configuration of that name.
 
     Raises:
@@ -29,4 +45,4 @@ def get_recipe(name: str) -> RunConfig:
     return RECIPES[name]()
 
 
-__all__ = ["RECIPES", "get_recipe"]
+__all__ = ["OBJECTIVES", "RECIPES", "get_recipe"]

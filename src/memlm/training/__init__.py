@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
     from memlm.training.optimizer import MuonAdamW, build_optimizer, learning_rate_factor
     from memlm.training.prepare import PreparedData, prepare_data, read_split
+    from memlm.training.run import build_model, train_run
     from memlm.training.run_folder import RunFolder
-    from memlm.training.trainer import Interrupted, MemlmTrainer, build_model, train_run
+    from memlm.training.trainer import Interrupted, MemlmTrainer
 
 _WHERE = {
     **dict.fromkeys(["DataConfig", "ModelConfig", "OptimizerConfig", "RunConfig", "TrainingConfig"], "config"),
     **dict.fromkeys(["MuonAdamW", "build_optimizer", "learning_rate_factor"], "optimizer"),
     **dict.fromkeys(["PreparedData", "prepare_data", "read_split"], "prepare"),
-    **dict.fromkeys(["Interrupted", "MemlmTrainer", "build_model", "train_run"], "trainer"),
+    **dict.fromkeys(["Interrupted", "MemlmTrainer"], "trainer"),
+    **dict.fromkeys(["build_model", "train_run"], "run"),
     "RunFolder": "run_folder",
 }
 

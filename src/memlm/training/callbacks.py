@@ -76,18 +76,38 @@ class RunLog:
         self.loss_sum = 0.0
         self.loss_count = 0
         self.seconds = 0.0
+        self.names: tuple[str, ...] = ()
+        self.sums: list[list[float]] = []
 
-    def state(self) -> dict[str, float | int]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.seconds}
+        kept = {"loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.seconds}
+        return {**kept, "sums": self.sums} if self.sums else kept
 
-    def restore(self, state: dict[str, float | int], *, step: int) -> None:
+    def restore(self, state: dict[str, Any], *, step: int) -> None:
         """Go on from a checkpoint: lines after its step are cut off."""
         self.loss_sum, self.loss_count = state["loss_sum"], int(state["loss_count"])
         self.seconds = state["seconds"]
+        self.sums = state.get("sums", [])
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_file_whole(self.path, "".join(line + "\n" for line in kept))
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Nats, right and asked tokens (3, objectives) of one step."""
+        new = sums.double().tolist()
+        old = self.sums or [[0.0] * len(new[0]) for _ in new]
+        self.sums = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(old, new, strict=True)]
+
+    def _by_objective(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        nats, right, asked = self.sums
+        found: dict[str, float] = {}
+        for i, name in enumerate(self.names):
+            if asked[i]:
+                found |= {f"loss/{name}": nats[i] / asked[i], f"accuracy/{name}": right[i] / asked[i]}
+        return found
 
     def write(self, step: int, learning_rate: float, held_out: dict[str, float]) -> dict[str, Any]:
         """Append one line, and begin the next mean."""
@@ -97,11 +117,12 @@ class RunLog:
             "seconds": round(self.seconds, 3),
             "loss": self.loss_sum / max(self.loss_count, 1),
             "learning_rate": learning_rate,
+            **self._by_objective(),
             **held_out,
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum, self.loss_count, self.sums = 0.0, 0, []
         return line
 
 
@@ -135,6 +156,7 @@ class RunCallback(TrainerCallback):
         self.looked: dict[str, float] = {}
         self.finished = False
         self.last_loss: Tensor | None = None
+        self.last_sums: Tensor | None = None
         self.step_began = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -152,6 +174,8 @@ class RunCallback(TrainerCallback):
         loss = float(self.last_loss) if self.last_loss is not None else float("nan")
         self.run_log.loss_sum += loss
         self.run_log.loss_count += 1
+        if self.last_sums is not None:
+            self.run_log.add_sums(self.last_sums)
         last = self.finished = step == state.max_steps
         looked = step % self.config.evaluate_every == 0 or last
         self.looked = self.evaluate() if looked else {}

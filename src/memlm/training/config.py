@@ -146,6 +146,8 @@ class TrainingConfig(Settings):
     """Held-out rows looked at; the final evaluation uses all."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
+    keep_memories: bool = True
+    """A frozen encoder's memories are computed once and read from disk (memory models)."""
     keep_checkpoints: Count = 1
     """Newest checkpoints kept."""
     log_every: Count = 20
@@ -157,6 +159,8 @@ class TrainingConfig(Settings):
 class RunConfig(Settings):
     """Everything that decides a run."""
 
+    kind: Literal["autoencoder"] = "autoencoder"
+    """What kind of run this is."""
     recipe: str = "custom"
     """Name of the recipe this began as."""
     data: DataConfig = DataConfig()
@@ -188,12 +192,12 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
     try:
         return kind.model_validate_json(_as_json(values))
     except ValidationError as error:
-        raise ConfigError(_in_one_line(error)) from error
+        raise ConfigError(_in_one_line(error, kind)) from error
 
 
 def merge(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """`base` with nested changes over it, checked."""
-    return make_config(_merged(base.model_dump(mode="json"), changes))
+    return make_config(merged(base.model_dump(mode="json"), changes))
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:
@@ -245,23 +249,23 @@ def _as_json(values: dict[str, Any]) -> str:
         raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with others over them."""
     out = dict(base)
     for key, value in changes.items():
         old = out.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        out[key] = _merged(cast("dict[str, Any]", old), cast("dict[str, Any]", value)) if both else value
+        out[key] = merged(cast("dict[str, Any]", old), cast("dict[str, Any]", value)) if both else value
     return out
 
 
-def _in_one_line(error: ValidationError) -> str:
+def _in_one_line(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        known = [
-            name.split(".")[len(path) - 1] for name in settings_names() if name.split(".")[: len(path) - 1] == path[:-1]
-        ]
-        return f"unknown setting '{'.'.join(path)}'. {did_you_mean(path[-1], set(known))}"
+        named = [name.split(".") for name in settings_names(kind)]
+        known = {parts[len(path) - 1] for parts in named if parts[: len(path) - 1] == path[:-1]}
+        return f"unknown setting '{'.'.join(path)}'. {did_you_mean(path[-1], known)}"
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return str(cause)

@@ -28,8 +28,11 @@ def fit(
     tokens_per_row: int,
     attend: Attend | None = None,
     progress: bool = True,
+    noun: str = "step",
+    again: str = "the same command goes on from there",
+    keep_checkpoints: bool = False,
 ) -> None:
-    """Train a model in place; its checkpoints are gone when it is done.
+    """Train a model in place.
 
     Args:
         model: with its first weights; those of a checkpoint replace them.
@@ -40,6 +43,9 @@ def fit(
         tokens_per_row: for the log.
         attend: makes the callback; by default one that only logs.
         progress: show progress on stderr.
+        noun: what the progress counts.
+        again: how to go on, for who stops it.
+        keep_checkpoints: they are removed at the end otherwise.
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was kept.
@@ -55,14 +61,15 @@ def fit(
         kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
         log.restore(kept, step=step_of(checkpoint))
     interrupt = Interrupt()
-    view = ProgressView(training.steps, shown=progress)
+    view = ProgressView(training.steps, shown=progress, noun=noun)
     callback = (attend or _only_log(training))(trainer, log, view, interrupt)
     trainer.add_run_callback(callback)
     with interrupt.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.asked and not callback.finished:
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; the same command goes on from there.")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
+    if not keep_checkpoints:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _only_log(training: TrainingConfig) -> Attend:

@@ -53,17 +53,26 @@ class PreparedData:
     record: dict[str, str | int | float | list[str]]
 
 
+def read_documents(config: DataConfig) -> list[Document]:
+    """The documents of a run; pieces of it where there is a single one.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    documents = load_documents(config.text, text_field=config.text_field, max_documents=config.max_documents)
+    if len(documents) == 1:
+        size = len(documents[0].text)
+        documents = pieces_of(documents[0], piece_bytes=max(256, size // _PIECES))
+    return documents
+
+
 def read_split(config: DataConfig, seed: int) -> Split:
     """The documents of a run on their two sides; the same settings give the same sides.
 
     Raises:
         DataError: the source cannot be read or is too small.
     """
-    documents = load_documents(config.text, text_field=config.text_field, max_documents=config.max_documents)
-    if len(documents) == 1:
-        size = len(documents[0].text)
-        documents = pieces_of(documents[0], piece_bytes=max(256, size // _PIECES))
-    return split_documents(documents, held_out=config.held_out, seed=seed)
+    return split_documents(read_documents(config), held_out=config.held_out, seed=seed)
 
 
 def prepare_data(

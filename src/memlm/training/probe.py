@@ -43,7 +43,7 @@ class ProbeTraining(Settings):
     """Width and depth of the decoder."""
     readout_rank: Count | None = None
     """Numbers each position reads out of the vector; by default twice its even share, between 8 and 64."""
-    steps: Count = 800
+    steps: Count = 400
     """Updates at most."""
     batch_size: Count = 128
     """Passages in each update."""
@@ -192,7 +192,7 @@ def _rank(data: ProbeData) -> int:
 
 
 def _batches(data: ProbeData) -> Take:
-    def take(rows: Tensor) -> Batch:
+    def take(rows: Tensor, _: int) -> Batch:
         return {"vectors": data.train_vectors[rows], "labels": data.train_labels[rows]}
 
     return take

@@ -25,7 +25,8 @@ from typing import Any, cast
 
 from memlm.errors import CheckpointError, RunFolderError
 from memlm.files import read_json, write_file_whole
-from memlm.training.config import RunConfig, make_config
+from memlm.training.config import Settings
+from memlm.training.kinds import AnyRunConfig, make_run_config
 from memlm.version import __version__
 
 _RUN_FILE = "run.json"
@@ -34,6 +35,7 @@ _OURS = (
     *("run.json", "data.json", "versions.json", "status.json", "log.jsonl", "measurements.jsonl", "report.html"),
     *("README.md", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map*"),
     *("vocab.*", "merges.txt", "added_tokens.json", "chat_template*", "checkpoints", ".*.draft"),
+    *("stages", "memories-*", "encoder.json", "probe"),
 )
 """What a run writes into its folder, and so what --overwrite may remove."""
 
@@ -45,7 +47,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
+    def create(cls, path: str | Path, config: Settings, *, overwrite: bool = False) -> RunFolder:
         """A fresh folder for a run.
 
         Raises:
@@ -89,9 +91,13 @@ class RunFolder:
             )
         return cls(folder)
 
-    def config(self) -> RunConfig:
+    def config(self) -> AnyRunConfig:
         """The settings the run began with."""
-        return make_config(read_json(self.path / _RUN_FILE))
+        return make_run_config(read_json(self.path / _RUN_FILE))
+
+    def kind(self) -> str:
+        """What kind of run this is."""
+        return str(read_json(self.path / _RUN_FILE).get("kind", "autoencoder"))
 
     def data(self) -> dict[str, Any]:
         """Source, fingerprints and counts of the text."""

@@ -1,4 +1,4 @@
-"""Training: transformers' Trainer with its own rows, optimizer and checkpoints, and the function that runs a recipe.
+"""Training: transformers' Trainer with its own rows, optimizer and checkpoints.
 
 What the subclass changes, and why:
 - rows are a pure function of (seed, step), so that resuming skips nothing and repeats nothing
@@ -8,7 +8,6 @@ What the subclass changes, and why:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -21,28 +20,23 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from memlm.data import PackedRows, eos_id, pad_id
-from memlm.errors import DataError, MemlmError, RunFolderError
-from memlm.files import read_json, write_whole
-from memlm.measurement import asked, correct
-from memlm.models import TextAutoencoder, TextAutoencoderConfig
+from memlm.data import PackedRows
+from memlm.errors import MemlmError
+from memlm.files import write_whole
+from memlm.measurement import asked
 from memlm.models.precision import wants_bf16
-from memlm.models.quiet import no_shard_bars
-from memlm.objectives import reconstruction, token_nats
-from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.objectives import asked_by_objective, reconstruction
+from memlm.training.callbacks import RunCallback
 from memlm.training.checkpoint import (
     load_optimizer,
     load_random_state,
-    newest,
     remove_old,
     save_optimizer,
     save_random_state,
     step_of,
 )
-from memlm.training.config import RunConfig, TrainingConfig
+from memlm.training.config import TrainingConfig
 from memlm.training.optimizer import build_optimizer, learning_rate_factor
-from memlm.training.prepare import PreparedData, prepare_data
-from memlm.training.run_folder import RunFolder, command_line, describe_versions
 
 Batch = dict[str, Tensor]
 
@@ -51,8 +45,8 @@ class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
     """Training was stopped by Ctrl-C; a checkpoint was kept."""
 
 
-Take = Callable[[Tensor], Batch]
-"""Row numbers to a batch."""
+Take = Callable[[Tensor, int], Batch]
+"""Row numbers, and the place of the first of them among all rows of all steps, to a batch: a pure function of both."""
 
 
 class StepRows(Dataset[Batch]):
@@ -70,7 +64,7 @@ class StepRows(Dataset[Batch]):
         return self.length
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        return self.take(torch.stack([self._row(i) for i in indices]))
+        return self.take(torch.stack([self._row(i) for i in indices]), indices[0])
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
@@ -86,7 +80,7 @@ class StepRows(Dataset[Batch]):
 def reconstruction_batches(rows: PackedRows) -> Take:
     """Batches that ask for their own tokens."""
 
-    def take(chosen: Tensor) -> Batch:
+    def take(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         labels = reconstruction(batch.input_ids, batch.attention_mask).labels
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
@@ -129,6 +123,29 @@ class MemlmTrainer(Trainer):
         self.run_callback.last_loss = loss
         return loss
 
+    def wrapped(self) -> nn.Module:
+        """The model as it trains: within what spreads it over devices."""
+        assert self.model_wrapped is not None
+        return self.model_wrapped
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As Trainer's; what each objective lost and got right is kept for the log."""
+        loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
+        if getattr(outputs, "nats", None) is not None:
+            self.run_callback.last_sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        """Tokens asked for over all accumulated batches and processes, of each objective where there are several."""
+        if not batch_samples or "loss_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = torch.stack([_asked_for(batch) for batch in batch_samples]).sum(0).to(device)
+        if self.args.world_size > 1:
+            counts = cast(Tensor, self.accelerator.gather(counts[None])).sum(0)
+        return counts
+
     def add_run_callback(self, callback: RunCallback) -> None:
         """The callback that logs; it needs each step's loss."""
         self.run_callback = callback
@@ -167,6 +184,13 @@ class MemlmTrainer(Trainer):
         """Ours is restored in `train_run`; Trainer's own callbacks keep nothing."""
 
 
+def _asked_for(batch: Batch) -> Tensor:
+    """Of each objective; a reconstruction's labels are its own."""
+    apart = "reconstruction_labels" in batch
+    counts = asked_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
+    return torch.cat([counts, asked(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts
+
+
 def _as_is(batch: Batch) -> Batch:
     return batch
 
@@ -191,168 +215,3 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
     )
-
-
-def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
-    """The autoencoder of a run, its weights drawn from the run's seed."""
-    settings = config.model.model_dump()
-    torch.manual_seed(config.training.seed)
-    return TextAutoencoder(
-        TextAutoencoderConfig(vocab_size=vocab_size, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **settings)
-    )
-
-
-def train_run(
-    config: RunConfig,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> RunFolder:
-    """Train what a configuration describes, into a run folder; nothing is lost on Ctrl-C or worse.
-
-    Args:
-        config: the checked settings; with `resume` the folder's own settings are used instead.
-        out: the run folder.
-        resume: go on from the newest checkpoint (or from the start where there is none yet).
-        overwrite: replace an older run in the folder.
-        progress: show progress on stderr.
-
-    Raises:
-        RunFolderError: the folder is taken, in use or cannot be written.
-        DataError, TokenizerError, ConfigError: what the run is made of does not fit.
-        Interrupted: Ctrl-C.
-    """
-    if resume:
-        folder = RunFolder.open(out)
-        config = folder.config()
-        if folder.finished():
-            return folder
-        data = _prepared(config)
-    else:
-        RunFolder.require_room(out, overwrite=overwrite)
-        # the folder is touched only when the new run's text and tokenizer are known to be good
-        data = _prepared(config)
-        folder = RunFolder.create(out, config, overwrite=overwrite)
-    with folder.locked(), no_shard_bars():
-        _train(config, folder, data, progress=progress)
-    return folder
-
-
-def _prepared(config: RunConfig) -> PreparedData:
-    return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=config.training.seed)
-
-
-def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> None:
-    _refuse_changed_text(folder, data)
-    if not (folder.path / "data.json").is_file():
-        _write_records(folder, data)
-    tokenizer = data.tokenizer
-    model = build_model(
-        config,
-        vocab_size=len(tokenizer),
-        pad_token_id=pad_id(tokenizer),
-        eos_token_id=eos_id(tokenizer),
-    )
-    checkpoint = newest(folder.checkpoints)
-    interrupt = Interrupt()
-    trainer = _trainer(config, folder, data, model, interrupt, progress=progress, checkpoint=checkpoint)
-    with interrupt.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.asked and trainer.state.global_step < config.training.steps:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {config.training.steps}; "
-            f"go on with: memlm train --resume --out {folder.path}"
-        )
-    _finish(folder, model, data)
-
-
-def _trainer(
-    config: RunConfig,
-    folder: RunFolder,
-    data: PreparedData,
-    model: TextAutoencoder,
-    interrupt: Interrupt,
-    *,
-    progress: bool,
-    checkpoint: Path | None,
-) -> MemlmTrainer:
-    settings = config.training
-    take = reconstruction_batches(data.train_rows)
-    rows = StepRows(len(data.train_rows), take, length=settings.steps * settings.batch_size, seed=settings.seed)
-    trainer = MemlmTrainer(model, rows, settings, folder.checkpoints)
-    log = RunLog(folder.log_path, tokens_per_step=settings.batch_size * config.model.chunk_length)
-    if checkpoint is not None:
-        kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
-        log.restore(kept, step=step_of(checkpoint))
-    else:
-        log.path.unlink(missing_ok=True)
-    sample = data.held_out_rows.sample(settings.evaluate_rows, seed=0)
-    view = ProgressView(settings.steps, shown=progress)
-    look = _evaluator(trainer, sample)
-    trainer.add_run_callback(RunCallback(settings, log, view, look, interrupt))
-    return trainer
-
-
-def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str, float]]:
-    """A look at held-out rows in the training's own precision; it draws no random numbers and selects nothing."""
-
-    @torch.no_grad()
-    def look() -> dict[str, float]:
-        model = trainer.model_wrapped
-        assert model is not None
-        model.eval()
-        right, nats, count = 0, 0.0, 0
-        for batch in rows.batches(256):
-            task = reconstruction(batch.input_ids, batch.attention_mask)
-            labels = task.labels.to(trainer.args.device)
-            with trainer.compute_loss_context_manager():
-                logits = model(
-                    input_ids=task.input_ids.to(labels.device),
-                    attention_mask=batch.attention_mask.to(labels.device),
-                ).logits
-            right += int(correct(logits.argmax(-1), labels).sum())
-            nats += float(token_nats(logits, labels).sum())
-            count += int(asked(labels).sum())
-        model.train()
-        return {"held_out_token_accuracy": right / count, "held_out_cross_entropy": nats / count}
-
-    return look
-
-
-def _refuse_changed_text(folder: RunFolder, data: PreparedData) -> None:
-    """A resumed run goes on with the text it began with, or held-out text might be trained on."""
-    if not (folder.path / "data.json").is_file():
-        return
-    before = folder.data()
-    for half in ("fingerprint_train", "fingerprint_held_out"):
-        if before[half] != data.record[half]:
-            raise DataError(
-                f"'{data.record['source']}' has changed since this run began ({half} {str(before[half])[:8]}, now "
-                f"{str(data.record[half])[:8]}); restore the text or begin a new run with another --out."
-            )
-
-
-def _write_records(folder: RunFolder, data: PreparedData) -> None:
-    """How the run began; data.json last, so that where it is, all is."""
-    data.tokenizer.save_pretrained(folder.path)
-    folder.write("versions.json", describe_versions())
-    folder.write(
-        "data.json",
-        {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()},
-    )
-
-
-def _finish(folder: RunFolder, model: TextAutoencoder, data: PreparedData) -> None:
-    """The model to the folder's root, the weights last, so that what can be loaded is whole."""
-    draft = folder.path / ".model.draft"
-    try:
-        model.save_pretrained(draft)
-        for file in sorted(draft.iterdir(), key=lambda p: p.suffix == ".safetensors"):
-            file.replace(folder.path / file.name)
-        folder.write("status.json", {"state": "finished"})
-    except OSError as error:
-        raise RunFolderError(f"cannot write the model to '{folder.path}': {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from memlm.inference.encoders.base import Encoder, FunctionEncoder, TextVectors
 from memlm.inference.encoders.huggingface import HuggingFaceEncoder, load_huggingface
 from memlm.inference.encoders.memory import MemoryEncoder
 from memlm.inference.encoders.pooling import POOLINGS
-from memlm.inference.text_memory import load
-from memlm.models import TextAutoencoderConfig
+from memlm.inference.loading import OURS, kind_of, load_model
+from memlm.models import MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder, encoder_of
 
 __all__ = [
     "POOLINGS",
@@ -45,15 +46,25 @@ def open_encoder(
             raise EncoderError(
                 f"'{path_or_id}' writes its memories itself; --pooling and --layer are for other models."
             )
-        return MemoryEncoder(load(folder), name=folder.name)
+        return _ours(folder)
     if gguf_file is not None and not (folder / gguf_file).is_file() and folder.is_dir():
         raise EncoderError(f"no '{gguf_file}' in '{path_or_id}'; give the name of a GGUF file in that folder.")
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise EncoderError(f"reading '{gguf_file}' needs the package gguf; pip install 'memlm[gguf]'.")
     return load_huggingface(path_or_id, gguf_file=gguf_file, pooling=pooling, layer=layer)
 
 
 def _is_ours(folder: Path) -> bool:
     config = folder / "config.json"
     try:
-        return json.loads(config.read_text(encoding="utf-8"))["model_type"] == TextAutoencoderConfig.model_type
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"] in OURS
     except (OSError, ValueError, KeyError, TypeError):
         return (folder / "run.json").is_file()
+
+
+def _ours(folder: Path) -> MemoryEncoder:
+    if (folder / "config.json").is_file() and kind_of(folder) == MemoryModelConfig.model_type:
+        model, tokenizer = load_model(folder, MemoryModelForCausalLM)
+        return MemoryEncoder(model.encoder, tokenizer, name=folder.name)
+    autoencoder, tokenizer = load_model(folder, TextAutoencoder)
+    return MemoryEncoder(encoder_of(autoencoder), tokenizer, name=folder.name)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from memlm.models.fingerprint import hash_weights
 
 
 def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
     """SHA-256 over weights, tokenizer and settings, 64 hexadecimal digits."""
     digest = hashlib.sha256(repr(settings).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    digest.update(vocabulary.encode())
+    hash_weights(digest, model)
+    digest.update(_vocabulary(tokenizer).encode())
     return digest.hexdigest()
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How text becomes ids; padding and truncation are left out, which each use of a tokenizer sets anew."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr(sorted(tokenizer.get_vocab().items()))
+    settings = json.loads(backend.to_str())
+    return json.dumps({name: value for name, value in settings.items() if name not in ("padding", "truncation")})

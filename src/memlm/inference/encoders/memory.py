@@ -1,4 +1,4 @@
-"""Our own autoencoder's encoder as a thing to probe."""
+"""The encoder of an autoencoder or memory model as a thing to probe."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from memlm.chunking import chunk_texts
 from memlm.data import encode_texts, eos_id, pad_id
 from memlm.inference.encoders.base import TextVectors
 from memlm.inference.encoders.fingerprint import model_fingerprint
-from memlm.inference.text_memory import TextMemory
-from memlm.models import TextAutoencoder
+from memlm.models import ChunkEncoder
 
 _ROWS = 256
 
@@ -20,11 +19,11 @@ _ROWS = 256
 class MemoryEncoder:
     """The first chunk of a text as its memories, one after the other in one vector; what goes beyond is not read."""
 
-    def __init__(self, memory: TextMemory, *, name: str) -> None:
-        self.model: TextAutoencoder = memory.model.eval()
-        self.tokenizer: PreTrainedTokenizerBase = memory.tokenizer
+    def __init__(self, encoder: ChunkEncoder, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        self.model = encoder.eval()
+        self.tokenizer = tokenizer
         self.name = name
-        self.width = self.model.config.memory_size
+        self.width = encoder.config.memories_per_chunk * encoder.config.bottleneck_size
         self.fingerprint = model_fingerprint(self.model, self.tokenizer, "memories")
 
     @torch.inference_mode()
@@ -41,12 +40,10 @@ class MemoryEncoder:
             eos_token_id=eos_id(self.tokenizer),
         )
         pairs = zip(chunks.input_ids[:, 0].split(_ROWS), chunks.attention_mask[:, 0].split(_ROWS), strict=True)
-        written = [self.model.encode(ids.to(device), mask.to(device)).flatten(1) for ids, mask in pairs]
+        written = [self.model(ids.to(device), mask.to(device)).flatten(1) for ids, mask in pairs]
         return torch.cat([part.float().cpu() for part in written])
 
     def untrained(self, seed: int) -> MemoryEncoder:
         """The same architecture with fresh weights."""
         torch.manual_seed(seed)
-        return MemoryEncoder(
-            TextMemory(TextAutoencoder(self.model.config), self.tokenizer), name=f"{self.name} (untrained)"
-        )
+        return MemoryEncoder(ChunkEncoder(self.model.config), self.tokenizer, name=f"{self.name} (untrained)")

@@ -1,0 +1,136 @@
+"""What kept memories and reading in parallel save, in time and memory.
+
+    python -m benchmarks.memory
+
+Each case runs in a process of its own, so that its peak memory is its own. A training step of the curriculum's decoder
+(forward, backward, optimizer) with memories from disk, and with the frozen encoder run in every step; then one pass
+forward and backward over whole documents, all chunks at once and one after the other (memlm.models.memory.naive).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.training import median_seconds
+from memlm.data import PackedRows
+from memlm.models import MemoryModelForCausalLM
+from memlm.models.memory.naive import naive_logits
+from memlm.objectives import next_token, token_nats
+from memlm.training import build_optimizer
+from memlm.training.config import OptimizerConfig
+from memlm.training.kept_memories import KeptMemories
+from memlm.training.memory_batches import MemoryBatches
+from memlm.training.memory_config import EncoderSettings, MemoryModelSettings, Stage
+from memlm.training.memory_model import build_from_sizes
+
+CASES = ("kept memories", "frozen encoder", "parallel", "sequential")
+"""In pairs: what is compared with what."""
+_VOCABULARY = 1024
+
+
+def settings_of(encoder_layers: int, encoder_width: int) -> MemoryModelSettings:
+    """The tiny decoder behind an encoder of this size."""
+    return MemoryModelSettings(encoder=EncoderSettings(num_layers=encoder_layers, hidden_size=encoder_width))
+
+
+def model_of(settings: MemoryModelSettings, *, frozen: bool) -> MemoryModelForCausalLM:
+    """Fresh weights, in training mode."""
+    model = build_from_sizes(settings, vocabulary=_VOCABULARY, pad_token_id=0, eos_token_id=1, seed=0)
+    assert isinstance(model, MemoryModelForCausalLM)  # noqa: S101  (not recurrent)
+    model.config.freeze_encoder = frozen
+    model.encoder.requires_grad_(not frozen)
+    return model.train()
+
+
+def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool) -> Callable[[], None]:
+    """One step of the curriculum's last stage."""
+    model = model_of(settings, frozen=True)
+    ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
+    rows = PackedRows(ids, torch.ones_like(ids), torch.zeros(batch_size, dtype=torch.long), ("d",))
+    writer = settings.encoder
+    shape = (batch_size, settings.num_chunks, writer.memories_per_chunk, writer.bottleneck_size)
+    stage = Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": 1.0}, steps=1)
+    take = MemoryBatches(
+        rows,
+        stage,
+        batch_size=batch_size,
+        blank_id=0,
+        delimiter_id=1,
+        seed=0,
+        kept=KeptMemories(torch.randn(shape), torch.randn(shape[2:])) if kept else None,
+    )
+    optimizer = build_optimizer(model, OptimizerConfig())
+
+    def step() -> None:
+        model(**take(torch.arange(batch_size), 0)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool) -> Callable[[], None]:
+    """Forward and backward over documents, asked for their next tokens."""
+    model = model_of(settings, frozen=False)
+    ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
+    mask = torch.ones_like(ids)
+    labels = next_token(ids, mask).labels
+
+    def step() -> None:
+        logits = model(ids, mask).logits if parallel else naive_logits(model, ids, mask)
+        token_nats(logits, labels).mean().backward()
+
+    return step
+
+
+def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds and peak memory of one case."""
+    settings = settings_of(options.encoder_layers, options.encoder_width)
+    if case in CASES[:2]:
+        step = training_step(settings, batch_size=options.batch_size, kept=case == "kept memories")
+    else:
+        step = whole_pass(settings, batch_size=options.batch_size, parallel=case == "parallel")
+    seconds = median_seconds(step, repeats=options.repeats)
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def _apart(case: str, arguments: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--case", case, *arguments]
+    # this very module, with flags that argparse has checked
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=64, help="documents in a step")
+    parser.add_argument("--repeats", type=int, default=15, help="steps, of which the median counts")
+    parser.add_argument("--encoder-layers", type=int, default=2, help="layers of the frozen encoder")
+    parser.add_argument("--encoder-width", type=int, default=128, help="width of the frozen encoder")
+    parser.add_argument("--case", choices=CASES, help="one case alone, as JSON")
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(measure(options.case, options)))
+        return
+    found = {case: _apart(case, sys.argv[1:]) for case in CASES}
+    print(f"{options.batch_size} documents of 4 x 16 tokens, {torch.get_num_threads()} threads, fp32")
+    print("| case | step, ms | peak memory, MB |")
+    print("| --- | --- | --- |")
+    for case, figures in found.items():
+        print(f"| {case} | {1000 * figures['seconds']:.1f} | {figures['peak'] / 1e6:.0f} |")
+    for fast, slow in (CASES[:2], CASES[2:]):
+        times = found[slow]["seconds"] / found[fast]["seconds"]
+        saved = (found[slow]["peak"] - found[fast]["peak"]) / 1e6
+        print(f"{fast} against {slow}: {times:.2f} times as fast, {saved:.0f} MB less")
+
+
+if __name__ == "__main__":
+    main()

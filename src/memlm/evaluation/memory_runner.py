@@ -1,0 +1,112 @@
+"""Everything that is measured of a memory model: reading with and without memory, copies, what its memories keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
+from memlm.evaluation.memory_reading import copy_measurements, reading_measurements
+from memlm.evaluation.passages import Passage, passages_of
+from memlm.evaluation.probe_settings import ProbeSettings
+from memlm.evaluation.recall import recall_measurements
+from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
+from memlm.evaluation.retention import Retention
+from memlm.inference.encoders import MemoryEncoder
+from memlm.inference.loading import load_model
+from memlm.measurement import Measurement
+from memlm.models import ChunkReader, MemoryModelForCausalLM
+from memlm.training import RunFolder, prepare_data
+from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.prepare import read_documents
+from memlm.training.probe import ProbeTraining
+
+_THREE_SIDES = 3
+"""Documents that the meter needs: to train on, to stop by, to score."""
+
+
+def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report) -> Evaluation:
+    """Held-out documents of the run, or other text; retention of its encoder where its own text is measured.
+
+    Raises:
+        CheckpointError, TokenizerError: not a finished run.
+        DataError: the text cannot be read, or the run's text has changed since.
+    """
+    model, tokenizer = load_model(folder.path, *get_args(ChunkReader))
+    if text is not None:
+        return _measured(model, tokenizer, load_documents(text), split=Path(text).name, say=say)
+    say("reading the text")
+    config = cast(MemoryRunConfig, folder.config())
+    length, seed = model.config.document_length, config.training.seed
+    data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
+    refuse_changed_text(folder.data(), data.record, config.data.text)
+    found = _measured(model, tokenizer, data.held_out, split="held_out", say=say)
+    say("probing the memories")
+    if not isinstance(model, MemoryModelForCausalLM):
+        return found
+    # the meter splits them as the run did: what is held out there is held out here
+    documents = read_documents(config.data)
+    if len(documents) < _THREE_SIDES:
+        return found
+    kept = _retention(MemoryEncoder(model.encoder, tokenizer, name=config.recipe), documents, config, folder.path)
+    return Evaluation([*found.measurements, *kept], found.accuracy_by_position, found.passages, found.costs)
+
+
+def _measured(
+    model: ChunkReader,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    *,
+    split: str,
+    say: Report,
+) -> Evaluation:
+    length = model.config.document_length
+    rows = pack(documents, tokenizer, row_length=length, across_documents=False)
+    say(f"reading {len(rows)} rows of {split} with and without memory")
+    found = reading_measurements(model, rows, token_byte_lengths(tokenizer), split=split)
+    full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
+    if model.config.num_chunks % 2 or not len(full):
+        return Evaluation(found, [], [], [])
+    say(f"copying {split}")
+    copied, passages = _copied(model, tokenizer, full, split)
+    say(f"planting facts in {split}")
+    recalled = recall_measurements(model, full, tokenizer, blank_id=pad_id(tokenizer), split=split)
+    return Evaluation([*copied, *recalled, *found], [], passages, [])
+
+
+def _copied(
+    model: ChunkReader, tokenizer: PreTrainedTokenizerBase, rows: PackedRows, split: str
+) -> tuple[list[Measurement], list[Passage]]:
+    found, scores = copy_measurements(model, rows, blank_id=pad_id(tokenizer), split=split)
+    half = rows.input_ids.shape[1] // 2
+    halves = PackedRows(rows.input_ids[:, :half], rows.attention_mask[:, :half], rows.document_index, rows.document_ids)
+    back = scores.predictions[:, half - 1 : -1]
+    return found, passages_of(partial(decode_ids, tokenizer), halves, back)
+
+
+def _retention(
+    encoder: MemoryEncoder, documents: list[Document], config: MemoryRunConfig, folder: Path
+) -> list[Measurement]:
+    """Token accuracy and retention of one chunk's memories by a small probe, and of fresh weights'."""
+    settings = ProbeSettings(
+        lengths=(config.model.chunk_length,),
+        passages=8192,
+        held_out=config.data.held_out,
+        seed=config.training.seed,
+        controls=False,
+        probe=ProbeTraining(size="small", steps=240),
+    )
+    found: list[Measurement] = []
+    for name, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
+        out = folder / "probe" / (name.strip("/") or "encoder")
+        result = Retention.measure(probed, documents, out=out, settings=settings, cache=folder / "probe" / "vectors")
+        found += [
+            m.model_copy(update={"name": f"memories/{name}{m.name}", "split": "held_out"})
+            for m in result.measurements
+            if m.name in ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
+        ]
+    return found

@@ -1,0 +1,122 @@
+"""Settings of the memory model: an encoder, a decoder, and what passes between them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from memlm.errors import ConfigError, did_you_mean
+from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.memory.layout import LAYOUTS
+from memlm.models.readout import READOUTS
+
+FILLERS = ("masked", "learned", "constant")
+SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
+
+
+@strict
+class MemoryModelConfig(MemlmConfig):
+    """Chunks become memories by `encoder`; `decoder` reads a chunk's tokens behind the memories of those before it.
+
+    Raises:
+        ConfigError: sizes that do not fit each other, unknown keys, unknown kinds.
+    """
+
+    model_type = "memlm_memory"
+    sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"encoder": AutoConfig, "decoder": AutoConfig}  # pyright: ignore
+    has_no_defaults_at_init = True
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    encoder: dict[str, Any] | PreTrainedConfig | None = None
+    """What writes memories; a ChunkEncoderConfig."""
+    decoder: dict[str, Any] | PreTrainedConfig | None = None
+    """Any causal language model; `generate()` looks for this name."""
+    chunk_length: int = 16
+    """Tokens per chunk."""
+    num_chunks: int = 4
+    """Chunks of a document in training; more can be read later where the decoder has positions for their slots."""
+    slots_per_chunk: int = 8
+    """Decoder inputs that one chunk's memories take."""
+    readout: str = "slices"
+    """How memories become slots; one of memlm.models.readout without `prefix`."""
+    readout_rank: int = 16
+    """Numbers each slot reads; `positionwise` only."""
+    layout: str = "aligned"
+    """Where memories stand: `aligned`, the paper's `fixed` and `variable`, or `oracle`."""
+    filler: str = "masked"
+    """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
+    freeze_encoder: bool = False
+    """The encoder stays as it is: evaluation mode, no gradients."""
+    encoder_fingerprint: str | None = None
+    """Of a frozen encoder's weights; checked after loading."""
+    use_memory: bool = True
+    """False: no slot ever holds a memory, in training too (the `no_memory` baseline)."""
+    reconstruction_head: bool = False
+    """A head that reads a chunk's tokens straight from its memories, for the `reconstruction` objective."""
+    memory_token_id: int = 1024
+    """What stands in the decoder's input ids where a slot is; no tokenizer id."""
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.encoder = _as_config(self.encoder, "encoder")
+        self.decoder = _as_config(self.decoder, "decoder")
+        super().__post_init__(**kwargs)
+
+    @property
+    def reader(self) -> PreTrainedConfig:
+        """The decoder's settings."""
+        return cast(PreTrainedConfig, self.decoder)
+
+    @property
+    def writer(self) -> PreTrainedConfig:
+        """The encoder's settings."""
+        return cast(PreTrainedConfig, self.encoder)
+
+    @property
+    def document_length(self) -> int:
+        """Tokens of a document in training."""
+        return self.chunk_length * self.num_chunks
+
+    def check(self) -> None:
+        """Raise ConfigError for sizes and kinds that cannot be."""
+        require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
+        known = (("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS))
+        for name, choices in known:
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"unknown {name} '{value}'. {did_you_mean(value, choices)}")
+        if self.filler != "masked" and self.layout == "variable":
+            raise ConfigError(f"filler ('{self.filler}') has no place in the variable layout; use 'masked'.")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        memories, slots = self.writer.memories_per_chunk, self.slots_per_chunk
+        if self.readout in ("repeated", "windowed") and slots % memories:
+            raise ConfigError(
+                f"slots_per_chunk ({slots}) must be divisible by memories_per_chunk ({memories}) "
+                f"for the {self.readout} readout."
+            )
+        if self.chunk_length > self.writer.chunk_length:
+            raise ConfigError(
+                f"chunk_length ({self.chunk_length}) must not exceed the encoder's ({self.writer.chunk_length})."
+            )
+        if self.memory_token_id < self.writer.vocab_size:
+            raise ConfigError(
+                f"memory_token_id ({self.memory_token_id}) must lie beyond the tokenizer's "
+                f"{self.writer.vocab_size} ids; nothing else may stand for a slot."
+            )
+
+
+def _as_config(value: dict[str, Any] | PreTrainedConfig | None, name: str) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    if not isinstance(value, dict) or "model_type" not in value:
+        raise ConfigError(f"{name} must be a configuration, or a mapping with a model_type; got {value!r}.")
+    settings = dict(value)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)

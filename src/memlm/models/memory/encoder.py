@@ -1,0 +1,100 @@
+"""Chunks of tokens to memories: the encoder's half of a text autoencoder, by the same names, or a transformers model.
+
+    input_ids ── embed_tokens ── encoder ── bottleneck ──▶ memories
+    (C, L)       (C, L, D)       (C, L, D)                 (C, M, W)
+
+The token table belongs to the encoder, and is never the decoder's: a frozen encoder with a fresh table in front is
+another encoder (paper's notes, 3.1.7).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from memlm.errors import UserError
+from memlm.models.autoencoder.modeling import TextAutoencoder
+from memlm.models.backbone import build_backbone
+from memlm.models.bottleneck import LearnedSlots, MemoryWriter
+from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
+from memlm.models.mixer.modeling import init_mixer_weights
+from memlm.models.positionwise import PositionMaps, start_maps
+from memlm.shapes import Memories, TokenIds, TokenMask
+
+
+class ChunkEncoder(PreTrainedModel):
+    """Memories of chunks, each row of the batch one chunk with its text first."""
+
+    config: ChunkEncoderConfig
+    config_class = ChunkEncoderConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
+
+    def __init__(self, config: ChunkEncoderConfig) -> None:
+        super().__init__(config)
+        if config.base is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+            self.encoder = build_backbone(config, num_layers=config.num_encoder_layers, length=config.chunk_length)
+        else:
+            self.base = AutoModel.from_config(config.base)
+        self.bottleneck = MemoryWriter(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.embed_tokens if self.config.base is None else self.base.get_input_embeddings()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init_memory_weights(module)
+
+    def forward(self, input_ids: TokenIds, attention_mask: TokenMask, **kwargs: Any) -> Memories:
+        """Memories (chunks, memories, numbers); a chunk of padding alone gives what it gives, and nobody reads it.
+
+        Args:
+            input_ids: (chunks, tokens), text first, at most `chunk_length` tokens.
+            attention_mask: (chunks, tokens), nonzero for text.
+            kwargs: ignored.
+
+        Raises:
+            UserError: more tokens than a chunk holds.
+        """
+        if input_ids.shape[1] > self.config.chunk_length:
+            raise UserError(
+                f"{input_ids.shape[1]} tokens do not fit this encoder's chunk of {self.config.chunk_length}; "
+                "split the text first (memlm.chunking.split)."
+            )
+        mask = attention_mask.bool()
+        return self.bottleneck(self._hidden(input_ids, mask), mask)
+
+    def _hidden(self, input_ids: Tensor, mask: Tensor) -> Float[Tensor, "chunks tokens width"]:
+        if self.config.base is None:
+            return self.encoder(self.embed_tokens(input_ids), mask)
+        # a row that may read nothing is NaN in some attention implementations; what it holds is never read
+        readable = (mask | ~mask.any(-1, keepdim=True)).long()
+        return self.base(input_ids=input_ids, attention_mask=readable, use_cache=False).last_hidden_state
+
+
+def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
+    """The encoder's half of a trained autoencoder, bit for bit, in evaluation mode."""
+    encoder = ChunkEncoder(ChunkEncoderConfig.of_autoencoder(autoencoder.config))
+    wanted = encoder.state_dict().keys()
+    encoder.load_state_dict({name: value for name, value in autoencoder.state_dict().items() if name in wanted})
+    return encoder.eval()
+
+
+def init_memory_weights(module: nn.Module) -> None:
+    """Starts of what memlm's encoders and readouts are made of."""
+    if isinstance(module, PositionMaps):
+        start_maps(module)
+    elif isinstance(module, LearnedSlots):
+        init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
+    else:
+        init_mixer_weights(module)

@@ -1,0 +1,390 @@
+"""The memory model: a decoder reads each chunk behind the memories of the chunks before it.
+
+    document (B, T) ─ chunks (B, N, L) ─ encoder ─▶ memories (B, N, M, W) ─ readout ─▶ slots (B, N, K, E)
+                             │                                                            │
+                             └─ decoder's token table ─▶ [slots of chunks < n | tokens of chunk n] ─ decoder ─▶ logits
+
+All chunks are folded into the batch, in encoder and decoder (memlm.models.memory.naive reads them one by one).
+Departures from the reference code (paper's notes, 3.1): every chunk has its own mask, and padding is never read on
+either side; the first token of every chunk is asked for, of the position before it; losses are means over tokens;
+a frozen encoder keeps its own token table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from memlm.chunking import left_align, split
+from memlm.errors import MemoryShapeError, UserError
+from memlm.models.documents import ChunkedDocuments, chunked, loss_of
+from memlm.models.memory.configuration import MemoryModelConfig
+from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
+from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
+from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
+from memlm.models.memory.slots import SlotReadout, SlotSettings
+from memlm.models.outputs import MemoryModelOutput
+from memlm.models.readout import READOUTS
+from memlm.objectives import ObjectiveSums, sums_by_objective
+from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
+
+DocumentMemories = Float[Tensor, "documents chunks memories numbers"]
+
+
+class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
+    """A decoder that reads earlier chunks as memories.
+
+    Example:
+        >>> model = MemoryModelForCausalLM.from_pretrained("runs/memory")
+        >>> memories = model.remember(input_ids, attention_mask)     # (documents, chunks, memories, numbers)
+        >>> logits = model(input_ids, attention_mask).logits         # (documents, tokens, vocabulary)
+    """
+
+    config: MemoryModelConfig
+    config_class = MemoryModelConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
+
+    def __init__(self, config: MemoryModelConfig) -> None:
+        super().__init__(config)
+        self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.writer))
+        self.readout = SlotReadout(config)
+        self.decoder = AutoModelForCausalLM.from_config(config.reader)
+        self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
+        # labels are shifted by the objective, not by transformers
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+        self.encoder.requires_grad_(not config.freeze_encoder)
+        # what stands for a slot in a prompt is never written
+        self.generation_config.suppress_tokens = [config.memory_token_id]
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The decoder's token table."""
+        return self.decoder.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head that predicts tokens."""
+        return self.decoder.get_output_embeddings()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SlotReadout):
+            if module.filler is not None:
+                init.ones_(module.filler)
+        else:
+            init_memory_weights(module)
+
+    def train(self, mode: bool = True) -> MemoryModelForCausalLM:
+        """As torch's; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    def remember(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> DocumentMemories:
+        """Memories of every chunk of every document; those of chunks without text mean nothing.
+
+        Args:
+            input_ids: (documents, tokens), any number of tokens.
+            attention_mask: (documents, tokens), nonzero for text, on any side.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids, mask = left_align(input_ids, mask)
+        chunks = split(ids, mask, chunk_length=self.config.chunk_length, pad_token_id=self.config.pad_token_id or 0)
+        return self.encode_chunks(chunks.input_ids, chunks.attention_mask)
+
+    def forward(
+        self,
+        input_ids: TokenIds,
+        attention_mask: Int[Tensor, "batch seen"] | Bool[Tensor, "batch seen"] | None = None,
+        labels: Labels | None = None,
+        memories: DocumentMemories | None = None,
+        objective: Int[Tensor, " documents"] | None = None,
+        loss_weights: Float[Tensor, " objectives"] | None = None,
+        reconstruction_labels: Labels | None = None,
+        use_memory: bool | None = None,
+        num_items_in_batch: Float[Tensor, " objectives"] | Tensor | int | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        position_ids: Int[Tensor, "rows tokens"] | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> MemoryModelOutput | ModelOutput:
+        """Read whole documents, or (with `use_cache` True or False, as `generate()` sets it) a prompt with slots.
+
+        Args:
+            input_ids: (documents, tokens). In a prompt, `memory_token_id` stands where each slot goes (see `prompt`).
+            attention_mask: (documents, tokens), nonzero for text, on any side.
+            labels: (documents, tokens), what is asked of each position, else IGNORE_INDEX; not shifted here.
+                In training only the chunks that are asked for something are decoded, and no logits are returned.
+            memories: (documents, chunks, memories, numbers): what `remember` gave; encoded here where None.
+            objective: (documents,), which objective each row belongs to; all to one where None.
+            loss_weights: (objectives,); all alike where None.
+            reconstruction_labels: (documents, tokens), what the reconstruction head is asked for, as a last objective.
+            use_memory: False: no slot holds a memory (the `no_memory` baseline); by default as the configuration says.
+            num_items_in_batch: (objectives,), tokens asked for over all accumulated batches and devices.
+            use_cache: None for documents.
+            past_key_values: of a prompt that is continued.
+            position_ids: of a prompt.
+            logits_to_keep: last positions of a prompt to give logits of; 0 for all.
+            kwargs: ignored; Trainer passes settings of other models.
+
+        Raises:
+            UserError: more chunks than the decoder has positions for; no label asks for anything.
+            MemoryShapeError: memories of another shape than the encoder writes.
+        """
+        if use_cache is not None:
+            slots = _PromptSlots(input_ids == self.config.memory_token_id, memories)
+            embedded = self._embed_prompt(input_ids, slots)
+            return self.decoder(
+                inputs_embeds=embedded,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )
+        document = chunked(
+            input_ids,
+            attention_mask,
+            labels,
+            reconstruction_labels,
+            length=self.config.chunk_length,
+            pad=self.config.pad_token_id or 0,
+        )
+        wants = self.config.use_memory if use_memory is None else use_memory
+        memories = self._memories(document, memories) if wants or reconstruction_labels is not None else None
+        seen = memories if wants else None
+        if labels is None or not self.training:
+            logits = document.joined(self._decode(document, seen))
+            owners = input_ids.new_zeros(len(input_ids)) if objective is None else objective
+            count = document.objectives(objective, loss_weights)
+            sums = None if labels is None else sums_by_objective(logits, labels, owners, count=count)
+        else:
+            logits, sums = None, self._asked_sums(document, seen, objective, loss_weights)
+        if sums is not None and document.reconstruction is not None:
+            sums = _followed_by(sums, self._reconstruction_sums(document, memories))
+        loss = None if sums is None else loss_of(sums, loss_weights, num_items_in_batch)
+        return MemoryModelOutput(
+            loss=loss,
+            logits=logits,
+            memories=memories,
+            **({} if sums is None else {"nats": sums.nats.detach(), "right": sums.right, "asked": sums.asked}),
+        )
+
+    def _memories(self, document: ChunkedDocuments, memories: Tensor | None) -> Tensor:
+        """Of all chunks but the last, which nobody reads, unless the layout or the reconstruction head asks for it."""
+        all_asked = document.reconstruction is not None or reads_own_chunk(self.config.layout)
+        needed = document.ids.shape[1] - (not all_asked)
+        if memories is None:
+            return self.encode_chunks(document.ids[:, :needed], document.mask[:, :needed])
+        self._check_memories(memories, len(document.ids), needed)
+        return memories
+
+    def encode_chunks(
+        self, ids: Int[Tensor, "documents chunks tokens"], mask: Int[Tensor, "documents chunks tokens"]
+    ) -> DocumentMemories:
+        """Memories of chunks, text first in each; without gradients where the encoder is frozen."""
+        documents, chunks = ids.shape[:2]
+        writer = cast(ChunkEncoderConfig, self.config.writer)
+        if not documents * chunks:
+            shape = (documents, chunks, writer.memories_per_chunk, writer.bottleneck_size)
+            return torch.zeros(shape, device=ids.device, dtype=self.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
+            return self.encoder(ids.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (documents, chunks))
+
+    def _decode(
+        self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None
+    ) -> Float[Tensor, "rows tokens vocabulary"]:
+        """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
+        documents, chunks, length = document.ids.shape
+        layout, trained = self.config.layout, self.config.num_chunks
+        groups = groups_needed(layout, chunks=chunks, trained=trained)
+        table = slot_table(layout, chunks=chunks, groups=groups).to(document.ids.device)
+        self._refuse_beyond(groups * self.config.slots_per_chunk + length, chunks)
+        tokens = self.get_input_embeddings()(document.ids)
+        if memories is None or not memories.numel():
+            slots, table = tokens.new_zeros(documents, 1, self.config.slots_per_chunk, tokens.shape[-1]), table * 0 - 1
+        else:
+            slots = self.readout(memories.flatten(0, 1)).unflatten(0, memories.shape[:2])
+        placed, readable = self.readout.place(slots, table)
+        inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
+        mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
+        positions = self._positions(readable).repeat(documents, 1)
+        if rows is not None:
+            chosen = rows.flatten()
+            inputs, mask, positions = inputs[chosen], mask[chosen], positions[chosen]
+        # a row that may read nothing is NaN in some attention implementations; what comes of it is never asked for
+        mask = mask | ~mask.any(-1, keepdim=True)
+        return self.decoder(
+            inputs_embeds=inputs,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=length,
+        ).logits
+
+    def _positions(self, readable: Bool[Tensor, "chunks slots"]) -> Int[Tensor, "chunks inputs"]:
+        """Consecutive; in the variable layout from the first memory that is there."""
+        inputs = readable.shape[1] + self.config.chunk_length
+        places = torch.arange(inputs, device=readable.device).expand(len(readable), -1)
+        if self.config.layout != "variable":
+            return places
+        return (places - (~readable).sum(1, keepdim=True)).clamp(min=0)
+
+    def _asked_sums(
+        self,
+        document: ChunkedDocuments,
+        memories: Tensor | None,
+        objective: Tensor | None,
+        weights: Tensor | None,
+    ) -> ObjectiveSums:
+        labels = cast(Tensor, document.labels)
+        rows = (labels != IGNORE_INDEX).any(-1)
+        owners = torch.zeros(len(labels), dtype=torch.long, device=labels.device) if objective is None else objective
+        owners = owners[:, None].expand(rows.shape)[rows]
+        logits = self._decode(document, memories, rows)
+        return sums_by_objective(logits, labels[rows], owners, count=document.objectives(objective, weights))
+
+    def _reconstruction_sums(self, document: ChunkedDocuments, memories: Tensor | None) -> ObjectiveSums:
+        if self.reconstruction is None or memories is None or document.reconstruction is None:
+            raise UserError("this model has no reconstruction head; make it with reconstruction_head=True.")
+        logits = self.reconstruction(memories.flatten(0, 1))
+        labels = document.reconstruction.flatten(0, 1)
+        return sums_by_objective(logits, labels, torch.zeros(len(labels), dtype=torch.long), count=1)
+
+    def prompt(
+        self, input_ids: TokenIds, attention_mask: TokenMask, memories: DocumentMemories, counts: Int[Tensor, " rows"]
+    ) -> dict[str, Tensor]:
+        """What `generate()` takes for texts behind memories: placeholders, mask and memories of equal number.
+
+        Args:
+            input_ids: (rows, tokens), the newest tokens as they are, padded on the left.
+            attention_mask: (rows, tokens).
+            memories: (rows, chunks, memories, numbers), oldest first, unused ones at the end.
+            counts: (rows,), how many of them each row has.
+
+        Raises:
+            UserError: a layout or filler that has no prompts.
+        """
+        if self.config.filler != "masked" or self.config.layout not in ("aligned", "variable"):
+            raise UserError(
+                f"prompts need masked fillers and the aligned or variable layout; this model has filler "
+                f"'{self.config.filler}' and layout '{self.config.layout}'."
+            )
+        groups = max(self.config.num_chunks - 1, int(counts.max()) if len(counts) else 0)
+        per_chunk, device = self.config.slots_per_chunk, input_ids.device
+        held = torch.arange(groups, device=device) - groups + counts[:, None].to(device)
+        used = held >= 0
+        padded = F.pad(memories, (0, 0, 0, 0, 0, 1))
+        placed = padded.gather(1, held.clamp(min=0)[:, :, None, None].expand(-1, -1, *memories.shape[2:]))
+        slots = torch.full((len(input_ids), groups * per_chunk), self.config.memory_token_id, device=device)
+        ids = torch.cat([slots, input_ids], 1)
+        mask = torch.cat([used.repeat_interleave(per_chunk, 1).long(), attention_mask.long()], 1)
+        # padding goes to the very front: slots and text are consecutive, as in training
+        order = ((ids == self.config.memory_token_id) | mask.bool()).long().argsort(dim=1, stable=True)
+        return {"input_ids": ids.gather(1, order), "attention_mask": mask.gather(1, order), "memories": placed}
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As transformers does it, with the positions that training gave slots and tokens."""
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        kwargs["position_ids"] = self._prompt_positions(input_ids, mask)
+        prepare = cast(Any, super()).prepare_inputs_for_generation
+        return prepare(input_ids, *args, **kwargs)
+
+    def _prompt_positions(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        is_slot = input_ids == self.config.memory_token_id
+        if self.config.layout == "variable":
+            return (mask.bool().long().cumsum(-1) - 1).clamp(min=0)
+        # masked slots keep their place; a row without slots has its text where training had it
+        places = (mask.bool() | is_slot).long().cumsum(-1) - 1
+        missing = ~is_slot.any(-1, keepdim=True) * (self.config.num_chunks - 1) * self.config.slots_per_chunk
+        return (places + missing).clamp(min=0)
+
+    def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots) -> Tensor:
+        tokens = self.get_input_embeddings()(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
+        if not bool(slots.places.any()):
+            return tokens
+        if slots.memories is None:
+            raise UserError("the prompt has places for memories; give the memories too (see `prompt`).")
+        read = self.readout(slots.memories.flatten(0, 1)).flatten(0, 1)
+        if len(read) != int(slots.places.sum()):
+            raise MemoryShapeError(
+                f"{int(slots.places.sum())} places in the prompt do not fit {len(read)} slots; build it with `prompt`."
+            )
+        return tokens.masked_scatter(slots.places[..., None], read.to(tokens.dtype))
+
+    def _check_memories(self, memories: Tensor, documents: int, needed: int) -> None:
+        writer = cast(ChunkEncoderConfig, self.config.writer)
+        expected = (writer.memories_per_chunk, writer.bottleneck_size)
+        if memories.ndim != 4 or tuple(memories.shape[2:]) != expected or memories.shape[0] != documents:
+            raise MemoryShapeError(
+                f"memories of shape {tuple(memories.shape)} do not fit {documents} documents of this model, "
+                f"which writes {expected} (memories, numbers) per chunk."
+            )
+        if memories.shape[1] < needed:
+            raise MemoryShapeError(f"memories of {memories.shape[1]} chunks do not reach; {needed} are read.")
+
+    def _refuse_beyond(self, inputs: int, chunks: int) -> None:
+        """More chunks than in training need positions that count distances, and a layout that keeps them."""
+        config, longest = self.config, self.config.reader.max_position_embeddings
+        if inputs > longest:
+            raise UserError(
+                f"{chunks} chunks take {inputs} decoder positions and it has {longest}; "
+                "cut the text, or train a decoder with more positions."
+            )
+        if chunks > config.num_chunks and (config.layout == "fixed" or not _rotary(config.reader)):
+            raise UserError(
+                f"{chunks} chunks do not fit the {config.num_chunks} this model was trained on: its positions are "
+                "absolute; cut the text, or train with more chunks."
+            )
+
+
+class ReconstructionHead(nn.Module):
+    """A chunk's tokens straight from its memories: a map per position and one linear layer, no context."""
+
+    def __init__(self, config: MemoryModelConfig) -> None:
+        super().__init__()
+        writer = cast(ChunkEncoderConfig, config.writer)
+        settings = SlotSettings(
+            chunk_length=config.chunk_length,
+            hidden_size=config.reader.hidden_size,
+            bottleneck_size=writer.bottleneck_size,
+            bottleneck_rank=config.readout_rank,
+            memories_per_chunk=writer.memories_per_chunk,
+            readout=config.readout,
+            readout_rank=config.readout_rank,
+        )
+        self.read = READOUTS[config.readout](settings)
+        self.head = nn.Linear(config.reader.hidden_size, writer.vocab_size, bias=False)
+
+    def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks tokens vocabulary"]:
+        """Logits of each token of each chunk."""
+        return self.head(F.gelu(self.read(memories)))
+
+
+class _PromptSlots(NamedTuple):
+    """Where slots stand in a prompt, and what goes there."""
+
+    places: Bool[Tensor, "rows tokens"]
+    memories: DocumentMemories | None
+
+
+def _rotary(config: PreTrainedConfig) -> bool:
+    return getattr(config, "rope_parameters", None) is not None
+
+
+def _followed_by(sums: ObjectiveSums, more: ObjectiveSums) -> ObjectiveSums:
+    """The reconstruction's sums as the last objective."""
+    return ObjectiveSums(*(torch.cat([a, b]) for a, b in zip(sums, more, strict=True)))

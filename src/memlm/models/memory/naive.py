@@ -1,0 +1,79 @@
+"""The memory model chunk by chunk, each read behind the memories that are there and nothing else: the tests' oracle."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memlm.models.memory.layout import UNUSED, groups_needed, slot_table
+from memlm.models.memory.modeling import MemoryModelForCausalLM
+from memlm.shapes import TokenIds, TokenMask
+
+
+def naive_logits(
+    model: MemoryModelForCausalLM, input_ids: TokenIds, attention_mask: TokenMask
+) -> Float[Tensor, "documents tokens vocabulary"]:
+    """Logits at every position of every document; zeros where there is padding.
+
+    Args:
+        model: any memory model.
+        input_ids: (documents, tokens).
+        attention_mask: (documents, tokens), nonzero for text, on any side.
+    """
+    rows: list[Tensor] = []
+    for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
+        text = ids[mask]
+        found = _document(model, text)
+        row = found.new_zeros(len(ids), found.shape[-1])
+        rows.append(row.masked_scatter(mask[:, None], found))
+    return torch.stack(rows)
+
+
+def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
+    config = model.config
+    pieces = text.split(config.chunk_length)
+    groups = groups_needed(config.layout, chunks=len(pieces), trained=config.num_chunks)
+    table = slot_table(config.layout, chunks=len(pieces), groups=groups).tolist()
+    memories: list[Tensor] = []
+    logits: list[Tensor] = []
+    for piece, held in zip(pieces, table, strict=True):
+        own = model.encode_chunks(piece[None, None], torch.ones_like(piece)[None, None])[0]
+        logits.append(_chunk(model, piece, held, [*memories, own]))
+        memories.append(own)
+    return torch.cat(logits)
+
+
+def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memories: list[Tensor]) -> Tensor:
+    """One chunk's logits; unused groups before the first memory are left out, and the rest keep their positions."""
+    config = model.config
+    width = config.slots_per_chunk
+    blocks = [_slots(model, chunk, memories) for chunk in held]
+    first = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
+    inputs: list[Tensor] = []
+    readable: list[int] = []
+    tokens = model.get_input_embeddings()(piece)
+    for block in blocks[first:]:
+        inputs.append(tokens.new_zeros(width, tokens.shape[-1]) if block is None else block)
+        readable += [int(block is not None)] * width
+    start = 0 if config.layout == "variable" else first * width
+    whole = torch.cat([*inputs, tokens])
+    out = model.decoder(
+        inputs_embeds=whole[None],
+        attention_mask=torch.tensor([readable + [1] * len(piece)]),
+        position_ids=torch.arange(start, start + len(whole))[None],
+        use_cache=False,
+    )
+    return out.logits[0, -len(piece) :]
+
+
+def _slots(model: MemoryModelForCausalLM, chunk: int, memories: list[Tensor]) -> Tensor | None:
+    """(slots, width) of one group, the filler where it holds no chunk, None where it may not be read."""
+    config, readout = model.config, model.readout
+    if chunk != UNUSED and config.use_memory:
+        return readout(memories[chunk])[0]
+    if config.filler == "masked":
+        return None
+    width = config.reader.hidden_size
+    filler = torch.ones(width, dtype=model.dtype) if readout.filler is None else readout.filler
+    return filler.expand(config.slots_per_chunk, width)

@@ -1,0 +1,113 @@
+"""Memory models as full configurations, each derived from another by what it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memlm.recipes.autoencoder import autoencoder_tiny
+from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from memlm.training.memory_config import (
+    DecoderSettings,
+    EncoderSettings,
+    MemoryModelSettings,
+    MemoryRunConfig,
+    ObjectiveName,
+    Stage,
+    Weight,
+)
+
+_RATES = OptimizerConfig(learning_rate=4e-3, adamw_learning_rate=4e-3)
+
+OBJECTIVES: dict[str, dict[ObjectiveName, float | Weight]] = {
+    "next_token": {"next_token": 1.0},
+    "copy": {"copy": 1.0},
+    "blank_copy": {"blank_copy": 1.0},
+    "token_dropout": {"token_dropout": 1.0},
+    "reconstruction": {"next_token": 1.0, "reconstruction": 1.0},
+    "mixture": {"next_token": 1.0, "blank_copy": 1.0},
+}
+"""What `memlm train --objective` may ask for in one stage."""
+
+
+def autoencoder_chunk_tiny() -> RunConfig:
+    """16 tokens into one memory of 128 numbers, width 128: the encoder of memory-curriculum-tiny; minutes."""
+    tiny = autoencoder_tiny()
+    return tiny.model_copy(
+        update={
+            "recipe": "autoencoder-chunk-tiny",
+            "model": ModelConfig(
+                chunk_length=16, hidden_size=128, bottleneck_size=128, noise_bits=4, memory_activation="rms_norm"
+            ),
+            "training": tiny.training.model_copy(update={"batch_size": 256, "steps": 300}),
+        }
+    )
+
+
+def memory_tiny() -> MemoryRunConfig:
+    """4 chunks of 16 tokens, width 128, next_token and blank_copy together from scratch; within half an hour."""
+    return MemoryRunConfig(
+        recipe="memory-tiny",
+        data=DataConfig(short_rows=0.0),
+        model=MemoryModelSettings(),
+        stages=(Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=1500),),
+        training=TrainingConfig(
+            batch_size=64, evaluate_every=100, evaluate_rows=256, checkpoint_every=250, optimizer=_RATES
+        ),
+    )
+
+
+def memory_curriculum_tiny() -> MemoryRunConfig:
+    """The tiny one around a frozen encoder (--encoder): blank copy, then copy, then the mixture."""
+    tiny = memory_tiny()
+    return tiny.model_copy(
+        update={
+            "recipe": "memory-curriculum-tiny",
+            "stages": (
+                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400),
+                Stage(name="copy", objectives=OBJECTIVES["copy"], steps=50),
+                Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=700),
+            ),
+        }
+    )
+
+
+def memory_none_tiny() -> MemoryRunConfig:
+    """The tiny one with its memories hidden, next tokens alone: what memory has to beat."""
+    return _next_token_alone("memory-none-tiny", use_memory=False)
+
+
+def memory_full_context_tiny() -> MemoryRunConfig:
+    """The tiny one's decoder over all 64 tokens, nothing to remember: what memory can hope for."""
+    return _next_token_alone("memory-full-context-tiny", chunk_length=64, num_chunks=1)
+
+
+def memory_recurrent_tiny() -> MemoryRunConfig:
+    """The tiny one's decoder with recurrent memory: it hands itself 8 vectors from chunk to chunk (RMT)."""
+    return _next_token_alone("memory-recurrent-tiny", memory="recurrent")
+
+
+def _next_token_alone(name: str, **changes: Any) -> MemoryRunConfig:
+    tiny = memory_tiny()
+    stage = Stage(name="next_token", objectives=OBJECTIVES["next_token"], steps=tiny.steps)
+    model = MemoryModelSettings(**{**tiny.model.model_dump(), **changes})
+    return tiny.model_copy(update={"recipe": name, "model": model, "stages": (stage,)})
+
+
+def memory_paper_tiny() -> MemoryRunConfig:
+    """The paper's design at the tiny one's width: last_token, one slot, fixed layout, ones, AdamW (paper 2.7)."""
+    tiny = memory_tiny()
+    optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), warmup_steps=50)
+    return tiny.model_copy(
+        update={
+            "recipe": "memory-paper-tiny",
+            "model": MemoryModelSettings(
+                slots_per_chunk=1,
+                readout="repeated",
+                layout="fixed",
+                filler="constant",
+                encoder=EncoderSettings(num_heads=4, bottleneck="last_token", memory_activation="none"),
+                decoder=DecoderSettings(num_heads=4),
+            ),
+            "training": tiny.training.model_copy(update={"optimizer": optimizer}),
+        }
+    )

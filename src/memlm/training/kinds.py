@@ -1,0 +1,29 @@
+"""The kinds of runs, by the word in their settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memlm.errors import ConfigError, did_you_mean
+from memlm.training.config import RunConfig, checked, merged
+from memlm.training.memory_config import MemoryRunConfig
+
+AnyRunConfig = RunConfig | MemoryRunConfig
+_KINDS: dict[str, type[RunConfig] | type[MemoryRunConfig]] = {"autoencoder": RunConfig, "memory": MemoryRunConfig}
+
+
+def make_run_config(values: dict[str, Any]) -> AnyRunConfig:
+    """Checked settings of the kind they name; an autoencoder's where they name none.
+
+    Raises:
+        ConfigError: the first thing that is wrong, in one line.
+    """
+    kind = values.get("kind", "autoencoder")
+    if kind not in _KINDS:
+        raise ConfigError(f"unknown kind '{kind}' of run. {did_you_mean(str(kind), _KINDS)}")
+    return checked(_KINDS[kind], values)
+
+
+def merge_run(base: AnyRunConfig, changes: dict[str, Any]) -> AnyRunConfig:
+    """`base` with nested changes over it, checked."""
+    return make_run_config(merged(base.model_dump(mode="json"), changes))

@@ -1,0 +1,97 @@
+"""Documents to batches of several objectives: each objective has every row of the batch, one below the other."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from memlm.data import PackedRows
+from memlm.errors import ConfigError
+from memlm.objectives import Task, blank_copy, copy, next_token, reconstruction, token_dropout
+from memlm.shapes import IGNORE_INDEX
+from memlm.training.kept_memories import KeptMemories
+from memlm.training.memory_config import Stage
+from memlm.training.trainer import Batch
+
+
+class MemoryBatches:
+    """Takes rows of a stage; a pure function of the rows and of their place in training.
+
+    Raises:
+        ConfigError: kept memories beside an objective whose chunks are not those that were kept.
+    """
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        stage: Stage,
+        *,
+        batch_size: int,
+        blank_id: int,
+        delimiter_id: int,
+        seed: int,
+        kept: KeptMemories | None = None,
+    ) -> None:
+        self.rows = rows
+        self.stage = stage
+        self.mixture = stage.mixture
+        self.batch_size = batch_size
+        self.blank_id = blank_id
+        self.delimiter_id = delimiter_id if stage.delimiter else None
+        self.seed = seed
+        self.kept = kept
+        changed = [name for name in self.mixture.names if self._changes_chunks(name)]
+        if kept is not None and changed:
+            raise ConfigError(
+                f"stage '{stage.name}' cannot read kept memories: {changed[0]} changes the chunks it reads; "
+                "set training.keep_memories to false."
+            )
+
+    def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
+        """All objectives' rows of one step."""
+        batch = self.rows.select(chosen)
+        asked = [name for name in self.mixture.names if name != "reconstruction"]
+        tasks = {name: self._task(name, batch, place) for name in asked}
+        if not tasks:
+            tasks = {"reconstruction": Task(batch.input_ids, torch.full_like(batch.input_ids, IGNORE_INDEX))}
+        ones = torch.ones_like(batch.attention_mask)
+        masks = [batch.attention_mask if name in ("next_token", "reconstruction") else ones for name in tasks]
+        out = {
+            "input_ids": torch.cat([task.input_ids for task in tasks.values()]),
+            "attention_mask": torch.cat(masks),
+            "labels": torch.cat([task.labels for task in tasks.values()]),
+            "objective": torch.arange(len(tasks)).repeat_interleave(len(batch)),
+            "loss_weights": self.mixture.at(place // self.batch_size),
+        }
+        if "reconstruction" in self.mixture.names:
+            out["reconstruction_labels"] = self._reconstruction(batch, list(tasks))
+        if self.kept is not None:
+            out["memories"] = torch.cat([self.kept.of(name, chosen) for name in tasks])
+        return out
+
+    def _task(self, name: str, batch: PackedRows, place: int) -> Task:
+        ids, mask = batch.input_ids, batch.attention_mask
+        if name == "next_token":
+            return next_token(ids, mask)
+        if name == "blank_copy":
+            return blank_copy(ids, mask, blank_id=self.blank_id, delimiter_id=self.delimiter_id)
+        repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
+        if name == "copy":
+            return repeated
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+        return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
+
+    def _reconstruction(self, batch: PackedRows, names: list[str]) -> Int[Tensor, "rows tokens"]:
+        """Asked of the rows that hold the text itself; only the first of them where no objective reads it whole."""
+        own = reconstruction(batch.input_ids, batch.attention_mask).labels
+        nothing = torch.full_like(own, IGNORE_INDEX)
+        if "next_token" in names or "reconstruction" in names:
+            return torch.cat([own, *[nothing] * (len(names) - 1)])
+        # copies hold the first half of the text
+        half = own.shape[1] // 2
+        own = torch.cat([own[:, :half], nothing[:, half:]], dim=1)
+        return torch.cat([own, *[nothing] * (len(names) - 1)])
+
+    def _changes_chunks(self, name: str) -> bool:
+        return name == "token_dropout" or (name in ("copy", "blank_copy") and self.delimiter_id is not None)

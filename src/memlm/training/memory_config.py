@@ -1,0 +1,217 @@
+"""Settings of a memory model's run: encoder, decoder, and the stages in which they learn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from memlm.errors import ConfigError
+from memlm.training.config import Count, DataConfig, Length, Settings, Share, TrainingConfig
+
+if TYPE_CHECKING:
+    from memlm.objectives import Mixture
+
+ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction"]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Backbone = Literal["mixer", "llama"]
+
+
+class EncoderSettings(Settings):
+    """What turns a chunk into memories; a frozen encoder of another run brings its own."""
+
+    hidden_size: Width = 128
+    """Width."""
+    backbone: Backbone = "mixer"
+    """Layers: learned matrices over positions, or attention."""
+    learned_positions: bool = False
+    """Llama layers get a learnt vector of each position beside their rotary ones."""
+    num_layers: Annotated[int, Field(ge=0, le=512)] = 2
+    """Layers."""
+    num_heads: Count = 16
+    """Heads of every layer."""
+    kernel_size: Count = 1
+    """Taps of a mixer's convolution along the width."""
+    causal: bool = True
+    """Positions see only earlier ones."""
+    intermediate_size: Count | None = None
+    """Width of the feed-forward layers; four times the hidden size by default."""
+    bottleneck: Literal["last_token", "penultimate", "mean", "learned_slots", "positionwise", "slices"] = "slices"
+    """How hidden states become memories."""
+    bottleneck_size: Annotated[int, Field(ge=1, le=2**20)] = 128
+    """Numbers in one memory."""
+    bottleneck_rank: Count = 16
+    """Numbers each position writes before all are joined (positionwise)."""
+    memories_per_chunk: Count = 1
+    """Memories that stand for one chunk."""
+    noise_bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    """Train with noise as wide as one step of rounding to this many bits."""
+    memory_activation: Literal["none", "tanh", "rms_norm"] = "rms_norm"
+    """What bounds the numbers of a memory."""
+
+
+class DecoderSettings(Settings):
+    """What reads memories and tokens."""
+
+    hidden_size: Width = 128
+    """Width."""
+    backbone: Backbone = "mixer"
+    """Layers: learned matrices over positions, or attention."""
+    num_layers: Annotated[int, Field(ge=1, le=512)] = 2
+    """Layers."""
+    num_heads: Count = 16
+    """Heads of every layer."""
+    kernel_size: Count = 1
+    """Taps of a mixer's convolution along the width."""
+    intermediate_size: Count | None = None
+    """Width of the feed-forward layers; four times the hidden size by default."""
+
+
+class MemoryModelSettings(Settings):
+    """The memory model."""
+
+    memory: Literal["parallel", "recurrent"] = "parallel"
+    """An encoder writes all chunks' memories at once, or the decoder hands itself `slots_per_chunk` vectors (RMT)."""
+    backpropagation_depth: Count | None = None
+    """Of recurrent memory: gradients pass through so many memories before they are cut; through all by default."""
+    chunk_length: Length = 16
+    """Tokens that one memory group stands for."""
+    num_chunks: Count = 4
+    """Chunks of a document in training."""
+    slots_per_chunk: Count = 8
+    """Decoder inputs that one chunk's memories take."""
+    readout: Literal["repeated", "windowed", "positionwise", "slices"] = "slices"
+    """How memories become slots."""
+    readout_rank: Count = 16
+    """Numbers each slot reads (positionwise)."""
+    layout: Literal["aligned", "fixed", "variable", "oracle"] = "aligned"
+    """Newest memory next to the tokens, the paper's two, or each chunk's own memory too (oracle)."""
+    filler: Literal["masked", "learned", "constant"] = "masked"
+    """What stands in unused slots."""
+    use_memory: bool = True
+    """False: the no_memory baseline."""
+    encoder: EncoderSettings = EncoderSettings()
+    """What writes memories."""
+    decoder: DecoderSettings = DecoderSettings()
+    """What reads them."""
+
+    @property
+    def document_length(self) -> int:
+        """Tokens of a document in training."""
+        return self.chunk_length * self.num_chunks
+
+
+class Weight(Settings):
+    """A weight that moves over a stage."""
+
+    start: Annotated[float, Field(ge=0)]
+    """At the first step."""
+    end: Annotated[float, Field(ge=0)]
+    """From `steps` on."""
+    steps: Count
+    """In how many steps it gets there."""
+
+
+class Stage(Settings):
+    """One part of the training: what is asked, and what may change."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+    """Names its folder and its lines in the log."""
+    objectives: dict[ObjectiveName, Annotated[float, Field(ge=0)] | Weight]
+    """Weight of each objective: next_token, copy, token_dropout, blank_copy, reconstruction."""
+    steps: Count
+    """Updates."""
+    train: Literal["all", "decoder", "readout"] = "all"
+    """What may change: all (but a frozen encoder), decoder and readout, or the readout alone (a warm-up)."""
+    start: Literal["previous", "fresh"] = "previous"
+    """Decoder and readout go on from the stage before, or begin anew."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Peak rate of this stage; the run's by default."""
+    delimiter: bool = False
+    """The last token of the first half is an eos, which is neither repeated nor asked for."""
+    dropout_share: Share = 0.5
+    """Share of the second half's tokens that token_dropout hides."""
+
+    @property
+    def mixture(self) -> Mixture:
+        """The objectives with their weights."""
+        # imported here: torch comes with it, and reading settings must not wait for that
+        from memlm.objectives import Mixture, Ramp
+
+        weights = {n: Ramp(w.start, w.end, w.steps) if isinstance(w, Weight) else w for n, w in self.objectives.items()}
+        return Mixture(weights)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Stage:
+        if not self.objectives:
+            raise ConfigError(f"stage '{self.name}' has no objectives; name at least one, such as next_token.")
+        for end in ("start", "end"):
+            if not sum(getattr(w, end) if isinstance(w, Weight) else w for w in self.objectives.values()) > 0:
+                raise ConfigError(
+                    f"the weights of stage '{self.name}' sum to 0 at its {end}; at least one must be above 0."
+                )
+        return self
+
+
+class MemoryRunConfig(Settings):
+    """Everything that decides a memory model's run."""
+
+    kind: Literal["memory"] = "memory"
+    """What kind of run this is."""
+    recipe: str = "custom"
+    """Name of the recipe this began as."""
+    encoder_run: str | None = None
+    """Run folder whose encoder is used, frozen; its text, tokenizer and split come with it."""
+    data: DataConfig = DataConfig(short_rows=0.0)
+    """Text and tokens."""
+    model: MemoryModelSettings = MemoryModelSettings()
+    """The memory model."""
+    stages: tuple[Stage, ...] = (Stage(name="next_token", objectives={"next_token": 1.0}, steps=1200),)
+    """What is learnt, one after the other."""
+    training: TrainingConfig = TrainingConfig()
+    """Batch, rates, seed; how long, the stages say."""
+
+    @property
+    def asks_reconstruction(self) -> bool:
+        """Whether any stage needs a head of the memories' own."""
+        return any("reconstruction" in stage.objectives for stage in self.stages)
+
+    @model_validator(mode="after")
+    def _fits(self) -> MemoryRunConfig:
+        if not self.stages:
+            raise ConfigError("stages (none) must hold at least one stage.")
+        if self.encoder_run is not None and self.data.tokenizer is not None:
+            raise ConfigError(
+                f"data.tokenizer ('{self.data.tokenizer}') has no place beside encoder_run ('{self.encoder_run}'), "
+                "whose encoder reads its own tokenizer's tokens; leave it out."
+            )
+        self._check_recurrent()
+        names = [stage.name for stage in self.stages]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"two stages are named '{sorted(twice)[0]}'; give each a name of its own.")
+        asks = {name for stage in self.stages for name in stage.objectives}
+        copies = asks & {"copy", "token_dropout", "blank_copy"}
+        if copies and self.model.num_chunks % 2:
+            raise ConfigError(
+                f"num_chunks ({self.model.num_chunks}) must be even for {sorted(copies)[0]}: "
+                "the second half of the chunks repeats the first."
+            )
+        return self
+
+    def _check_recurrent(self) -> None:
+        if self.model.memory != "recurrent":
+            return
+        if self.encoder_run is not None:
+            raise ConfigError(
+                f"encoder_run ('{self.encoder_run}') has no place in recurrent memory, which has no encoder."
+            )
+        for stage in self.stages:
+            if stage.train != "all" or "reconstruction" in stage.objectives:
+                what = f"train ('{stage.train}')" if stage.train != "all" else "reconstruction"
+                raise ConfigError(f"{what} of stage '{stage.name}' has no place in recurrent memory; leave it out.")
+
+    @property
+    def steps(self) -> int:
+        """Updates of all stages together."""
+        return sum(stage.steps for stage in self.stages)

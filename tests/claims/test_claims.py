@@ -1,0 +1,121 @@
+"""Claims: verdicts follow the figures, rows are kept, and what speaks against the paper stays in the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memlm.claims import CELLS, CLAIMS, ClaimSettings, Figure, judge_all, measure_cells, runs
+from memlm.claims.runs import Cell, combined, config_of
+from memlm.cli import main
+from memlm.cli.claims import markdown, summary
+from memlm.errors import RunFolderError
+from memlm.measurement import Measurement
+from memlm.training.config import RunConfig
+from memlm.training.memory_config import MemoryRunConfig
+
+GOOD = {
+    ("autoencoder", "token_accuracy"): 0.999,
+    ("next_token", "memories/token_accuracy"): 0.2,
+    ("next_token", "memories/untrained/token_accuracy"): 0.15,
+    ("next_token", "token_accuracy/blank_copy"): 0.05,
+    ("next_token", "bits_per_byte"): 2.0,
+    ("next_token", "bits_saved_over/no_memory"): 0.1,
+    ("next_token", "bits_saved_over/other_memory"): 0.1,
+    ("mixture", "memories/token_accuracy"): 0.99,
+    ("mixture", "token_accuracy/blank_copy"): 0.98,
+    ("mixture", "bits_per_byte"): 2.01,
+    ("curriculum", "memories/token_accuracy"): 0.99,
+    ("curriculum", "token_accuracy/blank_copy"): 0.99,
+    ("curriculum", "exact_match/blank_copy"): 0.95,
+    ("curriculum_causal", "token_accuracy/blank_copy"): 0.1,
+    ("none", "bits_per_byte"): 2.2,
+    ("recurrent", "bits_per_byte"): 2.0,
+    ("full_context", "bits_per_byte"): 1.9,
+}
+
+
+def figures(**changed: float) -> dict[tuple[str, str], Figure]:
+    values = {**GOOD, **{tuple(k.split("__")): v for k, v in changed.items()}}  # type: ignore[dict-item]
+    return {key: Figure(v, v - 0.005, v + 0.005) for key, v in values.items()}
+
+
+def outcomes(**changed: float) -> list[str]:
+    return [verdict.outcome for _, verdict in judge_all(figures(**changed))]
+
+
+def test_every_claim_can_hold_and_can_fail() -> None:
+    good = outcomes()
+    assert good == ["holds"] * 8 + ["not testable here"] * 2
+    bad: list[dict[str, float]] = [
+        {"next_token__memories/token_accuracy": 0.6},
+        {"autoencoder__token_accuracy": 0.953},  # above, but not with its interval
+        {"mixture__token_accuracy/blank_copy": 0.09},
+        {"curriculum__token_accuracy/blank_copy": 0.9},
+        {"curriculum_causal__token_accuracy/blank_copy": 0.6},
+        {"next_token__bits_saved_over/other_memory": 0.0},
+        {"recurrent__bits_per_byte": 1.9},
+        {"mixture__bits_per_byte": 2.2},
+    ]
+    for i, changed in enumerate(bad):
+        assert outcomes(**changed)[i] == "does not hold here", changed
+    verdicts = judge_all(figures(**bad[0]))
+    assert markdown(verdicts).count("\n") == len(CLAIMS) + 2
+    assert "does not hold here" in markdown(verdicts)
+    assert summary(verdicts) == "Of 10 claims 7 hold here, 1 do not, and 2 cannot be tested at this size."
+
+
+def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
+    def record(value: float) -> Measurement:
+        return Measurement(
+            name="m", value=value, unit="u", low=value - 0.196, high=value + 0.196, count=1, split="s", protocol="p"
+        )
+
+    one = combined([record(1.0)])
+    assert (one.value, one.high) == (1.0, pytest.approx(1.196))
+    # variance between (0.02) and within (0.01), over two seeds
+    two = combined([record(0.9), record(1.1)])
+    assert two.high - two.value == pytest.approx(1.96 * (0.03 / 2) ** 0.5)
+
+
+def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
+    settings = ClaimSettings(share=0.5)
+    configs = {name: config_of(name, 2, settings, tmp_path) for name in CELLS}
+    assert all(config.training.seed == 2 for config in configs.values())
+    mixture, alone, curriculum = (configs[n] for n in ("mixture", "next_token", "curriculum"))
+    assert isinstance(mixture, MemoryRunConfig)
+    assert isinstance(alone, MemoryRunConfig)
+    assert isinstance(curriculum, MemoryRunConfig)
+    assert isinstance(configs["autoencoder"], RunConfig)
+    # equal next-token steps, or the price of retention would be one of fewer steps
+    assert alone.steps == mixture.steps == configs["none"].steps
+    assert list(alone.stages[0].objectives) == ["next_token"]
+    assert curriculum.encoder_run == str(tmp_path / "runs" / "autoencoder-seed2")
+
+
+def test_runs_are_kept_one_by_one_and_other_settings_are_refused(
+    memory_config: MemoryRunConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "CELLS", {"recurrent": Cell("memory-recurrent-tiny", {})})
+    recurrent = memory_config.model.model_copy(update={"memory": "recurrent"})
+    monkeypatch.setattr(runs, "get_recipe", lambda _: memory_config.model_copy(update={"model": recurrent}))
+    settings = ClaimSettings(text=str(corpus), seeds=2)
+    said: list[str] = []
+    found, records = measure_cells(settings, tmp_path, say=said.append)
+    assert [line.split("  ")[0] for line in said] == ["1 of 2: recurrent, seed 0", "2 of 2: recurrent, seed 1"]
+    assert found["recurrent", "token_accuracy/copy/greedy"].value <= 1
+    assert {m.name.split("/")[1] for m in records} == {"seed_0", "seed_1"}
+    (tmp_path / "figures" / "recurrent-seed1.jsonl").unlink()
+    monkeypatch.setattr(runs, "train_run", lambda *_, resume, **__: None if resume else pytest.fail("trained again"))
+    assert measure_cells(settings, tmp_path, say=said.append)[0] == found
+    with pytest.raises(RunFolderError):
+        measure_cells(ClaimSettings(text=str(corpus), seeds=1), tmp_path, say=said.append)
+
+
+def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for flags, words in ((("--share", "0"), "share (0.0)"), (("--seeds", "0"), "seeds (0)"), (("--text", ""), "text")):
+        assert main(["claims", "--out", str(tmp_path / "c"), *flags]) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert len(err.splitlines()) == 1

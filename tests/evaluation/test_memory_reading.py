@@ -1,0 +1,153 @@
+"""Memory models measured: what memory saves is counted against no memory and another's, document by document."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from memlm.cli import main
+from memlm.data import PackedRows, load_tokenizer
+from memlm.evaluation import evaluate_run
+from memlm.evaluation.memory_reading import copy_greedily, copy_measurements, read_rows, reading_measurements
+from memlm.evaluation.recall import recall_measurements
+from memlm.models import MemoryModelForCausalLM
+from memlm.models.memory.naive import naive_logits
+from memlm.objectives import copy, next_token, token_nats
+
+
+@pytest.fixture(scope="module")
+def model(memory_run: Path) -> MemoryModelForCausalLM:
+    return MemoryModelForCausalLM.from_pretrained(memory_run).eval()
+
+
+@pytest.fixture
+def rows() -> PackedRows:
+    """Six rows of three documents, the last of each short."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 300, (6, 16), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, text in ((1, 11), (3, 5), (5, 16)):
+        mask[row, text:] = 0
+        ids[row, text:] = 0
+    return PackedRows(ids, mask, torch.tensor([0, 0, 1, 1, 2, 2]), ("a", "b", "c"))
+
+
+def test_nats_by_chunk_are_those_of_the_slow_twin(model: MemoryModelForCausalLM, rows: PackedRows) -> None:
+    scores = read_rows(model, rows, lambda batch, _: next_token(batch.input_ids, batch.attention_mask))
+    with torch.no_grad():
+        logits = naive_logits(model, rows.input_ids, rows.attention_mask)
+    lost = token_nats(logits, next_token(rows.input_ids, rows.attention_mask).labels)
+    for i, tally in enumerate(scores.nats):
+        for document in range(3):
+            expected = float(lost[rows.document_index == document, 4 * i : 4 * i + 4].sum())
+            assert tally.sums[document] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_first_chunk_has_nothing_to_remember(model: MemoryModelForCausalLM, rows: PackedRows) -> None:
+    found = {m.name: m for m in reading_measurements(model, rows, torch.ones(300, dtype=torch.long), split="s")}
+    for way in ("no_memory", "other_memory"):
+        assert found[f"bits_per_byte/{way}/chunk_1"].value == pytest.approx(found["bits_per_byte/chunk_1"].value)
+        assert found[f"bits_per_byte/{way}/chunk_2"].value != found["bits_per_byte/chunk_2"].value
+    later = [m for name, m in found.items() if name.startswith("bits_saved_over")]
+    assert len(later) == 2
+    assert all(m.low is not None for m in later)
+    # counted in bytes: tokens of two bytes halve the figure
+    twice = {m.name: m for m in reading_measurements(model, rows, torch.full((300,), 2), split="s")}
+    assert twice["bits_per_byte"].value == pytest.approx(found["bits_per_byte"].value / 2)
+    assert found["bits_per_byte"].value == pytest.approx(
+        found["cross_entropy/next_token"].value / math.log(2), rel=1e-5
+    )
+
+
+def test_the_greedy_copy_reads_its_own_words(model: MemoryModelForCausalLM, rows: PackedRows) -> None:
+    full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
+    task = copy(full.input_ids)
+    written, wanted = copy_greedily(model, full, task)
+    assert torch.equal(wanted, full.input_ids[:, :8])
+    for row in range(len(full)):  # one document and one token at a time
+        ids = full.input_ids[row : row + 1, :8]
+        for place in range(8):
+            with torch.no_grad():
+                new = model(ids).logits[:, -1, :300].argmax(-1, keepdim=True)
+            assert int(new) == int(written[row, place])
+            ids = torch.cat([ids, new], dim=1)
+
+
+def test_a_model_that_knows_the_answer_scores_one(
+    model: MemoryModelForCausalLM, rows: PackedRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scorer, not the model, is under test: logits that are right give 1, and wrong by one token less."""
+
+    class Knowing(MemoryModelForCausalLM):
+        def __init__(self, wrong: int) -> None:
+            super().__init__(model.config)
+            self.wrong = wrong
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> object:
+            half, length = 8, input_ids.shape[1]
+            answer = torch.cat([input_ids[:, :half], input_ids[:, :half]], 1)
+            answer = torch.nn.functional.pad(answer, (0, 1))[:, 1 : length + 1].clone()
+            answer[: self.wrong, half - 1] = 1
+            logits = nn.functional.one_hot(answer, 300).float() * 50
+            return type("Output", (), {"logits": logits})()
+
+    full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
+    for wrong, token_accuracy, exact in ((0, 1.0, 1.0), (1, 1 - 1 / (8 * len(full)), 1 - 1 / len(full))):
+        found, _ = copy_measurements(Knowing(wrong), full, blank_id=0, split="s")
+        named = {(m.name, m.protocol): m.value for m in found}
+        assert named["token_accuracy/blank_copy", "greedy"] == pytest.approx(token_accuracy)
+        assert named["exact_match/blank_copy", "greedy"] == pytest.approx(exact)
+
+
+def test_recall_counts_the_facts_alone(
+    model: MemoryModelForCausalLM, rows: PackedRows, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A reader that gives back every other token of the first half is right about the facts that lie there."""
+
+    class EveryOther(MemoryModelForCausalLM):
+        def __init__(self, parity: int) -> None:
+            super().__init__(model.config)
+            self.parity = parity
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> object:
+            back = input_ids.clone()
+            back[:, 7:15] = input_ids[:, :8].masked_fill(torch.arange(8) % 2 != self.parity, 1)
+            return type("Output", (), {"logits": nn.functional.one_hot(back, 300).float()})()
+
+    full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
+    values, keys = (
+        {m.name: m for m in recall_measurements(EveryOther(parity), full, tokenizer, blank_id=0, split="s")}
+        for parity in (1, 0)
+    )
+    # values stand at odd places, keys are not asked for
+    assert values["recall/pairs/2_chunks"].value == 1.0
+    assert keys["recall/pairs/2_chunks"].value == 0.0
+    assert values["recall/sentence/2_chunks"].value == keys["recall/sentence/2_chunks"].value == 0.5
+    assert values["recall/number/2_chunks"].value == 0.5
+    assert values["recall_whole/sentence/2_chunks"].value == 0.0
+    assert values["recall/pairs/2_chunks"].count == 2 * len(full)
+
+
+def test_evaluate_measures_reading_copying_and_what_memories_keep(
+    memory_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = evaluate_run(str(memory_run))
+    names = {m.name for m in evaluation.measurements}
+    assert {"bits_per_byte/chunk_4", "bits_saved_over/other_memory", "memories/token_accuracy"} <= names
+    assert {"recall/pairs/2_chunks", "recall_whole/number/2_chunks"} <= names
+    assert {"memories/untrained/token_accuracy", "token_accuracy/copy", "exact_match/blank_copy"} <= names
+    assert evaluation.passages
+    again = {m.name: m.value for m in evaluate_run(str(memory_run)).measurements}
+    assert again == {m.name: m.value for m in evaluation.measurements}
+    text = tmp_path / "other.txt"
+    text.write_text("we have met in council to speak of peace. " * 40)
+    assert main(["evaluate", str(memory_run), "--text", str(text)]) == 0
+    assert "other.txt" in capsys.readouterr().out
+    assert main(["report", str(memory_run)]) == 0
+    assert "memories hidden" in (memory_run / "report.html").read_text()
+    assert len(load_tokenizer(memory_run)) <= 300

@@ -1,0 +1,238 @@
+"""A memory model's run: stages, kept memories, a frozen encoder, and an end that no interruption changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from memlm.data import load_tokenizer
+from memlm.errors import CheckpointError, ConfigError, DataError
+from memlm.evaluation import evaluate_run
+from memlm.models import TextAutoencoder
+from memlm.training import RunFolder, train_run
+from memlm.training.callbacks import RunCallback
+from memlm.training.kept_memories import keep_memories
+from memlm.training.kinds import make_run_config, merge_run
+from memlm.training.memory_batches import MemoryBatches
+from memlm.training.memory_config import MemoryRunConfig, Stage
+from memlm.training.memory_model import build_memory_model
+from memlm.training.prepare import prepare_data
+
+MIXTURE = {"next_token": 1.0, "blank_copy": 2.0}
+
+
+@pytest.fixture(scope="module")
+def small(memory_config: MemoryRunConfig) -> MemoryRunConfig:
+    return memory_config
+
+
+@pytest.fixture(scope="module")
+def finished(memory_run: Path) -> Path:
+    return memory_run
+
+
+def log_without_seconds(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(folder).log()]
+
+
+def test_the_log_names_every_objective_and_counts_on(finished: Path) -> None:
+    log = RunFolder(finished).log()
+    assert [line["step"] for line in log] == [3, 4, 6, 9, 10, 12, 13]
+    assert {line["stage"] for line in log} == {"first", "second"}
+    assert all("loss/blank_copy" in line and "accuracy/blank_copy" in line for line in log)
+    assert ["loss/next_token" in line for line in log] == [False] * 3 + [True] * 4
+    assert log[-1]["held_out_loss/next_token"] > 0
+    second = [line for line in log if line["stage"] == "second"]
+    for line in second:
+        mixed = (line["loss/next_token"] + 2 * line["loss/blank_copy"]) / 3
+        assert line["loss"] == pytest.approx(mixed, rel=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(finished)
+    assert model.config.memory_token_id == len(load_tokenizer(str(finished)))
+
+
+@pytest.mark.parametrize("stop_at", [("first", 5), ("second", 1), ("second", 6)])
+def test_stopped_in_any_stage_it_ends_the_same(
+    stop_at: tuple[str, int], small: MemoryRunConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bang(Exception):
+        pass
+
+    original = RunCallback.on_step_end
+
+    def explode(self: RunCallback, args: Any, state: Any, control: Any, **extra: Any) -> None:
+        if self.run_log.path.parent.name.endswith(stop_at[0]) and state.global_step > stop_at[1]:
+            raise Bang
+        original(self, args, state, control, **extra)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", explode)
+        with pytest.raises(Bang):
+            train_run(small, tmp_path / "run", progress=False)
+    train_run(small, tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert log_without_seconds(tmp_path / "run") == log_without_seconds(finished)
+
+
+def frozen(small: MemoryRunConfig, encoder: Path, **training: Any) -> MemoryRunConfig:
+    record = RunFolder(encoder).config()
+    data = record.data.model_dump(mode="json") | {"short_rows": 0.0}
+    changes = {"encoder_run": str(encoder), "data": data, "training": training}
+    return merge_run(small, changes)  # type: ignore[return-value]
+
+
+def test_a_frozen_encoder_stays_and_its_memories_are_kept(
+    small: MemoryRunConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    kept = train_run(frozen(small, finished_run), tmp_path / "kept", progress=False).path
+    live = train_run(frozen(small, finished_run, keep_memories=False), tmp_path / "live", progress=False).path
+    assert len(list(kept.glob("memories-*/memories.safetensors"))) == 1
+    assert not list(live.glob("memories-*"))
+    one, other = (AutoModelForCausalLM.from_pretrained(folder) for folder in (kept, live))
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-3, atol=1e-4)
+    before = TextAutoencoder.from_pretrained(finished_run).state_dict()
+    for name, value in one.encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(finished_run, encoder)
+    config = frozen(small, encoder)
+    run = train_run(config, tmp_path / "run", progress=False).path
+    (run / "status.json").unlink()
+    autoencoder = TextAutoencoder.from_pretrained(encoder)
+    with torch.no_grad():
+        autoencoder.embed_tokens.weight[5] += 1
+    autoencoder.save_pretrained(encoder)
+    with pytest.raises(CheckpointError, match="the encoder has changed since this run began"):
+        train_run(config, run, resume=True, progress=False)
+
+
+def test_memories_kept_of_another_encoder_or_text_are_refused(small: MemoryRunConfig, tmp_path: Path) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    model = build_memory_model(small.model, data.tokenizer, seed=0)
+    kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
+    again = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
+    assert torch.equal(kept.memories, again.memories)
+    with pytest.raises(CheckpointError, match="are of another text"):
+        keep_memories(model, data.held_out_rows, tmp_path, blank_id=0)
+    other = build_memory_model(small.model, data.tokenizer, seed=1)
+    with pytest.raises(CheckpointError, match="are of another encoder"):
+        keep_memories(other, data.train_rows, tmp_path, blank_id=0)
+    record = json.loads((tmp_path / "memories.json").read_text())
+    assert record["rows"] == len(data.train_rows)
+
+
+@pytest.mark.parametrize("name", ["next_token", "copy", "blank_copy"])
+def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: MemoryRunConfig, tmp_path: Path) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
+    stage = Stage(name="s", objectives={name: 1.0}, steps=1)
+    common = {"batch_size": 3, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    rows = torch.tensor([4, 0, 2])
+    batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
+    torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
+    for refused in ({"delimiter": True}, {"objectives": {"token_dropout": 1.0}}):
+        changed = stage.model_copy(update={"objectives": {"copy": 1.0}, **refused})
+        with pytest.raises(ConfigError, match="cannot read kept memories"):
+            MemoryBatches(data.train_rows, changed, kept=kept, **common)
+
+
+def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunConfig) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
+    stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
+    take = MemoryBatches(data.train_rows, stage, batch_size=2, blank_id=0, delimiter_id=1, seed=3)
+    rows = torch.tensor([1, 5])
+    before = data.train_rows.input_ids.clone()
+    one, again, later = take(rows, 10), take(rows, 10), take(rows, 12)
+    assert torch.equal(data.train_rows.input_ids, before)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["input_ids"], later["input_ids"])
+    assert one["objective"].tolist() == [0, 0, 1, 1]
+    assert one["loss_weights"].tolist() == [1.0, 1.0, 0.5]
+    assert torch.equal(one["reconstruction_labels"][:2], before[rows])
+    assert (one["reconstruction_labels"][2:] == -100).all()
+
+
+@pytest.mark.parametrize("accumulated", [2, 4])
+def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, small: MemoryRunConfig) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    model = build_memory_model(small.model, data.tokenizer, seed=0).train()
+    model.encoder.eval()  # no noise
+    stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
+    take = MemoryBatches(data.held_out_rows, stage, batch_size=8, blank_id=0, delimiter_id=1, seed=0)
+    rows = torch.arange(8)
+    whole = take(rows, 0)
+    model(**whole).loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    counts = model(**whole).asked
+    total = 0.0
+    for part in rows.split(8 // accumulated):
+        loss = model(**take(part, 0), num_items_in_batch=counts).loss
+        loss.backward()
+        total += float(loss.detach())
+    assert total == pytest.approx(float(model(**whole).loss.detach()), rel=1e-5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"num_chunks \(3\) must be even for blank_copy"):
+        merge_run(small, {"model": {"num_chunks": 3}})
+    with pytest.raises(ConfigError, match="two stages are named 'first'"):
+        merge_run(small, {"stages": [{"name": "first", "objectives": {"copy": 1.0}, "steps": 1}] * 2})
+    with pytest.raises(ConfigError, match="sum to 0 at its start"):
+        merge_run(small, {"stages": [{"name": "a", "objectives": {"copy": 0.0}, "steps": 1}]})
+    with pytest.raises(ConfigError, match="has no objectives"):
+        merge_run(small, {"stages": [{"name": "a", "objectives": {}, "steps": 1}]})
+    with pytest.raises(ConfigError, match="unknown setting 'model.encoder.hiden_size'. Did you mean 'hidden_size'"):
+        merge_run(small, {"model": {"encoder": {"hiden_size": 3}}})
+    with pytest.raises(ConfigError, match="unknown kind 'memori' of run. Did you mean 'memory'"):
+        make_run_config({"kind": "memori"})
+    stage = {"name": "warm", "objectives": {"copy": 1.0}, "steps": 1, "train": "readout"}
+    model = {"readout": "repeated", "encoder": {"bottleneck_size": 16}}
+    nothing = merge_run(small, {"model": model, "stages": [stage]})
+    with pytest.raises(ConfigError, match="stage 'warm' trains nothing"):
+        train_run(nothing, tmp_path / "nothing", progress=False)
+    other = frozen(small, finished_run)
+    with pytest.raises(DataError, match="may have trained on text that is held out here"):
+        train_run(merge_run(other, {"data": {"held_out": 0.4}}), tmp_path / "leak", progress=False)
+
+
+def test_recurrent_memory_trains_in_stages_and_is_evaluated(small: MemoryRunConfig, tmp_path: Path) -> None:
+    config = merge_run(small, {"model": {"memory": "recurrent", "backpropagation_depth": 2}})
+    folder = train_run(config, tmp_path / "run", progress=False)
+    model = AutoModelForCausalLM.from_pretrained(folder.path)
+    assert model.config.model_type == "memlm_recurrent_memory"
+    assert model.config.backpropagation_depth == 2
+    names = {m.name for m in evaluate_run(str(folder.path)).measurements}
+    assert {"bits_per_byte/no_memory", "token_accuracy/blank_copy"} <= names
+    assert not [name for name in names if name.startswith("memories/")]  # no encoder of its own
+    for stage in ({"train": "decoder"}, {"objectives": {"reconstruction": 1.0}}):
+        with pytest.raises(ConfigError, match="no place in recurrent memory"):
+            merge_run(config, {"stages": [{"name": "s", "objectives": {"copy": 1.0}, "steps": 1, **stage}]})
+
+
+def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: MemoryRunConfig, tmp_path: Path) -> None:
+    stages = [
+        {"name": "one", "objectives": {"blank_copy": 1.0}, "steps": 3},
+        {"name": "two", "objectives": {"reconstruction": 1.0, "copy": 1.0}, "steps": 1, "start": "fresh"},
+    ]
+    changes = {"stages": stages, "training": {"optimizer": {"learning_rate": 1e-9, "adamw_learning_rate": 1e-9}}}
+    folder = train_run(merge_run(small, changes), tmp_path / "run", progress=False).path
+    before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (folder / "stages/00-one/end", folder))
+    encoders = zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in encoders)
+    assert after.reconstruction is not None
+    tables = [m.get_input_embeddings().weight for m in (before, after)]
+    assert not torch.allclose(*tables, atol=1e-3)
