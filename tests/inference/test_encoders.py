@@ -143,3 +143,21 @@ def test_fingerprints_do_not_change_with_use(family: str, tmp_path: Path, tokeni
     encoder.encode(TEXTS)
     assert encoder.untrained(0).fingerprint == before
     assert encoder.untrained(1).fingerprint != before
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_never_read(tmp_path: Path) -> None:
+    """SmolLM2 as GGUF: the tokenizer has no padding of its own, and the model's table no room for ours."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    plain = Tokenizer(models.BPE({**{c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, "<e>": 256}, []))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<e>", pad_token="<e>")
+    sizes = {**SMALL, "vocab_size": 257}
+    torch.manual_seed(7)
+    model = LlamaModel(LlamaConfig(**sizes, intermediate_size=32, bos_token_id=None, eos_token_id=256))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = open_encoder(str(tmp_path))
+    assert encoder.tokenizer.pad_token_id == 257
+    together = encoder.encode(TEXTS)
+    assert torch.allclose(together, torch.cat([encoder.encode([text]) for text in TEXTS]), atol=1e-5)

@@ -89,6 +89,9 @@ class HuggingFaceEncoder:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if not ids.shape[1]:  # no token at all: give the end of text something to stand on
             ids, mask = torch.full((len(ids), 1), eos_id(self.tokenizer)), torch.ones(len(ids), 1).long()
+        # the padding token may be ours, and beyond the model's table; what is masked is not read
+        known = int(cast(Any, self.model.get_input_embeddings()).num_embeddings)
+        ids = ids.masked_fill((mask == 0) | (ids >= known), 0)
         device = self.model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16()):
             output = cast(Any, self.model)(
