@@ -108,6 +108,16 @@ def test_a_sentence_embedder_keeps_its_own_pooling(tmp_path: Path, tokenizer: Pr
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     vectors = open_encoder(path).encode(TEXTS)
     assert vectors.norm(dim=1) == pytest.approx(1.0, abs=1e-5)
+    # packages lose empty folders; what modules.json says stands
+    (tmp_path / "2_Normalize").rmdir()
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Normalize"}]))
+    assert torch.equal(open_encoder(path).encode(TEXTS), vectors)
+    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling"}]))
+    assert not torch.allclose(open_encoder(path).encode(TEXTS), vectors)
+    (tmp_path / "modules.json").write_text("[3]")
+    with pytest.raises(EncoderError, match=r"cannot read .*modules\.json"):
+        open_encoder(path)
+    (tmp_path / "modules.json").unlink()
     plain = open_encoder(path, pooling="cls").encode(TEXTS)
     assert torch.allclose(vectors, torch.nn.functional.normalize(plain, dim=1), atol=1e-6)
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))

@@ -165,7 +165,19 @@ def _sentence_settings(folder: Path) -> ReadingSettings | None:
         raise EncoderError(f"cannot read '{declared}' ({error}); restore it or give --pooling.") from error
     if len(found) != 1:
         raise EncoderError(f"'{declared}' asks for {len(found)} known poolings, not one; give --pooling.")
-    return ReadingSettings(found[0], None, normalize=any(folder.glob("*_Normalize")))
+    return ReadingSettings(found[0], None, normalize=_normalizes(folder))
+
+
+def _normalizes(folder: Path) -> bool:
+    """As modules.json says: the module's own folder is empty, and packages and uploads lose empty folders."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return any(folder.glob("*_Normalize"))
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        return any(str(module["type"]).rsplit(".", 1)[-1] == "Normalize" for module in modules)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(f"cannot read '{path}' ({error}); restore it or give --pooling.") from error
 
 
 def is_causal(model: PreTrainedModel) -> bool:
