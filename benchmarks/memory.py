@@ -60,7 +60,7 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool)
     take = MemoryBatches(
         rows,
         stage,
-        batch_size=batch_size,
+        rows_per_step=batch_size,
         blank_id=0,
         delimiter_id=1,
         seed=0,

@@ -150,7 +150,7 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
-    take = MemoryBatches(data.train_rows, stage, batch_size=2, blank_id=0, delimiter_id=1, seed=3)
+    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, blank_id=0, delimiter_id=1, seed=3)
     rows = torch.tensor([1, 5])
     before = data.train_rows.input_ids.clone()
     one, again, later = take(rows, 10), take(rows, 10), take(rows, 12)
@@ -169,7 +169,7 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
     model = build_memory_model(small.model, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
-    take = MemoryBatches(data.held_out_rows, stage, batch_size=8, blank_id=0, delimiter_id=1, seed=0)
+    take = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, blank_id=0, delimiter_id=1, seed=0)
     rows = torch.arange(8)
     whole = take(rows, 0)
     model(**whole).loss.backward()

@@ -27,7 +27,7 @@ class MemoryBatches:
         rows: PackedRows,
         stage: Stage,
         *,
-        batch_size: int,
+        rows_per_step: int,
         blank_id: int,
         delimiter_id: int,
         seed: int,
@@ -36,7 +36,8 @@ class MemoryBatches:
         self.rows = rows
         self.stage = stage
         self.mixture = stage.mixture
-        self.batch_size = batch_size
+        # over all processes: a weight that moves is the same in each of them
+        self.rows_per_step = rows_per_step
         self.blank_id = blank_id
         self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
@@ -62,7 +63,7 @@ class MemoryBatches:
             "attention_mask": torch.cat(masks),
             "labels": torch.cat([task.labels for task in tasks.values()]),
             "objective": torch.arange(len(tasks)).repeat_interleave(len(batch)),
-            "loss_weights": self.mixture.at(place // self.batch_size),
+            "loss_weights": self.mixture.at(place // self.rows_per_step),
         }
         if "reconstruction" in self.mixture.names:
             out["reconstruction_labels"] = self._reconstruction(batch, list(tasks))

@@ -73,7 +73,7 @@ def _run_stage(
     take = MemoryBatches(
         data.train_rows,
         stage,
-        batch_size=training.batch_size,
+        rows_per_step=training.batch_size,
         blank_id=pad_id(data.tokenizer),
         delimiter_id=eos_id(data.tokenizer),
         seed=training.seed,

@@ -1,0 +1,55 @@
+"""What test_processes runs, alone and as one of two: two steps of a mixture whose weights move."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from memlm.data import PackedRows
+from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.config import OptimizerConfig, TrainingConfig
+from memlm.training.memory_batches import MemoryBatches
+from memlm.training.memory_config import DecoderSettings, EncoderSettings, MemoryModelSettings, Stage, Weight
+from memlm.training.memory_model import build_from_sizes
+from memlm.training.trainer import MemlmTrainer, StepRows
+
+ROWS, STEPS, PER_STEP = 32, 2, 8
+
+
+def main(out: Path, batch_size: int) -> None:
+    """Weights, loss of the last step and this process's rows to `out`."""
+    torch.set_num_threads(1)
+    sizes = MemoryModelSettings(
+        chunk_length=4,
+        slots_per_chunk=2,
+        encoder=EncoderSettings(hidden_size=16, num_heads=2, num_layers=1, bottleneck_size=8),
+        decoder=DecoderSettings(hidden_size=16, num_heads=2, num_layers=1),
+    )
+    model = build_from_sizes(sizes, vocabulary=40, pad_token_id=0, eos_token_id=1, seed=0)
+    ids = torch.randint(2, 40, (ROWS, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    for row in range(ROWS):  # processes are asked for different numbers of tokens
+        mask[row, 16 - row % 7 :] = row % 7 == 0
+    rows = PackedRows(ids * mask, mask, torch.zeros(ROWS, dtype=torch.long), ("d",))
+    ramp = Weight(start=1.0, end=0.1, steps=2)
+    stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": ramp}, steps=STEPS)
+    take = MemoryBatches(rows, stage, rows_per_step=PER_STEP, blank_id=0, delimiter_id=1, seed=0)
+    # AdamW: what it does with a gradient tells apart sums and means less; so a plain step is asked for by its size
+    optimizer = OptimizerConfig(name="adamw", learning_rate=1e-2, warmup_steps=0, gradient_clip=1.0)
+    training = TrainingConfig(batch_size=batch_size, steps=STEPS, precision="fp32", optimizer=optimizer)
+    trainer = MemlmTrainer(model, StepRows(ROWS, take, length=STEPS * PER_STEP, seed=0), training, out / "none")
+    log = RunLog(out / f"log-{trainer.args.process_index}.jsonl", tokens_per_step=1)
+    view = ProgressView(STEPS, shown=False)
+    trainer.add_run_callback(RunCallback(training, log, view, dict, Interrupt()))
+    trainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
+    trainer.train()
+    if trainer.args.process_index == 0:
+        model.save_pretrained(out)
+    print(json.dumps({"processes": trainer.args.world_size}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
