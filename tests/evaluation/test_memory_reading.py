@@ -14,10 +14,13 @@ from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
 from memlm.evaluation import evaluate_run
 from memlm.evaluation.memory_reading import copy_greedily, copy_measurements, read_rows, reading_measurements
+from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.recall import recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
+from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.memory_model import build_from_sizes
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +154,18 @@ def test_evaluate_measures_reading_copying_and_what_memories_keep(
     assert main(["report", str(memory_run)]) == 0
     assert "memories hidden" in (memory_run / "report.html").read_text()
     assert len(load_tokenizer(memory_run)) <= 300
+
+
+def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: MemoryRunConfig, rows: PackedRows) -> None:
+    settings = memory_config.model.model_copy(update={"layout": "oracle"})
+    oracle = build_from_sizes(settings, vocabulary=300, pad_token_id=0, eos_token_id=1, seed=0)
+    assert isinstance(oracle, MemoryModelForCausalLM)
+    found = {m.name: m for m in oracle_measurements(oracle, rows, split_name="s")}
+    # 6 rows of 4, 3, 4, 2, 4, 4 chunks with text, 8 numbers each; one token less than text is asked for in each row
+    tokens, chunks = 16 * 4 + 11 + 5 - 6, 4 + 3 + 4 + 2 + 4 + 4
+    for kind, bits in (("fp16", 16), ("int8", 8), ("int4", 4)):
+        offset = found[f"normalised_cross_entropy/{kind}"].value - found[f"cross_entropy/{kind}"].value
+        assert offset == pytest.approx(chunks * 8 * bits * math.log(2) / tokens)
+    plain = {m.name: m for m in reading_measurements(oracle, rows, torch.ones(300).long(), split="s")}
+    assert found["cross_entropy/fp16"].value == pytest.approx(plain["cross_entropy/next_token"].value, rel=1e-3)
+    assert found["cross_entropy/int4"].value != found["cross_entropy/int8"].value

@@ -78,7 +78,7 @@ def test_parallel_equals_sequential_in_logits_and_gradients(name: str, tokens: i
             torch.testing.assert_close(ours, torch.zeros_like(ours) if oracle is None else oracle, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in MEMORY_MODELS if n != "oracle"])
+@pytest.mark.parametrize("name", [n for n in MEMORY_MODELS if "oracle" not in n])
 def test_later_chunks_change_nothing_and_earlier_ones_do(name: str) -> None:
     model = memory_model(name)
     ids = documents()
@@ -202,8 +202,9 @@ def test_more_chunks_than_in_training() -> None:
             memory_model(name)(documents(1, 20))
 
 
-def test_an_oracle_knows_its_own_chunk_and_none_after_it() -> None:
-    model = memory_model("oracle")
+@pytest.mark.parametrize("name", [n for n in MEMORY_MODELS if "oracle" in n])
+def test_an_oracle_knows_its_own_chunk_and_none_after_it(name: str) -> None:
+    model = memory_model(name)
     ids = documents()
     before = model(ids).logits
     changed = ids.clone()
@@ -258,6 +259,8 @@ def test_errors_name_both_values() -> None:
         config(chunk_length=9)
     with pytest.raises(ConfigError, match=r"memory_token_id \(7\) must lie beyond the tokenizer's 23 ids"):
         config(memory_token_id=7)
+    with pytest.raises(ConfigError, match=r"introduction \('hidden'\) .* needs the oracle layout, not 'aligned'"):
+        config(introduction="hidden")
     with pytest.raises(ConfigError, match="filler .* has no place in the variable layout"):
         config(layout="variable", filler="learned")
     with pytest.raises(ConfigError, match=r"slots_per_chunk \(3\) must be divisible by memories_per_chunk \(2\)"):

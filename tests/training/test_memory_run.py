@@ -236,3 +236,11 @@ def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: MemoryRunConfig
     assert after.reconstruction is not None
     tables = [m.get_input_embeddings().weight for m in (before, after)]
     assert not torch.allclose(*tables, atol=1e-3)
+
+
+def test_an_oracle_trains_and_is_evaluated(small: MemoryRunConfig, tmp_path: Path) -> None:
+    model = {"layout": "oracle", "introduction": "hidden", "num_chunks": 1, "chunk_length": 16}
+    stages = [{"name": "next_token", "objectives": {"next_token": 1.0}, "steps": 2}]
+    folder = train_run(merge_run(small, {"model": model, "stages": stages}), tmp_path / "run", progress=False)
+    names = {m.name for m in evaluate_run(str(folder.path)).measurements}
+    assert {"normalised_cross_entropy/int4", "cross_entropy/fp16", "bits_per_byte/no_memory"} <= names

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
 from memlm.evaluation.memory_reading import copy_measurements, reading_measurements
+from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe_settings import ProbeSettings
 from memlm.evaluation.recall import recall_measurements
@@ -20,6 +21,7 @@ from memlm.inference.encoders import MemoryEncoder
 from memlm.inference.loading import load_model
 from memlm.measurement import Measurement
 from memlm.models import ChunkReader, MemoryModelForCausalLM
+from memlm.models.memory.layout import reads_own_chunk
 from memlm.training import RunFolder, prepare_data
 from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.prepare import read_documents
@@ -68,6 +70,9 @@ def _measured(
     rows = pack(documents, tokenizer, row_length=length, across_documents=False)
     say(f"reading {len(rows)} rows of {split} with and without memory")
     found = reading_measurements(model, rows, token_byte_lengths(tokenizer), split=split)
+    if isinstance(model, MemoryModelForCausalLM) and reads_own_chunk(model.config.layout):
+        say(f"rounding the memories of {split}")
+        return Evaluation([*found, *oracle_measurements(model, rows, split_name=split)], [], [], [])
     full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
     if model.config.num_chunks % 2 or not len(full):
         return Evaluation(found, [], [], [])

@@ -86,6 +86,13 @@ def memory_recurrent_tiny() -> MemoryRunConfig:
     return _next_token_alone("memory-recurrent-tiny", memory="recurrent")
 
 
+def memory_oracle_tiny() -> MemoryRunConfig:
+    """Oracle memory: the tiny decoder reads 64 tokens behind a memory of 256 numbers of those very tokens."""
+    encoder = EncoderSettings(bottleneck_size=256)
+    changes = {"layout": "oracle", "chunk_length": 64, "num_chunks": 1, "slots_per_chunk": 16}
+    return _next_token_alone("memory-oracle-tiny", **changes, encoder=encoder)
+
+
 def _next_token_alone(name: str, **changes: Any) -> MemoryRunConfig:
     tiny = memory_tiny()
     stage = Stage(name="next_token", objectives=OBJECTIVES["next_token"], steps=tiny.steps)

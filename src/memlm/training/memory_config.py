@@ -86,6 +86,8 @@ class MemoryModelSettings(Settings):
     """Numbers each slot reads (positionwise)."""
     layout: Literal["aligned", "fixed", "variable", "oracle"] = "aligned"
     """Newest memory next to the tokens, the paper's two, or each chunk's own memory too (oracle)."""
+    introduction: Literal["token", "hidden", "projection"] = "token"
+    """Memories stand before the tokens, or (oracle only) beside them: part of their width, or added to them."""
     filler: Literal["masked", "learned", "constant"] = "masked"
     """What stands in unused slots."""
     use_memory: bool = True

@@ -89,7 +89,8 @@ def build_from_sizes(
     pad = pad_token_id
     written = _encoder_config(settings, vocabulary, pad) if encoder is None else encoder.config
     groups = groups_needed(settings.layout, chunks=settings.num_chunks, trained=settings.num_chunks)
-    inputs = groups * settings.slots_per_chunk + settings.chunk_length
+    slots = groups * settings.slots_per_chunk if settings.introduction == "token" else 0
+    inputs = slots + settings.chunk_length
     model = MemoryModelForCausalLM(
         MemoryModelConfig(
             encoder=written,

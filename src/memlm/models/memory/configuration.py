@@ -13,6 +13,7 @@ from memlm.models.memory.layout import LAYOUTS
 from memlm.models.readout import READOUTS
 
 FILLERS = ("masked", "learned", "constant")
+INTRODUCTIONS = ("token", "hidden", "projection")
 SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
 
@@ -45,6 +46,8 @@ class MemoryModelConfig(MemlmConfig):
     """Numbers each slot reads; `positionwise` only."""
     layout: str = "aligned"
     """Where memories stand: `aligned`, the paper's `fixed` and `variable`, or `oracle`."""
+    introduction: str = "token"
+    """How memories enter: as inputs before the tokens, or (oracle only) beside them by `hidden` or `projection`."""
     filler: str = "masked"
     """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
     freeze_encoder: bool = False
@@ -86,13 +89,18 @@ class MemoryModelConfig(MemlmConfig):
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that cannot be."""
         require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
-        known = (("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS))
+        known = (("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("introduction", INTRODUCTIONS))
         for name, choices in known:
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"unknown {name} '{value}'. {did_you_mean(value, choices)}")
         if self.filler != "masked" and self.layout == "variable":
             raise ConfigError(f"filler ('{self.filler}') has no place in the variable layout; use 'masked'.")
+        if self.introduction != "token" and self.layout != "oracle":
+            raise ConfigError(
+                f"introduction ('{self.introduction}') puts a chunk's own memory beside its tokens; "
+                f"it needs the oracle layout, not '{self.layout}'."
+            )
         self._check_sizes()
 
     def _check_sizes(self) -> None:

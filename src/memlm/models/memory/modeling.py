@@ -29,6 +29,7 @@ from memlm.models.documents import ChunkedDocuments, chunked, loss_of
 from memlm.models.memory.configuration import MemoryModelConfig
 from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
+from memlm.models.memory.introduction import Introduction
 from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
 from memlm.models.memory.slots import SlotReadout, SlotSettings
 from memlm.models.outputs import MemoryModelOutput
@@ -58,7 +59,7 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__(config)
         self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.writer))
-        self.readout = SlotReadout(config)
+        self.readout = SlotReadout(config) if config.introduction == "token" else Introduction(config)
         self.decoder = AutoModelForCausalLM.from_config(config.reader)
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
         # labels are shifted by the objective, not by transformers
@@ -207,17 +208,8 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
         self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None
     ) -> Float[Tensor, "rows tokens vocabulary"]:
         """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
-        documents, chunks, length = document.ids.shape
-        layout, trained = self.config.layout, self.config.num_chunks
-        groups = groups_needed(layout, chunks=chunks, trained=trained)
-        table = slot_table(layout, chunks=chunks, groups=groups).to(document.ids.device)
-        self._refuse_beyond(groups * self.config.slots_per_chunk + length, chunks)
-        tokens = self.get_input_embeddings()(document.ids)
-        if memories is None or not memories.numel():
-            slots, table = tokens.new_zeros(documents, 1, self.config.slots_per_chunk, tokens.shape[-1]), table * 0 - 1
-        else:
-            slots = self.readout(memories.flatten(0, 1)).unflatten(0, memories.shape[:2])
-        placed, readable = self.readout.place(slots, table)
+        documents, length = len(document.ids), document.ids.shape[2]
+        placed, readable, tokens = self._introduced(self.get_input_embeddings()(document.ids), memories)
         inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
         mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
         positions = self._positions(readable).repeat(documents, 1)
@@ -233,6 +225,30 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache=False,
             logits_to_keep=length,
         ).logits
+
+    def _introduced(
+        self, tokens: Float[Tensor, "documents chunks length width"], memories: Tensor | None
+    ) -> tuple[
+        Float[Tensor, "documents chunks slots width"],
+        Bool[Tensor, "chunks slots"],
+        Float[Tensor, "documents chunks length width"],
+    ]:
+        """Slots before each chunk's tokens, which of them may be read, and the tokens."""
+        documents, chunks, length, width = tokens.shape
+        layout, there = self.config.layout, memories is not None and bool(memories.numel())
+        if isinstance(self.readout, Introduction):
+            self._refuse_beyond(length, chunks)
+            known = self.readout(tokens, cast(Tensor, memories)[:, :chunks]) if there else tokens
+            return tokens.new_zeros(documents, chunks, 0, width), tokens.new_zeros(chunks, 0).bool(), known
+        groups = groups_needed(layout, chunks=chunks, trained=self.config.num_chunks)
+        table = slot_table(layout, chunks=chunks, groups=groups).to(tokens.device)
+        self._refuse_beyond(groups * self.config.slots_per_chunk + length, chunks)
+        if not there:
+            slots, table = tokens.new_zeros(documents, 1, self.config.slots_per_chunk, width), table * 0 - 1
+        else:
+            found = cast(Tensor, memories)
+            slots = self.readout(found.flatten(0, 1)).unflatten(0, found.shape[:2])
+        return *self.readout.place(slots, table), tokens
 
     def _positions(self, readable: Bool[Tensor, "chunks slots"]) -> Int[Tensor, "chunks inputs"]:
         """Consecutive; in the variable layout from the first memory that is there."""
@@ -318,7 +334,7 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
             return tokens
         if slots.memories is None:
             raise UserError("the prompt has places for memories; give the memories too (see `prompt`).")
-        read = self.readout(slots.memories.flatten(0, 1)).flatten(0, 1)
+        read = cast(SlotReadout, self.readout)(slots.memories.flatten(0, 1)).flatten(0, 1)
         if len(read) != int(slots.places.sum()):
             raise MemoryShapeError(
                 f"{int(slots.places.sum())} places in the prompt do not fit {len(read)} slots; build it with `prompt`."

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memlm.models.memory.introduction import Introduction
 from memlm.models.memory.layout import UNUSED, groups_needed, slot_table
 from memlm.models.memory.modeling import MemoryModelForCausalLM
+from memlm.models.memory.slots import SlotReadout
 from memlm.shapes import TokenIds, TokenMask
 
 
@@ -47,6 +51,8 @@ def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
 def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memories: list[Tensor]) -> Tensor:
     """One chunk's logits; unused groups before the first memory are left out, and the rest keep their positions."""
     config = model.config
+    if isinstance(model.readout, Introduction):
+        return _introduced(model, model.readout, piece, memories[-1])
     width = config.slots_per_chunk
     blocks = [_slots(model, chunk, memories) for chunk in held]
     first = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
@@ -67,9 +73,16 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
     return out.logits[0, -len(piece) :]
 
 
+def _introduced(model: MemoryModelForCausalLM, readout: Introduction, piece: Tensor, own: Tensor) -> Tensor:
+    tokens = model.get_input_embeddings()(piece)
+    if model.config.use_memory:
+        tokens = torch.stack([readout(token[None, None, None], own[None])[0, 0, 0] for token in tokens])
+    return model.decoder(inputs_embeds=tokens[None], use_cache=False).logits[0]
+
+
 def _slots(model: MemoryModelForCausalLM, chunk: int, memories: list[Tensor]) -> Tensor | None:
     """(slots, width) of one group, the filler where it holds no chunk, None where it may not be read."""
-    config, readout = model.config, model.readout
+    config, readout = model.config, cast(SlotReadout, model.readout)
     if chunk != UNUSED and config.use_memory:
         return readout(memories[chunk])[0]
     if config.filler == "masked":
