@@ -136,7 +136,7 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
     kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
     stage = Stage(name="s", objectives={name: 1.0}, steps=1)
-    common = {"batch_size": 3, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    common = {"rows_per_step": 3, "blank_id": 0, "delimiter_id": 1, "seed": 0}
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
