@@ -24,7 +24,7 @@ from memlm import ProbeSettings, Retention
 from memlm.data import Document, load_documents
 from memlm.errors import EncoderError
 from memlm.inference.encoders import Encoder, open_encoder
-from memlm.measurement import Measurement
+from memlm.reports.table import with_interval
 from memlm.training.probe import SIZES, ProbeTraining
 
 ENCODERS: dict[str, tuple[str, str, str | None]] = {
@@ -89,14 +89,10 @@ def rows(encoder: Encoder, name: str, text: str, out: Path, settings: ProbeSetti
     found: list[str] = []
     for length in settings.lengths:
         figures = {m.name: m for m in result.measurements if m.split == f"{length} tokens"}
-        shown = [_shares(figures[n]) for n in ("retention/unigram", "token_accuracy", "token_accuracy/unigram")]
+        shown = [with_interval(figures[n]) for n in ("retention/unigram", "token_accuracy", "token_accuracy/unigram")]
         nats = f"{figures['cross_entropy'].value:.3f}"
         found.append(" | ".join([f"| {name}", text, str(length), nats, *shown]) + " |")
     return found
-
-
-def _shares(m: Measurement) -> str:
-    return f"{100 * m.value:.2f} % [{100 * (m.low or 0):.2f}, {100 * (m.high or 0):.2f}]"
 
 
 def main() -> None:

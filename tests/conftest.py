@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from memlm.data import train_tokenizer
-from memlm.training.config import RunConfig, make_config
+from memlm.training.config import RunConfig
 from memlm.training.kinds import make_run_config
 from memlm.training.memory_config import MemoryRunConfig
 
@@ -71,7 +71,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_config(corpus: Path) -> RunConfig:
     """A run of two seconds."""
-    return make_config(
+    return make_run_config(
         {
             "recipe": "test",
             "data": {"text": str(corpus), "held_out": 0.2, "vocab_size": 300},

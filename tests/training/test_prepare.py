@@ -10,7 +10,8 @@ import torch
 from memlm.data import Document, encode_texts
 from memlm.errors import ConfigError, DataError
 from memlm.training import DataConfig, prepare_data, read_split
-from memlm.training.config import RunConfig, make_config, merge, settings_names
+from memlm.training.config import RunConfig, settings_names
+from memlm.training.kinds import make_run_config, merge_run
 from memlm.training.trainer import StepRows, reconstruction_batches
 from tests.conftest import speech
 
@@ -72,13 +73,13 @@ def test_too_little_to_split(tmp_path: Path) -> None:
 
 def test_settings_are_checked_merged_and_named() -> None:
     base = RunConfig()
-    changed = merge(base, {"training": {"optimizer": {"warmup_steps": 7}}})
+    changed = merge_run(base, {"training": {"optimizer": {"warmup_steps": 7}}})
     assert changed.training.optimizer.warmup_steps == 7
     assert changed.training.optimizer.momentum == base.training.optimizer.momentum
-    assert make_config(base.model_dump(mode="json")) == base
+    assert make_run_config(base.model_dump(mode="json")) == base
     assert "training.optimizer.betas" in settings_names()
     assert all(text for _, text in settings_names().values())
     with pytest.raises(ConfigError, match=r"unknown setting 'model.hiden_size'. Did you mean 'hidden_size'"):
-        merge(base, {"model": {"hiden_size": 3}})
+        merge_run(base, {"model": {"hiden_size": 3}})
     with pytest.raises(ConfigError, match="must be plain numbers"):
-        merge(base, {"model": {"hidden_size": {1, 2}}})
+        merge_run(base, {"model": {"hidden_size": {1, 2}}})

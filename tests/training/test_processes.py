@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,7 +18,8 @@ _SECONDS = 120
 """After which a process that waits for the other is a failure, not a hang."""
 
 
-def trained(out: Path, processes: int) -> dict[str, torch.Tensor]:
+def trained(out: Path, processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights at the end, and the norm of each step's gradient."""
     out.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,14 +44,16 @@ def trained(out: Path, processes: int) -> dict[str, torch.Tensor]:
         for process in running:
             out_text, error = process.communicate(timeout=_SECONDS)
             assert process.returncode == 0, error
-            assert f'"processes": {processes}' in out_text
+            said = json.loads(out_text)
+            assert said["processes"] == processes
     finally:
         for process in running:
             process.kill()
-    return load_file(out / "model.safetensors")
+    return load_file(out / "model.safetensors"), said["norms"]
 
 
 def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
-    one, two = trained(tmp_path / "one", 1), trained(tmp_path / "two", 2)
+    (one, norms_of_one), (two, norms_of_two) = trained(tmp_path / "one", 1), trained(tmp_path / "two", 2)
+    assert norms_of_two == pytest.approx(norms_of_one, rel=1e-4)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -19,18 +19,19 @@ from memlm.files import write_whole
 from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import Interrupt
 from memlm.training.checkpoint import newest
-from memlm.training.config import RunConfig, merge
+from memlm.training.config import RunConfig
+from memlm.training.kinds import merge_run
 from memlm.training.trainer import Interrupted
 
 PROGRAM = """
 import sys
 from memlm.training import train_run
-from memlm.training.config import make_config
+from memlm.training.kinds import make_run_config
 from memlm.training.run_folder import RunFolder
 import json, pathlib
 out, settings = sys.argv[1], json.loads(sys.argv[2])
 begun = (pathlib.Path(out) / "run.json").exists()
-train_run(make_config(settings), out, resume=begun, progress=False)
+train_run(make_run_config(settings), out, resume=begun, progress=False)
 """
 
 
@@ -120,7 +121,7 @@ def test_a_run_does_not_go_on_with_other_text(tiny_config: RunConfig, tmp_path: 
     text = tmp_path / "text"
     shutil.copytree(tiny_config.data.text, text)
     out = tmp_path / "run"
-    train_run(merge(tiny_config, {"data": {"text": str(text)}}), out, progress=False)
+    train_run(merge_run(tiny_config, {"data": {"text": str(text)}}), out, progress=False)
     (out / "status.json").unlink()
     next(text.iterdir()).write_text("another speech altogether " * 60)
     with pytest.raises(DataError, match="has changed since this run began"):
@@ -169,7 +170,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny_config: RunConfig, tmp_pat
 
 
 def test_more_steps_are_another_run(tiny_config: RunConfig) -> None:
-    assert merge(tiny_config, {"training": {"steps": 13}}) != tiny_config
+    assert merge_run(tiny_config, {"training": {"steps": 13}}) != tiny_config
 
 
 def test_overwrite_keeps_what_is_not_ours_and_waits_for_no_one(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.data import PackedRows
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
@@ -17,6 +19,19 @@ from memlm.training.memory_model import build_from_sizes
 from memlm.training.trainer import MemlmTrainer, StepRows
 
 ROWS, STEPS, PER_STEP = 32, 2, 8
+
+
+class GradientNorms(TrainerCallback):
+    """What the optimizer is given in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any
+    ) -> None:
+        gradients = [p.grad for p in extra["model"].parameters() if p.grad is not None]
+        self.seen.append(float(torch.nn.utils.get_total_norm(gradients)))
 
 
 def main(out: Path, batch_size: int) -> None:
@@ -37,18 +52,20 @@ def main(out: Path, batch_size: int) -> None:
     ramp = Weight(start=1.0, end=0.1, steps=2)
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": ramp}, steps=STEPS)
     take = MemoryBatches(rows, stage, rows_per_step=PER_STEP, blank_id=0, delimiter_id=1, seed=0)
-    # AdamW: what it does with a gradient tells apart sums and means less; so a plain step is asked for by its size
-    optimizer = OptimizerConfig(name="adamw", learning_rate=1e-2, warmup_steps=0, gradient_clip=1.0)
+    # no clipping: AdamW forgives a gradient of the wrong size, so its norm is printed as it is
+    optimizer = OptimizerConfig(name="adamw", learning_rate=1e-2, warmup_steps=0, gradient_clip=1e6)
     training = TrainingConfig(batch_size=batch_size, steps=STEPS, precision="fp32", optimizer=optimizer)
     trainer = MemlmTrainer(model, StepRows(ROWS, take, length=STEPS * PER_STEP, seed=0), training, out / "none")
     log = RunLog(out / f"log-{trainer.args.process_index}.jsonl", tokens_per_step=1)
     view = ProgressView(STEPS, shown=False)
     trainer.add_run_callback(RunCallback(training, log, view, dict, Interrupt()))
     trainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
+    norms = GradientNorms()
+    trainer.add_callback(norms)
     trainer.train()
     if trainer.args.process_index == 0:
         model.save_pretrained(out)
-    print(json.dumps({"processes": trainer.args.world_size}))
+    print(json.dumps({"processes": trainer.args.world_size, "norms": norms.seen}))
 
 
 if __name__ == "__main__":

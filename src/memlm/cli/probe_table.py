@@ -13,7 +13,6 @@ from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from memlm.evaluation.probe_table import TableLine, TableSettings
-    from memlm.measurement import Measurement
 
 QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
 
@@ -98,20 +97,14 @@ def _settings(options: ProbeTable) -> TableSettings:
 def markdown(lines: list[TableLine]) -> str:
     """Ours beside the paper's, one line a row."""
     from memlm.evaluation.table_rows import paper_figures
+    from memlm.reports.table import with_interval
 
     heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")
     rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for line in lines:
         nats, kept = line.figure("cross_entropy"), line.figure("retention/paper")
         accuracy = line.figure("token_accuracy")
-        ours = (f"{nats.value:.3f}", _with_interval(kept), _with_interval(accuracy))
+        ours = (f"{nats.value:.3f}", with_interval(kept), with_interval(accuracy))
         rows.append("| " + " | ".join((line.row.name, *ours, *paper_figures(line.row))) + " |")
     floor = lines[0].figure("token_accuracy/unigram")
-    return "\n".join([*rows, f"| (commonest token) | | | {_with_interval(floor)} | | | |"]) + "\n"
-
-
-def _with_interval(m: Measurement) -> str:
-    from memlm.reports.table import percent
-
-    interval = "" if m.low is None or m.high is None else f" [{percent(m.low)}, {percent(m.high)}]"
-    return f"{percent(m.value)} %{interval}"
+    return "\n".join([*rows, f"| (commonest token) | | | {with_interval(floor)} | | | |"]) + "\n"

@@ -9,7 +9,6 @@ from typing import Any
 from memlm.errors import ConfigError, did_you_mean
 from memlm.training.config import Settings, settings_names
 from memlm.training.memory_config import MemoryRunConfig
-from memlm.training.plain_yaml import read_plain_yaml
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
 
@@ -51,6 +50,8 @@ def _value(text: str) -> Any:
     """As YAML reads it, and floats such as 1e-3, which YAML would take for words."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
+    from memlm.training.plain_yaml import read_plain_yaml  # --help must not wait for it
+
     try:
         return read_plain_yaml(text)
     except ConfigError:

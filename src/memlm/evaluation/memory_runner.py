@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +20,7 @@ from memlm.evaluation.retention import Retention
 from memlm.inference.encoders import MemoryEncoder
 from memlm.inference.loading import load_model
 from memlm.measurement import Measurement
-from memlm.models import ChunkReader, MemoryModelForCausalLM
+from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.memory.layout import reads_own_chunk
 from memlm.training import RunFolder, prepare_data
 from memlm.training.memory_config import MemoryRunConfig
@@ -38,7 +38,7 @@ def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report) -> 
         CheckpointError, TokenizerError: not a finished run.
         DataError: the text cannot be read, or the run's text has changed since.
     """
-    model, tokenizer = load_model(folder.path, *get_args(ChunkReader))
+    model, tokenizer = load_model(folder.path, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
     if text is not None:
         return _measured(model, tokenizer, load_documents(text), split=Path(text).name, say=say)
     say("reading the text")

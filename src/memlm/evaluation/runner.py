@@ -15,15 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import (
-    Document,
-    PackedRows,
-    decode_ids,
-    load_documents,
-    pack,
-    random_rows,
-    token_byte_lengths,
-)
+from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
 from memlm.evaluation.figures import constant, per_document, ratio_of, retained, scaled
 from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.memory_runner import evaluate_memory_run

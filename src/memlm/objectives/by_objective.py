@@ -29,10 +29,12 @@ def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " b
         objective: (batch,), whose row it is.
         count: objectives in all; one without rows has zeros.
     """
-    asked = labels != IGNORE_INDEX
-    right = (logits.argmax(-1) == labels) & asked
-    per_row = [token_nats(logits, labels).sum(1), right.sum(1).float(), asked.sum(1).float()]
-    return ObjectiveSums(*(row.new_zeros(count).index_add(0, objective, row) for row in per_row))
+    right = (logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)
+    nats, hits = (
+        row.new_zeros(count).index_add(0, objective, row)
+        for row in (token_nats(logits, labels).sum(1), right.sum(1).float())
+    )
+    return ObjectiveSums(nats, hits, asked_by_objective(labels, objective, count=count))
 
 
 def asked_by_objective(labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> Float[Tensor, " objectives"]:

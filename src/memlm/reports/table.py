@@ -16,6 +16,12 @@ HEADINGS = ("measurement", "value", "95 % interval", "of", "baseline")
 Cells = tuple[str, str, str, str, str]
 
 
+def with_interval(m: Measurement) -> str:
+    """A share in percent with its 95 % interval, as tables in documents show it."""
+    interval = "" if m.low is None or m.high is None else f" [{percent(m.low)}, {percent(m.high)}]"
+    return f"{percent(m.value)} %{interval}"
+
+
 def cells(m: Measurement) -> Cells:
     """One measurement as five texts: name, value with unit, interval, denominator, baseline."""
     interval = "" if m.low is None or m.high is None else f"{_number(m.low, m.unit)} – {_number(m.high, m.unit)}"

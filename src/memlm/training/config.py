@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.training.plain_yaml import read_plain_yaml
 
 MAX_CONFIG_BYTES = 2**20
 """A settings file beyond this is something else."""
@@ -171,15 +170,6 @@ class RunConfig(Settings):
     """How long and how."""
 
 
-def make_config(values: dict[str, Any]) -> RunConfig:
-    """A checked configuration from nested values.
-
-    Raises:
-        ConfigError: the first thing that is wrong, in one line.
-    """
-    return checked(RunConfig, values)
-
-
 Checked = TypeVar("Checked", bound=Settings)
 
 
@@ -193,11 +183,6 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
         return kind.model_validate_json(_as_json(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error, kind)) from error
-
-
-def merge(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """`base` with nested changes over it, checked."""
-    return make_config(merged(base.model_dump(mode="json"), changes))
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:
@@ -218,6 +203,8 @@ def read_changes(path: str | Path) -> dict[str, Any]:
             f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
         ) from error
     try:
+        from memlm.training.plain_yaml import read_plain_yaml  # --help must not wait for it
+
         values = read_plain_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"cannot use the settings in '{path}': {error}") from error

@@ -51,7 +51,7 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
             _run_stage(config, number, model, data, folder, place, progress=progress)
         model.load_state_dict(read_tensors(place / "end" / "model.safetensors"))
         _join_logs(config, folder)
-    _free(model, config)
+    _freeze_encoder(model, config.encoder_run is not None)
     return model
 
 
@@ -124,11 +124,9 @@ def _stage_training(config: MemoryRunConfig, number: int) -> TrainingConfig:
 
 def _set_trained(model: ChunkReader, stage: Stage, *, frozen: bool) -> None:
     """What this stage may change; an encoder that it may not is in evaluation mode, as if frozen for good."""
-    model.requires_grad_(True)
+    _freeze_encoder(model, frozen or stage.train != "all")
     if isinstance(model, RecurrentMemoryForCausalLM):
         return
-    model.config.freeze_encoder = frozen or stage.train != "all"
-    model.encoder.requires_grad_(not model.config.freeze_encoder)
     if stage.train == "readout":
         model.decoder.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
@@ -138,12 +136,12 @@ def _set_trained(model: ChunkReader, stage: Stage, *, frozen: bool) -> None:
         )
 
 
-def _free(model: ChunkReader, config: MemoryRunConfig) -> None:
+def _freeze_encoder(model: ChunkReader, frozen: bool) -> None:
+    """Everything else may change."""
     model.requires_grad_(True)
-    if isinstance(model, RecurrentMemoryForCausalLM):
-        return
-    model.config.freeze_encoder = config.encoder_run is not None
-    model.encoder.requires_grad_(not model.config.freeze_encoder)
+    if isinstance(model, MemoryModelForCausalLM):
+        model.config.freeze_encoder = frozen
+        model.encoder.requires_grad_(not frozen)
 
 
 def _kept(

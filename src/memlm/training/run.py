@@ -14,19 +14,21 @@ from transformers import PreTrainedModel
 
 from memlm.data import PackedRows, eos_id, load_tokenizer, pad_id
 from memlm.errors import DataError, RunFolderError
-from memlm.measurement import asked, correct
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
-from memlm.objectives import reconstruction, token_nats
+from memlm.objectives import Task, reconstruction
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import RunConfig
 from memlm.training.fit import fit
 from memlm.training.kinds import AnyRunConfig
+from memlm.training.look import held_out_score
 from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.memory_run import train_stages
 from memlm.training.prepare import PreparedData, prepare_data
 from memlm.training.run_folder import RunFolder, command_line, describe_versions
 from memlm.training.trainer import MemlmTrainer, reconstruction_batches
+
+_LOOK_ROWS = 256
 
 
 def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
@@ -135,28 +137,17 @@ def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData,
 
 
 def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str, float]]:
-    """A look at held-out rows in the training's own precision; it draws no random numbers and selects nothing."""
+    """A look at held-out rows."""
 
-    @torch.no_grad()
     def look() -> dict[str, float]:
-        model = trainer.wrapped()
-        model.eval()
-        right, nats, count = 0, 0.0, 0
-        for batch in rows.batches(256):
-            task = reconstruction(batch.input_ids, batch.attention_mask)
-            labels = task.labels.to(trainer.args.device)
-            with trainer.compute_loss_context_manager():
-                logits = model(
-                    input_ids=task.input_ids.to(labels.device),
-                    attention_mask=batch.attention_mask.to(labels.device),
-                ).logits
-            right += int(correct(logits.argmax(-1), labels).sum())
-            nats += float(token_nats(logits, labels).sum())
-            count += int(asked(labels).sum())
-        model.train()
-        return {"held_out_token_accuracy": right / count, "held_out_cross_entropy": nats / count}
+        accuracy, nats = held_out_score(trainer, rows, _reconstructed, at_once=_LOOK_ROWS)
+        return {"held_out_token_accuracy": accuracy, "held_out_cross_entropy": nats}
 
     return look
+
+
+def _reconstructed(batch: PackedRows) -> Task:
+    return reconstruction(batch.input_ids, batch.attention_mask)
 
 
 def _refuse_changed_text(folder: RunFolder, data: PreparedData) -> None:

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from memlm.chunking import text_first
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.backbone import build_backbone
+from memlm.models.base import MemlmModel
 from memlm.models.bottleneck import LearnedSlots, MemoryWriter
 from memlm.models.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
@@ -33,7 +33,7 @@ from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
 
 
-class TextAutoencoder(PreTrainedModel):
+class TextAutoencoder(MemlmModel):
     """Encoder, memory and decoder in one model.
 
     Example:
@@ -44,10 +44,6 @@ class TextAutoencoder(PreTrainedModel):
 
     config: TextAutoencoderConfig
     config_class = TextAutoencoderConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: TextAutoencoderConfig) -> None:
         super().__init__(config)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers import initialization as init
 
 from memlm.errors import UserError
 from memlm.models.autoencoder.modeling import TextAutoencoder
 from memlm.models.backbone import build_backbone
+from memlm.models.base import MemlmModel
 from memlm.models.bottleneck import LearnedSlots, MemoryWriter
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
 from memlm.models.mixer.modeling import init_mixer_weights
@@ -27,15 +28,11 @@ from memlm.models.positionwise import PositionMaps, start_maps
 from memlm.shapes import Memories, TokenIds, TokenMask
 
 
-class ChunkEncoder(PreTrainedModel):
+class ChunkEncoder(MemlmModel):
     """Memories of chunks, each row of the batch one chunk with its text first."""
 
     config: ChunkEncoderConfig
     config_class = ChunkEncoderConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: ChunkEncoderConfig) -> None:
         super().__init__(config)

@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from memlm.chunking import left_align, split
 from memlm.errors import MemoryShapeError, UserError
+from memlm.models.base import DecoderInside
 from memlm.models.documents import ChunkedDocuments, chunked, loss_of
 from memlm.models.memory.configuration import MemoryModelConfig
 from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
@@ -40,7 +41,7 @@ from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
 DocumentMemories = Float[Tensor, "documents chunks memories numbers"]
 
 
-class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
+class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
     """A decoder that reads earlier chunks as memories.
 
     Example:
@@ -51,10 +52,6 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
 
     config: MemoryModelConfig
     config_class = MemoryModelConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__(config)
@@ -68,14 +65,6 @@ class MemoryModelForCausalLM(PreTrainedModel, GenerationMixin):
         self.encoder.requires_grad_(not config.freeze_encoder)
         # what stands for a slot in a prompt is never written
         self.generation_config.suppress_tokens = [config.memory_token_id]
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The decoder's token table."""
-        return self.decoder.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head that predicts tokens."""
-        return self.decoder.get_output_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

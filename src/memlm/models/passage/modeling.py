@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from memlm.models.backbone import build_backbone
+from memlm.models.base import MemlmModel
 from memlm.models.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
 from memlm.models.passage.configuration import POOLINGS, PassageEncoderConfig
@@ -24,15 +24,11 @@ from memlm.objectives import info_nce, mean_loss
 from memlm.shapes import Labels, TokenIds, TokenMask
 
 
-class PassageEncoder(PreTrainedModel):
+class PassageEncoder(MemlmModel):
     """One hidden state for a passage; trained on next tokens or on retrieval."""
 
     config: PassageEncoderConfig
     config_class = PassageEncoderConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: PassageEncoderConfig) -> None:
         super().__init__(config)

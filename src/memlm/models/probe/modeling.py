@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
 from memlm.models.backbone import build_backbone
+from memlm.models.base import MemlmModel
 from memlm.models.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
 from memlm.models.probe.configuration import ProbeConfig
@@ -60,15 +60,12 @@ class Whitening(nn.Module):
             return (vectors.float() - self.mean) @ self.matrix
 
 
-class ProbeDecoder(PreTrainedModel):
+class ProbeDecoder(MemlmModel):
     """Trained to give a text's tokens back from one vector of a frozen encoder."""
 
     config: ProbeConfig
     config_class = ProbeConfig
-    base_model_prefix = ""
     main_input_name = "vectors"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__(config)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
+from memlm.models.base import DecoderInside
 from memlm.models.documents import ChunkedDocuments, chunked, loss_of
 from memlm.models.outputs import MemoryModelOutput
 from memlm.models.recurrent.configuration import RecurrentMemoryConfig
@@ -26,15 +27,11 @@ from memlm.shapes import Labels, TokenIds, TokenMask
 RecurrentMemories = Float[Tensor, "documents chunks memories width"]
 
 
-class RecurrentMemoryForCausalLM(PreTrainedModel):
+class RecurrentMemoryForCausalLM(DecoderInside):
     """A decoder with `memory_tokens` vectors of state, the baseline of memories that are encoded in parallel."""
 
     config: RecurrentMemoryConfig
     config_class = RecurrentMemoryConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    _supports_sdpa = True
-    _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     def __init__(self, config: RecurrentMemoryConfig) -> None:
         super().__init__(config)
@@ -44,14 +41,6 @@ class RecurrentMemoryForCausalLM(PreTrainedModel):
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The decoder's token table."""
-        return self.decoder.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head that predicts tokens."""
-        return self.decoder.get_output_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
