@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,16 @@ def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
         err = capsys.readouterr().err
         assert words in err
         assert len(err.splitlines()) == 1
+
+
+def test_the_command_prints_the_table_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("memlm.claims.measure_cells", lambda *_, **__: (figures(), []))
+    assert main(["claims", "--quick", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| holds |") == 8
+    assert out.endswith("Of 10 claims 8 hold here, 0 do not, and 2 cannot be tested at this size.\n")
+    page = html.unescape((tmp_path / "claims.html").read_text(encoding="utf-8"))
+    for claim in CLAIMS:
+        assert claim.text in page

@@ -33,7 +33,7 @@ class Claims:
     seeds: int = 3
     """Runs of each training."""
     quick: bool = False
-    """One seed and a tenth of the steps: whether it runs, in minutes; too short to judge a claim by."""
+    """One seed and a tenth of the steps: whether it runs; too short to judge a claim by."""
 
 
 def run(arguments: list[str]) -> None:
