@@ -96,6 +96,44 @@ def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer:
         Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=settings(seed=1), cache=tmp_path / "cache")
 
 
+def test_a_second_probe_trains_only_what_no_folder_has_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    trained: list[str] = []
+    train_probe, train_run = meter.train_probe, meter.train_run
+
+    def spy_probe(data: Any, training: Any, folder: Path, **rest: Any) -> Any:
+        if not (folder / "done").is_dir():
+            trained.append(folder.name)
+        return train_probe(data, training, folder, **rest)
+
+    def spy_run(*rest: Any, **named: Any) -> Any:
+        trained.append("the positive control")
+        return train_run(*rest, **named)
+
+    monkeypatch.setattr(meter, "train_probe", spy_probe)
+    monkeypatch.setattr(meter, "train_run", spy_run)
+
+    def measured(out: str, **changes: Any) -> Retention:
+        trained.clear()
+        encoder = LinearCode(tokenizer)
+        chosen = settings(**changes)
+        return Retention.measure(encoder, DOCUMENTS, out=tmp_path / out, settings=chosen, cache=tmp_path / "cache")
+
+    first = measured("first")
+    assert len(trained) == 6
+    assert measured("second").measurements == first.measurements
+    assert trained == []
+    measured("rounded", bits="int8")
+    assert trained == ["8-encoder-seed0", "8-shuffled_memory-seed0", "8-larger-seed0"]
+    measured("more seeds", seeds=2)
+    assert trained == ["8-encoder-seed1"]
+    for weights in (tmp_path / "cache" / "probes").glob("*/best/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    assert measured("damaged").measurements == first.measurements
+    assert len(trained) == 5  # a cut file is not used
+
+
 def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ("we met John Smith in 1945", "Peace of Amos and 7", "nothing here to find")
     passages = {
@@ -132,7 +170,12 @@ def test_vectors_from_a_file_give_the_same_figures_to_the_last_digit(
     files = tmp_path / "files"
     ready = read_ready_made(str(files / "vectors.safetensors"), str(files / "texts.jsonl"), held_out=0.2, seed=0)
     stored = Retention.measure_vectors(
-        ready, out=tmp_path / "stored", name="linear-code", tokenizer=str(files / "tokenizer"), settings=chosen
+        ready,
+        out=tmp_path / "stored",
+        name="linear-code",
+        tokenizer=str(files / "tokenizer"),
+        settings=chosen,
+        cache=tmp_path / "other cache",  # the probe is trained anew
     )
     assert stored.measurements == direct.measurements
     lines = (files / "texts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -204,9 +247,9 @@ def test_killed_while_embedding_and_training_it_ends_with_the_same_figures(
     killed_when("cache/vectors/*/vectors.json", tmp_path, command("killed"))
     killed_when("killed/probes/*/checkpoints/step-*", tmp_path, command("killed"))
     assert not list(tmp_path.glob("killed/probes/*/done"))
-    monkeypatch.setenv("MEMLM_CACHE", str(tmp_path / "cache"))
     lines: list[list[str]] = []
-    for out in ("killed", "whole"):
+    for out, cache in (("killed", "cache"), ("whole", "another")):
+        monkeypatch.setenv("MEMLM_CACHE", str(tmp_path / cache))
         assert main(command(out)) == 0
         lines.append(capsys.readouterr().out.splitlines())
     assert lines[0] == lines[1]

@@ -108,7 +108,7 @@ def _retention(
     found: list[Measurement] = []
     for name, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
         out = folder / "probe" / (name.strip("/") or "encoder")
-        result = Retention.measure(probed, documents, out=out, settings=settings, cache=folder / "probe" / "vectors")
+        result = Retention.measure(probed, documents, out=out, settings=settings, cache=folder / "probe")
         found += [
             m.model_copy(update={"name": f"memories/{name}{m.name}", "split": "held_out"})
             for m in result.measurements

@@ -33,13 +33,14 @@ from memlm.errors import RunFolderError
 from memlm.evaluation.audit import ROUNDINGS as AUDITED
 from memlm.evaluation.audit import recovered_spans
 from memlm.evaluation.capacity import CapacityFigures, CapacityPoint
+from memlm.evaluation.kept import Shelf, fingerprint
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe_settings import ProbeSettings
 from memlm.evaluation.probing import PARTS, Question, ask_documents, ask_passages, split_three_ways
 from memlm.evaluation.ready_made import ReadyMade, export
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_whole
-from memlm.inference import Encoder, embed, open_encoder, rounded
+from memlm.inference import Encoder, default_cache, embed, open_encoder, rounded
 from memlm.measurement import Measurement
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.callbacks import ProgressView
@@ -93,7 +94,7 @@ class Retention:
             texts: documents; whole ones are held out, so give at least three.
             out: folder of the probes; what was stopped there goes on.
             settings: lengths, sizes, controls.
-            cache: where vectors are kept.
+            cache: where vectors and finished probes are kept; `default_cache()` by default.
             progress: show progress on stderr.
             export_to: also write vectors, texts and tokenizer there, as `measure_vectors` reads them.
 
@@ -108,11 +109,13 @@ class Retention:
         limits: dict[str, int] = dict(
             zip(PARTS, (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages), strict=True)
         )
-        probing = _Probing(Path(out), chosen, encoder.name, encoder.fingerprint, progress=progress)
+        probing = _Probing(
+            Path(out), chosen, encoder.name, encoder.fingerprint, cache=cache or default_cache(), progress=progress
+        )
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
             question = ask_documents(sides, tokenizer, length=length, limits=limits, seed=chosen.seed)
-            write = partial(probing.vectors, question, cache=cache)
+            write = partial(probing.vectors, question)
             vectors = write(encoder)
             if export_to is not None:
                 export(question, vectors, export_to / str(length) if len(chosen.lengths) > 1 else export_to)
@@ -128,6 +131,7 @@ class Retention:
         name: str,
         tokenizer: str | None = None,
         settings: ProbeSettings | None = None,
+        cache: Path | None = None,
         progress: bool = False,
     ) -> Retention:
         """Probe vectors that are there already.
@@ -138,6 +142,7 @@ class Retention:
             name: what to call the encoder.
             tokenizer: folder or Hub id of the tokens to ask for; a BPE of the training texts by default.
             settings: lengths are the first tokens of each text that are asked for.
+            cache: where finished probes are kept; `default_cache()` by default.
             progress: show progress on stderr.
         """
         chosen = settings or ProbeSettings()
@@ -145,7 +150,7 @@ class Retention:
         tokens = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(texts, vocab_size=1024)
         width = ready.vectors["train"].shape[1]
         digest = _vectors_digest(ready)
-        probing = _Probing(Path(out), chosen, name, digest, progress=progress)
+        probing = _Probing(Path(out), chosen, name, digest, cache=cache or default_cache(), progress=progress)
         result = cls(name, width)
         for length in chosen.lengths:
             question = ask_passages(ready.passages, tokens, length=length)
@@ -220,27 +225,31 @@ def _vectors_digest(ready: ReadyMade) -> str:
 
 
 class _Probing:
-    """The probes of one measurement, each in a folder of its own below `out`."""
+    """The probes of one measurement, each in a folder of its own below `out`; finished ones are kept in the cache."""
 
-    def __init__(self, out: Path, settings: ProbeSettings, name: str, fingerprint: str, *, progress: bool) -> None:
+    def __init__(
+        self, out: Path, settings: ProbeSettings, name: str, encoder: str, *, cache: Path, progress: bool
+    ) -> None:
         self.out = out
         self.settings = settings
         self.progress = progress
         self.name = name
-        claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": fingerprint})
+        claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": encoder})
+        self.kept_vectors = cache / "vectors"
+        self.shelf = Shelf(cache / "probes")
 
     def say(self, what: str) -> None:
         """One line on stderr."""
         if self.progress:
             _to_stderr(what)
 
-    def vectors(self, question: Question, encoder: Encoder, *, cache: Path | None) -> PartVectors:
+    def vectors(self, question: Question, encoder: Encoder) -> PartVectors:
         """Vectors of all passages, rounded as asked."""
         found: PartVectors = {}
         for part in PARTS:
             texts = question.passages[part].texts
             show = _Speed(f"{encoder.name}, {part} passages of {question.length}", shown=self.progress)
-            found[part] = rounded(embed(encoder, texts, cache=cache, progress=show), self.settings.bits)
+            found[part] = rounded(embed(encoder, texts, cache=self.kept_vectors, progress=show), self.settings.bits)
         return found
 
     def point(
@@ -300,23 +309,29 @@ class _Probing:
         training = training.model_copy(update={"size": size}) if size else training
         self.say(f"probe '{name}', {question.length} tokens, seed {seed}")
         folder = self.out / "probes" / f"{question.length}-{name}-seed{seed}"
-        probe = train_probe(question.probe_data(vectors), training, folder, seed=seed, progress=self.progress)
+        data = question.probe_data(vectors)
+        key = fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
+        self.shelf.fill(folder, key, finished="done")
+        probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
+        self.shelf.keep(folder, key)
         return score_decoder(probe, question.classes("held_out"), vectors["held_out"])
 
     def positive_control(self, question: Question, *, width: int) -> ReconstructionScores:
         """Our autoencoder, trained on the probe's training texts alone, probed like the encoder."""
         length = question.length
         folder = self.out / "autoencoder" / str(length)
-        if not (folder / "model.safetensors").is_file():
+        recipe = _control_config(length, width, self.settings)
+        key = fingerprint(recipe=recipe.model_dump(mode="json"), texts=question.passages["train"].texts)
+        if not self.shelf.fill(folder, key, finished="model.safetensors"):
             self.say(f"training the positive control, an autoencoder of {length} tokens")
             texts = self.out / "autoencoder" / f"texts-{length}.jsonl"
             texts.parent.mkdir(parents=True, exist_ok=True)
             lines = (json.dumps({"text": text}) + "\n" for text in question.passages["train"].texts)
             write_file_whole(texts, "".join(lines))
             resume = (folder / "run.json").is_file()
-            train_run(
-                _control_config(str(texts), length, width, self.settings), folder, resume=resume, progress=self.progress
-            )
+            data = recipe.data.model_copy(update={"text": str(texts)})
+            train_run(recipe.model_copy(update={"data": data}), folder, resume=resume, progress=self.progress)
+            self.shelf.keep(folder, key)
         encoder = open_encoder(str(folder))
         asked = ask_passages(question.passages, encoder.tokenizer, length=length)
         vectors = {part: encoder.encode(asked.passages[part].texts) for part in PARTS}
@@ -370,13 +385,13 @@ def _shuffled(vectors: PartVectors, seed: int) -> PartVectors:
     return {part: v[torch.randperm(len(v), generator=generator)] for part, v in vectors.items()}
 
 
-def _control_config(texts: str, length: int, width: int, settings: ProbeSettings) -> RunConfig:
+def _control_config(length: int, width: int, settings: ProbeSettings) -> RunConfig:
     """Like `autoencoder-tiny`, with as many numbers as the encoder's vector, at most four per token."""
     numbers = min(width, _CONTROL_NUMBERS * length)
     numbers = numbers // length * length or numbers
     return RunConfig(
         recipe="probe-positive-control",
-        data=DataConfig(text=texts),
+        data=DataConfig(),
         model=ModelConfig(chunk_length=length, bottleneck_size=numbers, noise_bits=4, memory_activation="rms_norm"),
         training=TrainingConfig(
             steps=settings.control_steps,

@@ -11,7 +11,7 @@ from memlm.inference.quantize import (
     rounded,
 )
 from memlm.inference.text_memory import TextMemory, load
-from memlm.inference.vectors import embed
+from memlm.inference.vectors import default_cache, embed
 
 __all__ = [
     "ROUNDINGS",
@@ -21,6 +21,7 @@ __all__ = [
     "QuantizedMemories",
     "TextMemory",
     "bits_per_vector",
+    "default_cache",
     "dequantize",
     "embed",
     "load",

@@ -29,11 +29,9 @@ Progress = Callable[[int, int], None]
 
 
 def default_cache() -> Path:
-    """Where vectors are kept: $MEMLM_CACHE, or memlm in the user's cache folder."""
+    """Where vectors and probes are kept: $MEMLM_CACHE, or memlm in the user's cache folder."""
     given = os.environ.get("MEMLM_CACHE")
-    if given:
-        return Path(given) / "vectors"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlm" / "vectors"
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlm"
 
 
 def embed(
@@ -44,14 +42,14 @@ def embed(
     Args:
         encoder: what writes them.
         texts: any number.
-        cache: folder of all kept vectors; `default_cache()` by default.
+        cache: folder of all kept vectors; "vectors" in `default_cache()` by default.
         progress: called after each shard.
 
     Raises:
         CheckpointError: a shard is damaged, or the folder belongs to another encoder.
         DataError: the encoder wrote NaN or infinity, or the folder cannot be written.
     """
-    folder = (cache or default_cache()) / _key(encoder, texts)
+    folder = (cache or default_cache() / "vectors") / _key(encoder, texts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, encoder, texts)
