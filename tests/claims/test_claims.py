@@ -75,6 +75,8 @@ def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
 
     one = combined([record(1.0)])
     assert (one.value, one.high) == (1.0, pytest.approx(1.196))
+    share = record(0.95).model_copy(update={"unit": "fraction"})
+    assert combined([share]).high == 1.0  # no share is more than all
     # variance between (0.02) and within (0.01), over two seeds
     two = combined([record(0.9), record(1.1)])
     assert two.high - two.value == pytest.approx(1.96 * (0.03 / 2) ** 0.5)
@@ -133,3 +135,6 @@ def test_the_command_prints_the_table_and_writes_the_page(
     page = html.unescape((tmp_path / "claims.html").read_text(encoding="utf-8"))
     for claim in CLAIMS:
         assert claim.text in page
+    assert "curriculum causal" in page  # the picture's rows
+    assert "<h2>Measurements" not in page
+    assert (tmp_path / "claims.svg").read_text(encoding="utf-8").startswith("<svg")

@@ -76,7 +76,12 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "no chunks": (train("--model.num_chunks", "0"), ("num_chunks (0)",)),
     "chunks of nothing": (train("--model.chunk_length", "0"), ("chunk_length (0)",)),
     "no slots": (train("--model.slots_per_chunk", "0"), ("slots_per_chunk (0)",)),
-    "an odd number of chunks to copy": (train("--model.num_chunks", "3"), ("num_chunks (3)", "even", "blank_copy")),
+    "an odd number of chunks to copy": (
+        train("--model.num_chunks", "3", "--objective", "copy"),
+        ("num_chunks (3)", "even", "copy"),
+    ),
+    "one chunk and blanks": (train("--model.num_chunks", "1"), ("num_chunks (1)", "at least 2")),
+    "no steps at all": (train("--steps", "0"), ("--steps (0)", "at least 1")),
     "an encoder's width beside its heads": (
         train("--model.encoder.hidden_size", "100"),
         ("hidden_size (100)", "num_heads (16)"),

@@ -94,8 +94,9 @@ def test_a_model_that_knows_the_answer_scores_one(
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> object:
             half, length = 8, input_ids.shape[1]
             answer = torch.cat([input_ids[:, :half], input_ids[:, :half]], 1)
-            answer = torch.nn.functional.pad(answer, (0, 1))[:, 1 : length + 1].clone()
-            answer[: self.wrong, half - 1] = 1
+            answer[: self.wrong, half] = 1
+            if bool(input_ids[:, half:].any()):  # a copy, or one being written, asks for what follows
+                answer = torch.nn.functional.pad(answer, (0, 1))[:, 1 : length + 1]
             logits = nn.functional.one_hot(answer, 300).float() * 50
             return type("Output", (), {"logits": logits})()
 
@@ -119,7 +120,9 @@ def test_recall_counts_the_facts_alone(
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: object) -> object:
             back = input_ids.clone()
-            back[:, 7:15] = input_ids[:, :8].masked_fill(torch.arange(8) % 2 != self.parity, 1)
+            start = int((input_ids[0] != 0).sum())
+            asked = min(start, 16 - start)
+            back[:, start : start + asked] = input_ids[:, :asked].masked_fill(torch.arange(asked) % 2 != self.parity, 1)
             return type("Output", (), {"logits": nn.functional.one_hot(back, 300).float()})()
 
     full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
@@ -134,6 +137,9 @@ def test_recall_counts_the_facts_alone(
     assert values["recall/number/2_chunks"].value == 0.5
     assert values["recall_whole/sentence/2_chunks"].value == 0.0
     assert values["recall/pairs/2_chunks"].count == 2 * len(full)
+    for distance in (1, 3):
+        assert values[f"recall/pairs/{distance}_chunks"].value == 1.0
+        assert keys[f"recall/pairs/{distance}_chunks"].value == 0.0
 
 
 def test_evaluate_measures_reading_copying_and_what_memories_keep(
@@ -142,7 +148,7 @@ def test_evaluate_measures_reading_copying_and_what_memories_keep(
     evaluation = evaluate_run(str(memory_run))
     names = {m.name for m in evaluation.measurements}
     assert {"bits_per_byte/chunk_4", "bits_saved_over/other_memory", "memories/token_accuracy"} <= names
-    assert {"recall/pairs/2_chunks", "recall_whole/number/2_chunks"} <= names
+    assert {"recall/pairs/3_chunks", "recall_whole/number/2_chunks"} <= names
     assert {"memories/untrained/token_accuracy", "token_accuracy/copy", "exact_match/blank_copy"} <= names
     assert evaluation.passages
     again = {m.name: m.value for m in evaluate_run(str(memory_run)).measurements}

@@ -40,7 +40,7 @@ def test_labels_are_exact_and_inputs_untouched() -> None:
     assert marked.labels.tolist() == [[X, X, 5, 6, X, X]]
     hidden = blank_copy(IDS, blank_id=0)
     assert hidden.input_ids.tolist() == [[5, 6, 7, 0, 0, 0]]
-    assert hidden.labels.tolist() == repeated.labels.tolist()
+    assert hidden.labels.tolist() == [[X, X, X, 5, 6, 7]]
     assert torch.equal(IDS, before)
 
 
@@ -65,18 +65,35 @@ def test_losses_are_nats_per_asked_token() -> None:
 def test_rows_that_are_not_full_are_not_asked_for() -> None:
     ids, mask = IDS.repeat(2, 1), torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
     assert copy(ids, mask).labels.tolist() == [[X, X, 5, 6, 7, X], [X] * 6]
-    assert torch.equal(blank_copy(ids, mask, blank_id=0).labels, copy(ids, mask).labels)
+    assert blank_copy(ids, mask, blank_id=0).labels.tolist() == [[X, X, X, 5, 6, 7], [X] * 6]
+
+
+def test_blanks_ask_for_the_text_from_its_beginning_wherever_they_begin() -> None:
+    ids = IDS.repeat(3, 1)
+    task = blank_copy(ids, blank_id=0, start=torch.tensor([2, 3, 5]))
+    assert task.input_ids.tolist() == [[5, 6, 0, 0, 0, 0], [5, 6, 7, 0, 0, 0], [5, 6, 7, 8, 9, 0]]
+    assert task.labels.tolist() == [[X, X, 5, 6, X, X], [X, X, X, 5, 6, 7], [X, X, X, X, X, 5]]
+    whole = blank_copy(IDS, MASK * 0 + torch.tensor([1, 1, 0, 0, 0, 0]), blank_id=0, start=2)
+    assert whole.labels.tolist() == [[X, X, 5, 6, X, X]]  # blanks need no text below them
+    for start in (0, 6):
+        with pytest.raises(UserError, match="leave text and blanks"):
+            blank_copy(IDS, blank_id=0, start=start)
 
 
 def test_token_dropout_lies_between_copy_and_blank_copy() -> None:
     task, draw = copy(IDS), torch.Generator().manual_seed(0)
     none = token_dropout(task, blank_id=0, share=0.0, generator=draw)
     assert torch.equal(none.input_ids, task.input_ids)
-    assert torch.equal(
-        token_dropout(task, blank_id=0, share=1.0, generator=draw).input_ids, blank_copy(IDS, blank_id=0).input_ids
-    )
+    assert torch.equal(none.labels, task.labels)
+    every, blanks = token_dropout(task, blank_id=0, share=1.0, generator=draw), blank_copy(IDS, blank_id=0)
+    assert torch.equal(every.input_ids, blanks.input_ids)
+    assert torch.equal(every.labels, blanks.labels)
     many = copy(torch.ones(50, 40, dtype=torch.long))
-    half = token_dropout(many, blank_id=0, share=0.5, generator=draw).input_ids
+    half, labels = token_dropout(many, blank_id=0, share=0.5, generator=draw)
+    hidden = half == 0
+    assert bool((labels[hidden] == 1).all())  # each blank is asked for itself
+    before_hidden = hidden.roll(-1, 1) & ~hidden
+    assert bool((labels[before_hidden] == X).all())
     assert half[:, :20].all()
     assert float(half[:, 20:].float().mean()) == pytest.approx(0.5, abs=0.1)
     with pytest.raises(UserError, match=r"hidden tokens \(1.5\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -11,7 +12,14 @@ from rich.console import Console
 from memlm.errors import DataError
 from memlm.measurement import Baseline, Measurement
 from memlm.reports import CostView, PageContent, PassageView, journal, passage, table, write_card, write_page
-from memlm.reports.figure import accuracy_by_position, capacity_curve, learning_curve, memory_cost
+from memlm.reports.figure import (
+    accuracy_by_position,
+    capacity_curve,
+    learning_curve,
+    memory_cost,
+    shares_with_intervals,
+    standalone,
+)
 
 
 def measured(name: str = "token_accuracy", value: float = 0.99949, **changes: object) -> Measurement:
@@ -137,6 +145,15 @@ def test_a_card_carries_its_figures(tmp_path: Path) -> None:
     assert {"type": "token_accuracy", "name": "token_accuracy", "value": 0.99949} in metrics
     assert len(metrics) == 3
     assert "| held_out |" in body
+
+
+def test_shares_are_drawn_where_they_are_and_a_file_stands_alone() -> None:
+    series = {"blank copy": [(0.5, 0.4, 0.6), None], "a probe's reading": [(0.9, 0.9, 0.9), (0.1, 0.0, 0.2)]}
+    svg = shares_with_intervals(["mixture", "next_token"], series)
+    assert all(word in svg for word in ("mixture", "next token", "blank copy", "var(--first)"))
+    alone = ElementTree.fromstring(standalone(svg))
+    assert alone.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "--first:" in (alone[0].text or "")
 
 
 def test_the_capacity_curve_names_figures_and_controls() -> None:

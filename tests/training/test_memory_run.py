@@ -15,10 +15,11 @@ from memlm.data import load_tokenizer
 from memlm.errors import CheckpointError, ConfigError, DataError
 from memlm.evaluation import evaluate_run
 from memlm.models import TextAutoencoder
+from memlm.recipes import get_recipe
 from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import RunCallback
 from memlm.training.kept_memories import keep_memories
-from memlm.training.kinds import make_run_config, merge_run
+from memlm.training.kinds import make_run_config, merge_run, with_steps
 from memlm.training.memory_batches import MemoryBatches
 from memlm.training.memory_config import MemoryRunConfig, Stage
 from memlm.training.memory_model import build_memory_model
@@ -135,8 +136,8 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
     kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
-    stage = Stage(name="s", objectives={name: 1.0}, steps=1)
-    common = {"rows_per_step": 3, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    stage = Stage(name="s", objectives={name: 1.0}, steps=1, distances="every")
+    common = {"rows_per_step": 3, "chunk_length": 16, "blank_id": 0, "delimiter_id": 1, "seed": 0}
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
@@ -150,7 +151,7 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
-    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, blank_id=0, delimiter_id=1, seed=3)
+    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, chunk_length=16, blank_id=0, delimiter_id=1, seed=3)
     rows = torch.tensor([1, 5])
     before = data.train_rows.input_ids.clone()
     one, again, later = take(rows, 10), take(rows, 10), take(rows, 12)
@@ -169,7 +170,9 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
     model = build_memory_model(small.model, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
-    take = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, blank_id=0, delimiter_id=1, seed=0)
+    take = MemoryBatches(
+        data.held_out_rows, stage, rows_per_step=8, chunk_length=16, blank_id=0, delimiter_id=1, seed=0
+    )
     rows = torch.arange(8)
     whole = take(rows, 0)
     model(**whole).loss.backward()
@@ -186,9 +189,21 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_stages_keep_their_shares_of_other_steps() -> None:
+    curriculum = get_recipe("memory-curriculum-tiny")
+    shorter = with_steps(curriculum, curriculum.steps // 10)
+    assert [s.steps for s in shorter.stages] == [max(1, round(s.steps / 10)) for s in curriculum.stages]
+    assert [s.steps for s in with_steps(curriculum, 2).stages].count(1) >= 2  # none is lost
+    assert with_steps(get_recipe("autoencoder-tiny"), 7).training.steps == 7
+
+
 def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_chunks \(3\) must be even for blank_copy"):
         merge_run(small, {"model": {"num_chunks": 3}})
+    stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 1, "distances": "every"}
+    assert merge_run(small, {"model": {"num_chunks": 3}, "stages": [stage]}).model.num_chunks == 3
+    with pytest.raises(ConfigError, match=r"num_chunks \(1\) must be at least 2"):
+        merge_run(small, {"model": {"num_chunks": 1}, "stages": [stage]})
     with pytest.raises(ConfigError, match="two stages are named 'first'"):
         merge_run(small, {"stages": [{"name": "first", "objectives": {"copy": 1.0}, "steps": 1}] * 2})
     with pytest.raises(ConfigError, match="sum to 0 at its start"):

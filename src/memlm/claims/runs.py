@@ -21,7 +21,7 @@ from memlm.measurement import Measurement
 from memlm.recipes import get_recipe
 from memlm.training import train_run
 from memlm.training.config import Settings
-from memlm.training.kinds import AnyRunConfig, merge_run
+from memlm.training.kinds import AnyRunConfig, merge_run, with_steps
 from memlm.training.memory_config import MemoryRunConfig
 
 Say = Callable[[str], None]
@@ -121,19 +121,11 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRu
     recipe = get_recipe(cell.recipe)
     data = {"text": settings.text, "max_documents": settings.max_documents}
     config = merge_run(recipe, {**cell.changes, "training": {"seed": seed}, "data": data})
-    if not isinstance(config, MemoryRunConfig):
-        return merge_run(config, {"training": {"steps": _steps(config.training.steps, share)}})
-    stages = [stage.model_dump(mode="json") for stage in config.stages]
-    if cell.changes:  # one stage in place of the recipe's, as long
-        stages[0]["steps"] = recipe.steps if isinstance(recipe, MemoryRunConfig) else stages[0]["steps"]
-    changes: dict[str, Any] = {"stages": [{**stage, "steps": _steps(stage["steps"], share)} for stage in stages]}
     if cell.encoder is not None:
-        changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
-    return merge_run(config, changes)
-
-
-def _steps(steps: int, share: float) -> int:
-    return max(_FEWEST_STEPS, round(steps * share))
+        config = merge_run(config, {"encoder_run": str(_run_folder(cell.encoder, seed, out))})
+    # as long as the recipe, whatever was changed in it
+    whole = recipe.steps if isinstance(recipe, MemoryRunConfig) else recipe.training.steps
+    return with_steps(config, max(_FEWEST_STEPS, round(whole * share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:
@@ -172,6 +164,8 @@ def combined(records: list[Measurement]) -> Figure:
     halves = [(m.high - m.low) / 2 for m in records if m.low is not None and m.high is not None]
     within = sum((half / _NINETY_FIVE) ** 2 for half in halves) / max(len(halves), 1)
     half = _NINETY_FIVE * math.sqrt((between + within) / count)
+    if records[0].unit == "fraction":
+        return Figure(mean, max(0.0, mean - half), min(1.0, mean + half))
     return Figure(mean, mean - half, mean + half)
 
 

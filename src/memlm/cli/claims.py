@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from memlm.cli.arguments import parse
 
 if TYPE_CHECKING:
-    from memlm.claims import Claim, ClaimSettings, Verdict
+    from memlm.claims import Claim, ClaimSettings, Figures, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
 
@@ -41,7 +41,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Claims, arguments, command="claims")
     settings = _settings(options)
     from memlm.claims import judge_all, measure_cells
-    from memlm.reports import journal
+    from memlm.files import write_file_whole
+    from memlm.reports import figure, journal
 
     out = Path(options.out)
     figures, measurements = measure_cells(settings, out, say=_say, progress=True)
@@ -49,7 +50,9 @@ def run(arguments: list[str]) -> None:
     table = markdown(verdicts)
     (out / "measurements.jsonl").unlink(missing_ok=True)
     journal.append(out / "measurements.jsonl", measurements)
-    _write_page(out, settings, verdicts)
+    picture = _picture(figures)
+    write_file_whole(out / "claims.svg", figure.standalone(picture))
+    _write_page(out, settings, verdicts, picture)
     print(table + "\n" + summary(verdicts), end="\n")
     print(f"page: {out / 'claims.html'}", file=sys.stderr)
 
@@ -85,7 +88,19 @@ def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
     )
 
 
-def _write_page(out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]]) -> None:
+def _picture(figures: Figures) -> str:
+    from memlm.claims import CELLS
+    from memlm.reports import figure
+
+    def of(measure: str) -> list[figure.Interval | None]:
+        return [None if (f := figures.get((cell, measure))) is None else (f.value, f.low, f.high) for cell in shown]
+
+    measures = {"blank copy": "token_accuracy/blank_copy", "a probe's reading": "memories/token_accuracy"}
+    shown = [cell for cell in CELLS if any((cell, measure) in figures for measure in measures.values())]
+    return figure.shares_with_intervals(shown, {name: of(measure) for name, measure in measures.items()})
+
+
+def _write_page(out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]], picture: str) -> None:
     from memlm.reports import PageContent, write_page
     from memlm.training.run_folder import command_line, describe_versions
 
@@ -98,6 +113,7 @@ def _write_page(out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, 
         title="memlm claims",
         headline=summary(verdicts),
         command=command_line(),
+        figures=[("What comes back from memory", picture)],
         measurements=[],
         by_position=[],
         passages=[],

@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
   memlm train autoencoder-tiny --text 'notes/*.md' --training.steps 300
   memlm train autoencoder-tiny --config mine.yaml        (begin with: memlm recipes autoencoder-tiny > mine.yaml)
   memlm train --resume --out runs/tiny
-  memlm train memory-tiny --objective next_token --out runs/next
+  memlm train memory-tiny --objective next_token --steps 500 --out runs/next
   memlm train memory-curriculum-tiny --encoder runs/tiny
 
 settings, with the defaults that recipes change (memlm recipes NAME shows a recipe's):
@@ -37,6 +37,8 @@ class Train:
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     objective: str | None = None
     """Of a memory recipe, in one stage: next_token, copy, blank_copy, token_dropout, reconstruction or mixture."""
+    steps: int | None = None
+    """Updates in all; the stages of a memory recipe keep their shares of them."""
     encoder: str | None = None
     """Of a memory recipe: run whose encoder is used, frozen, with its tokenizer, text and split."""
     out: str | None = None
@@ -80,14 +82,15 @@ def _recipe_first(rest: list[str]) -> tuple[str, list[str]]:
 def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     from memlm.recipes import RECIPES, get_recipe
     from memlm.training.config import RunConfig, read_changes
-    from memlm.training.kinds import make_run_config, merge_run
+    from memlm.training.kinds import make_run_config, merge_run, with_steps
 
     if options.out is not None and not options.out.strip():
         raise ConfigError(f"--out ('{options.out}') is empty; name a folder, or leave it out for runs/RECIPE.")
     if options.resume:
         if not options.out:
             raise ConfigError("--resume needs --out: the run folder to go on with.")
-        if options.recipe or options.config or options.text or options.objective or options.encoder or changes:
+        others = (options.recipe, options.config, options.text, options.objective, options.encoder, options.steps)
+        if any(others) or changes:
             raise ConfigError(f"--resume goes on with the settings kept in '{options.out}'; give no others beside it.")
         return RunConfig(), options.out
     if not options.recipe and not options.config:
@@ -100,6 +103,10 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     if options.text is not None:
         changes.setdefault("data", {})["text"] = options.text
     config = merge_run(config, changes)
+    if options.steps is not None:
+        if options.steps < 1:
+            raise ConfigError(f"--steps ({options.steps}) must be at least 1.")
+        config = with_steps(config, options.steps)
     return config, options.out or f"runs/{config.recipe}"
 
 
@@ -120,7 +127,8 @@ def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
         if options.objective not in OBJECTIVES:
             raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, OBJECTIVES)}")
         asked = OBJECTIVES[options.objective]
-        changes["stages"] = [{"name": options.objective, "objectives": asked, "steps": config.steps}]
+        changed = {"name": options.objective, "objectives": asked, "steps": config.steps}
+        changes["stages"] = [config.stages[-1].model_dump(mode="json") | changed]
     if options.encoder is not None:
         before = RunFolder.open(options.encoder).config()
         data = before.data.model_dump(mode="json") | {"short_rows": config.data.short_rows, "tokenizer": None}

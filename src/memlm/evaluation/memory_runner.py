@@ -89,7 +89,7 @@ def _copied(
     found, scores = copy_measurements(model, rows, blank_id=pad_id(tokenizer), split=split)
     half = rows.input_ids.shape[1] // 2
     halves = PackedRows(rows.input_ids[:, :half], rows.attention_mask[:, :half], rows.document_index, rows.document_ids)
-    back = scores.predictions[:, half - 1 : -1]
+    back = scores.predictions[:, half:]
     return found, passages_of(partial(decode_ids, tokenizer), halves, back)
 
 

@@ -1,7 +1,7 @@
 """Facts that a memory model must remember, as it cannot know them: pairs, a number in prose, a sentence by its place.
 
-A fact is planted in the first half of a document; the second half is blank, and the model gives the first half back, so
-that every fact is asked for at a distance of half the chunks, from memories alone. Only the fact's own tokens count.
+A fact is planted in the first chunks of a document, the chunks from some distance on are blank, and the model gives the
+text back from its beginning, from memories alone. Only the fact's own tokens count.
 """
 
 from __future__ import annotations
@@ -36,28 +36,30 @@ def recall_measurements(
     """Share of facts' tokens given back, and of facts whole, by kind; names end with the distance in chunks.
 
     Args:
-        model: with an even number of chunks.
+        model: of two chunks or more.
         rows: full ones, prose.
         tokenizer: of the rows.
         blank_id: stands in the second half.
         split: for the records.
         seed: of the facts.
     """
-    half = rows.input_ids.shape[1] // 2
-    distance = half // model.config.chunk_length
+    length = model.config.chunk_length
+    chunks = rows.input_ids.shape[1] // length
     generator = torch.Generator().manual_seed(seed)
     found: list[Measurement] = []
-    for kind, planted in _kinds(rows.input_ids[:, :half], tokenizer, model.config.chunk_length, generator).items():
-        scores = read_rows(model, *_asked(rows, planted, blank_id))
-        for what, tally in (("recall", scores.tokens), ("recall_whole", scores.whole)):
-            name = f"{what}/{kind}/{distance}_chunks"
-            record = ratio_of(name, "fraction", tally, int(tally.count), split)
-            found.append(record.model_copy(update={"protocol": GREEDY}))
+    for distance in range(1, chunks):
+        asked = rows.input_ids[:, : length * min(distance, chunks - distance)]
+        for kind, planted in _kinds(asked, tokenizer, length, generator).items():
+            scores = read_rows(model, *_asked(rows, planted, blank_id, start=distance * length))
+            for what, tally in (("recall", scores.tokens), ("recall_whole", scores.whole)):
+                name = f"{what}/{kind}/{distance}_chunks"
+                record = ratio_of(name, "fraction", tally, int(tally.count), split)
+                found.append(record.model_copy(update={"protocol": GREEDY}))
     return found
 
 
 def _kinds(
-    ids: Int[Tensor, "rows half"], tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
+    ids: Int[Tensor, "rows asked"], tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
 ) -> dict[str, Planted]:
     special = set(tokenizer.all_special_ids)
     ordinary = [i for i in range(len(tokenizer)) if i not in special]
@@ -70,25 +72,25 @@ def _kinds(
     return kinds
 
 
-def _asked(rows: PackedRows, planted: Planted, blank_id: int) -> tuple[PackedRows, _Ask]:
+def _asked(rows: PackedRows, planted: Planted, blank_id: int, *, start: int) -> tuple[PackedRows, _Ask]:
     documents = PackedRows(
         torch.cat([planted.input_ids, rows.input_ids[:, planted.input_ids.shape[1] :]], 1),
         rows.attention_mask,
         rows.document_index,
         rows.document_ids,
     )
-    return documents, _Ask(planted.asked, blank_id)
+    asked = F.pad(planted.asked, (start, rows.input_ids.shape[1] - start - planted.asked.shape[1]))
+    return documents, _Ask(asked, blank_id, start)
 
 
 class _Ask:
     """Blank copies of which only the facts count."""
 
-    def __init__(self, asked: Bool[Tensor, "rows half"], blank_id: int) -> None:
-        # the second half's tokens are asked of the position before each
-        half = asked.shape[1]
-        self.asked = F.pad(asked, (half - 1, 1))
+    def __init__(self, asked: Bool[Tensor, "rows tokens"], blank_id: int, start: int) -> None:
+        self.asked = asked
         self.blank_id = blank_id
+        self.start = start
 
     def __call__(self, batch: PackedRows, numbers: Int[Tensor, " chosen"]) -> Task:
-        task = blank_copy(batch.input_ids, blank_id=self.blank_id)
+        task = blank_copy(batch.input_ids, blank_id=self.blank_id, start=self.start)
         return Task(task.input_ids, task.labels.masked_fill(~self.asked[numbers], IGNORE_INDEX))

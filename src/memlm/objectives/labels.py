@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from memlm.errors import UserError
@@ -56,17 +57,45 @@ def copy(input_ids: TokenIds, attention_mask: TokenMask | None = None, *, delimi
 
 
 def blank_copy(
-    input_ids: TokenIds, attention_mask: TokenMask | None = None, *, blank_id: int, delimiter_id: int | None = None
+    input_ids: TokenIds,
+    attention_mask: TokenMask | None = None,
+    *,
+    blank_id: int,
+    start: int | Int[Tensor, " batch"] | None = None,
 ) -> Task:
-    """Copy with the second half's inputs hidden: what comes back must come from memory."""
-    task = copy(input_ids, attention_mask, delimiter_id=delimiter_id)
-    half = input_ids.shape[1] // 2
-    hidden = torch.cat([task.input_ids[:, :half], torch.full_like(task.input_ids[:, half:], blank_id)], dim=1)
-    return Task(hidden, task.labels)
+    """From `start` on every token is a blank, and the blanks are asked for the text from its beginning.
+
+    A blank is asked for what stood `start` tokens before it, not for what follows: nothing but the first blank says
+    that a copy begins, so that the position before it cannot know (the paper asks that one too, 2.4).
+
+    Args:
+        input_ids: (batch, tokens).
+        attention_mask: (batch, tokens); a row that is not all text before its start is asked for nothing.
+        blank_id: the blank.
+        start: of each row, or of all; the middle by default.
+
+    Raises:
+        UserError: a start that leaves no text or no blank.
+    """
+    tokens = input_ids.shape[1]
+    starts = torch.as_tensor(tokens // 2 if start is None else start, device=input_ids.device).reshape(-1, 1)
+    if bool(((starts < 1) | (starts >= tokens)).any()):
+        raise UserError(
+            f"a copy cannot start at {starts.flatten().tolist()} of {tokens} tokens; leave text and blanks."
+        )
+    places = torch.arange(tokens, device=input_ids.device).expand(len(input_ids), -1)
+    hidden, source = places >= starts, places - starts
+    asked = hidden & (source < starts)
+    if attention_mask is not None:
+        asked = asked & (attention_mask.bool() | hidden).all(1, keepdim=True)
+    answers = input_ids.gather(1, source.clamp(min=0))
+    return Task(input_ids.masked_fill(hidden, blank_id), answers.masked_fill(~asked, IGNORE_INDEX))
 
 
 def token_dropout(task: Task, *, blank_id: int, share: float, generator: torch.Generator) -> Task:
     """A share of the second half's inputs hidden: between copy (0) and blank copy (1).
+
+    A blank is asked for the token it hides, a token for the one that follows, where that is not hidden.
 
     Args:
         task: of `copy`.
@@ -80,9 +109,12 @@ def token_dropout(task: Task, *, blank_id: int, share: float, generator: torch.G
     if not 0 <= share <= 1:
         raise UserError(f"the share of hidden tokens ({share}) must lie between 0 and 1.")
     ids = task.input_ids
-    hidden = torch.rand(ids.shape, generator=generator) < share
-    hidden[:, : ids.shape[1] // 2] = False
-    return Task(ids.masked_fill(hidden.to(ids.device), blank_id), task.labels)
+    drawn = torch.rand(ids.shape, generator=generator) < share
+    drawn[:, : ids.shape[1] // 2] = False
+    hidden = drawn.to(ids.device)
+    itself, next_hidden = task.labels.roll(1, dims=1), hidden.roll(-1, dims=1)
+    labels = torch.where(hidden, itself, task.labels.masked_fill(next_hidden, IGNORE_INDEX))
+    return Task(ids.masked_fill(hidden, blank_id), labels)
 
 
 def _first_half(input_ids: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def memory_tiny() -> MemoryRunConfig:
         recipe="memory-tiny",
         data=DataConfig(short_rows=0.0),
         model=MemoryModelSettings(),
-        stages=(Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=1500),),
+        stages=(Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=1500, distances="every"),),
         training=TrainingConfig(
             batch_size=64, evaluate_every=100, evaluate_rows=256, checkpoint_every=250, optimizer=_RATES
         ),
@@ -63,9 +63,9 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
         update={
             "recipe": "memory-curriculum-tiny",
             "stages": (
-                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400),
+                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400, distances="every"),
                 Stage(name="copy", objectives=OBJECTIVES["copy"], steps=50),
-                Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=700),
+                Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=700, distances="every"),
             ),
         }
     )
@@ -104,9 +104,11 @@ def memory_paper_tiny() -> MemoryRunConfig:
     """The paper's design at the tiny one's width: last_token, one slot, fixed layout, ones, AdamW (paper 2.7)."""
     tiny = memory_tiny()
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), warmup_steps=50)
+    halves = tiny.stages[0].model_copy(update={"distances": "half"})
     return tiny.model_copy(
         update={
             "recipe": "memory-paper-tiny",
+            "stages": (halves,),
             "model": MemoryModelSettings(
                 slots_per_chunk=1,
                 readout="repeated",

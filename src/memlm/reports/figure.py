@@ -113,6 +113,44 @@ def memory_cost(names: Sequence[str], bits_per_byte: Sequence[float]) -> str:
     return _svg(draw, title="What the memory costs", name="cost")
 
 
+Interval = tuple[float, float, float]
+"""Value, low, high."""
+
+
+def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> str:
+    """Two series of shares with their intervals, a line for each row, as SVG.
+
+    Args:
+        rows: names, from the top.
+        series: name to one share per row; None where a row has none.
+    """
+
+    def draw(axes: Any) -> None:
+        marks = ((_FIRST, "o", 0.12), (_SECOND, "D", -0.12))
+        for (name, shares), (colour, marker, shift) in zip(series.items(), marks, strict=True):
+            there = [(len(rows) - 1 - i + shift, share) for i, share in enumerate(shares) if share is not None]
+            values = [100 * value for _, (value, _, _) in there]
+            reach = [[100 * (v - low) for _, (v, low, _) in there], [100 * (high - v) for _, (v, _, high) in there]]
+            places = [place for place, _ in there]
+            axes.errorbar(values, places, xerr=reach, fmt=marker, color=colour, capsize=3, label=name)
+        axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(-2, 102)
+        axes.set_xlabel("% of tokens")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
+
+    return _svg(draw, title="What comes back from memory", name="shares")
+
+
+def standalone(svg: str) -> str:
+    """A figure as a file of its own, light and dark as its reader asks."""
+    light = "--ink:#1b2330;--soft:#b9c1cd;--first:#1666b0;--second:#b4561a;--font:system-ui,sans-serif"
+    dark = "--ink:#e4e9f0;--soft:#5a6472;--first:#6cb4f5;--second:#f0a265"
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    opened, rest = svg.split(">", 1)
+    return f'{opened} xmlns="http://www.w3.org/2000/svg">{style}{rest}'
+
+
 def _svg(draw: Callable[[Any], None], *, title: str, name: str) -> str:
     # imported here: half a second, and only reports need it
     import matplotlib

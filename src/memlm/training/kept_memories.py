@@ -36,15 +36,17 @@ class KeptMemories:
     memories: Float[Tensor, "rows chunks memories numbers"]
     blank: Float[Tensor, "memories numbers"]
 
-    def of(self, objective: str, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen chunks memories numbers"]:
-        """Of the chunks that an objective's inputs have, for these rows."""
+    def of(
+        self, objective: str, rows: Int[Tensor, " chosen"], distances: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "chosen chunks memories numbers"]:
+        """Of the chunks that an objective's inputs have, for these rows; blanks begin at their distance."""
         found = self.memories[rows]
-        half = found.shape[1] // 2
         if objective == "copy":
+            half = found.shape[1] // 2
             return torch.cat([found[:, :half], found[:, :half]], dim=1)
         if objective == "blank_copy":
-            blanks = self.blank.expand(len(found), found.shape[1] - half, -1, -1)
-            return torch.cat([found[:, :half], blanks], dim=1)
+            blank = torch.arange(found.shape[1]) >= distances[:, None]
+            return torch.where(blank[..., None, None], self.blank, found)
         return found
 
 

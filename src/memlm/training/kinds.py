@@ -27,3 +27,14 @@ def make_run_config(values: dict[str, Any]) -> AnyRunConfig:
 def merge_run(base: AnyRunConfig, changes: dict[str, Any]) -> AnyRunConfig:
     """`base` with nested changes over it, checked."""
     return make_run_config(merged(base.model_dump(mode="json"), changes))
+
+
+def with_steps(config: AnyRunConfig, steps: int) -> AnyRunConfig:
+    """The same run of other length; stages keep their shares of it, and have one step at least."""
+    if isinstance(config, RunConfig):
+        return merge_run(config, {"training": {"steps": steps}})
+    stages = [
+        {**stage.model_dump(mode="json"), "steps": max(1, round(stage.steps * steps / config.steps))}
+        for stage in config.stages
+    ]
+    return merge_run(config, {"stages": stages})

@@ -28,6 +28,7 @@ class MemoryBatches:
         stage: Stage,
         *,
         rows_per_step: int,
+        chunk_length: int,
         blank_id: int,
         delimiter_id: int,
         seed: int,
@@ -38,6 +39,9 @@ class MemoryBatches:
         self.mixture = stage.mixture
         # over all processes: a weight that moves is the same in each of them
         self.rows_per_step = rows_per_step
+        self.chunk_length = chunk_length
+        chunks = rows.input_ids.shape[1] // chunk_length
+        self.distances = torch.arange(1, chunks) if stage.distances == "every" else torch.tensor([chunks // 2])
         self.blank_id = blank_id
         self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
@@ -68,7 +72,9 @@ class MemoryBatches:
         if "reconstruction" in self.mixture.names:
             out["reconstruction_labels"] = self._reconstruction(batch, list(tasks))
         if self.kept is not None:
-            out["memories"] = torch.cat([self.kept.of(name, chosen) for name in tasks])
+            out["memories"] = torch.cat(
+                [self.kept.of(name, chosen, self._distances(len(chosen), place)) for name in tasks]
+            )
         return out
 
     def _task(self, name: str, batch: PackedRows, place: int) -> Task:
@@ -76,12 +82,17 @@ class MemoryBatches:
         if name == "next_token":
             return next_token(ids, mask)
         if name == "blank_copy":
-            return blank_copy(ids, mask, blank_id=self.blank_id, delimiter_id=self.delimiter_id)
+            start = self.chunk_length * self._distances(len(batch), place)
+            return blank_copy(ids, mask, blank_id=self.blank_id, start=start)
         repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
         if name == "copy":
             return repeated
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
+
+    def _distances(self, rows: int, place: int) -> Int[Tensor, " rows"]:
+        """Each row's, by its place in training."""
+        return self.distances[(place + torch.arange(rows)) % len(self.distances)]
 
     def _reconstruction(self, batch: PackedRows, names: list[str]) -> Int[Tensor, "rows tokens"]:
         """Asked of the rows that hold the text itself; only the first of them where no objective reads it whole."""
@@ -95,4 +106,4 @@ class MemoryBatches:
         return torch.cat([own, *[nothing] * (len(names) - 1)])
 
     def _changes_chunks(self, name: str) -> bool:
-        return name == "token_dropout" or (name in ("copy", "blank_copy") and self.delimiter_id is not None)
+        return name == "token_dropout" or (name == "copy" and self.delimiter_id is not None)

@@ -130,7 +130,9 @@ class Stage(Settings):
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """Peak rate of this stage; the run's by default."""
     delimiter: bool = False
-    """The last token of the first half is an eos, which is neither repeated nor asked for."""
+    """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
+    distances: Literal["half", "every"] = "half"
+    """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn, row by row."""
     dropout_share: Share = 0.5
     """Share of the second half's tokens that token_dropout hides."""
 
@@ -193,12 +195,16 @@ class MemoryRunConfig(Settings):
         if twice:
             raise ConfigError(f"two stages are named '{sorted(twice)[0]}'; give each a name of its own.")
         asks = {name for stage in self.stages for name in stage.objectives}
-        copies = asks & {"copy", "token_dropout", "blank_copy"}
+        copies = asks & {"copy", "token_dropout"} | {
+            "blank_copy" for stage in self.stages if "blank_copy" in stage.objectives and stage.distances == "half"
+        }
         if copies and self.model.num_chunks % 2:
             raise ConfigError(
                 f"num_chunks ({self.model.num_chunks}) must be even for {sorted(copies)[0]}: "
                 "the second half of the chunks repeats the first."
             )
+        if "blank_copy" in asks and self.model.num_chunks == 1:
+            raise ConfigError("num_chunks (1) must be at least 2 for blank_copy: text and blanks.")
         return self
 
     def _check_recurrent(self) -> None:

@@ -74,6 +74,7 @@ def _run_stage(
         data.train_rows,
         stage,
         rows_per_step=training.batch_size,
+        chunk_length=config.model.chunk_length,
         blank_id=pad_id(data.tokenizer),
         delimiter_id=eos_id(data.tokenizer),
         seed=training.seed,
@@ -157,7 +158,7 @@ def _kept(
     if isinstance(model, RecurrentMemoryForCausalLM):
         return None
     wanted = model.config.freeze_encoder and config.training.keep_memories and config.model.use_memory
-    if not wanted or stage.delimiter or "token_dropout" in stage.objectives:
+    if not wanted or (stage.delimiter and "copy" in stage.objectives) or "token_dropout" in stage.objectives:
         return None
     place = folder.path / f"memories-{weights_fingerprint(model.encoder)[:16]}"
     view = ProgressView(len(rows), shown=progress, noun="kept memories of row")

@@ -190,8 +190,12 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if not documents * chunks:
             shape = (documents, chunks, writer.memories_per_chunk, writer.bottleneck_size)
             return torch.zeros(shape, device=ids.device, dtype=self.dtype)
+        # copies and blanks say one thing many times; each chunk is encoded once
+        folded = torch.stack([ids.flatten(0, 1), mask.flatten(0, 1).to(ids.dtype)], dim=1)
+        once, places = torch.unique(folded, dim=0, return_inverse=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
-            return self.encoder(ids.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, (documents, chunks))
+            memories = self.encoder(once[:, 0], once[:, 1])
+        return memories[places].unflatten(0, (documents, chunks))
 
     def _decode(
         self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None

@@ -1,0 +1,40 @@
+"""The price of retention: held-out next-token loss of a mixture over that of next tokens alone, at equal steps.
+
+    python -m benchmarks.price runs/next runs/memory
+
+Reads the runs' logs; the loss there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps. The copy
+beside it is the second run's blank-copy accuracy at that step. For bits per byte on all held-out text: memlm evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from memlm.training import RunFolder
+
+_LOSS, _COPY = "held_out_loss/next_token", "held_out_accuracy/blank_copy"
+
+
+def looks(path: str) -> dict[int, dict[str, Any]]:
+    """Lines of the log that looked at next tokens, by step."""
+    return {line["step"]: line for line in RunFolder.open(path).log() if _LOSS in line}
+
+
+def main() -> None:
+    """Print the curve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("alone", help="run folder of next tokens alone")
+    parser.add_argument("mixture", help="run folder of the mixture")
+    options = parser.parse_args()
+    alone, mixture = looks(options.alone), looks(options.mixture)
+    print("| step | next tokens alone, nats | mixture, nats | price | blank copy |")
+    print("| --- | --- | --- | --- | --- |")
+    for step in sorted(alone.keys() & mixture.keys()):
+        before, after = alone[step][_LOSS], mixture[step][_LOSS]
+        copied = mixture[step].get(_COPY, 0.0)
+        print(f"| {step} | {before:.4f} | {after:.4f} | {100 * (after / before - 1):+.2f} % | {100 * copied:.2f} % |")
+
+
+if __name__ == "__main__":
+    main()
