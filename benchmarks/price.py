@@ -2,8 +2,8 @@
 
     python -m benchmarks.price runs/next runs/memory
 
-Reads the runs' logs; the loss there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps. The copy
-beside it is the second run's blank-copy accuracy at that step. For bits per byte on all held-out text: memlm evaluate.
+Reads the runs' logs; the loss there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps. Beside
+it stands the second run's blank-copy accuracy at that step. For bits per byte on all held-out text: memlm evaluate.
 """
 
 from __future__ import annotations

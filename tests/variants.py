@@ -133,6 +133,8 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "variable, llama": {"layout": "variable", "decoder": LLAMA_DECODER},
     "aligned with a learned filler": {"filler": "learned"},
     "no memory": {"use_memory": False},
+    "learned positions": {"learned_positions": True},
+    "learned positions, llama": {"learned_positions": True, "decoder": LLAMA_DECODER},
     "oracle, hidden": {"layout": "oracle", "introduction": "hidden"},
     "oracle, projection": {"layout": "oracle", "introduction": "projection", "encoder": {"memories_per_chunk": 2}},
     "oracle": {"layout": "oracle", "decoder": {**MIXER_DECODER, "max_position_embeddings": 20}},

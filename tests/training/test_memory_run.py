@@ -137,7 +137,7 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
     kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
     stage = Stage(name="s", objectives={name: 1.0}, steps=1, distances="every")
-    common = {"rows_per_step": 3, "chunk_length": 16, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    common = {"rows_per_step": 3, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
@@ -151,7 +151,7 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
-    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, chunk_length=16, blank_id=0, delimiter_id=1, seed=3)
+    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, chunk_length=4, blank_id=0, delimiter_id=1, seed=3)
     rows = torch.tensor([1, 5])
     before = data.train_rows.input_ids.clone()
     one, again, later = take(rows, 10), take(rows, 10), take(rows, 12)
@@ -170,9 +170,7 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
     model = build_memory_model(small.model, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
-    take = MemoryBatches(
-        data.held_out_rows, stage, rows_per_step=8, chunk_length=16, blank_id=0, delimiter_id=1, seed=0
-    )
+    take = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, delimiter_id=1, seed=0)
     rows = torch.arange(8)
     whole = take(rows, 0)
     model(**whole).loss.backward()

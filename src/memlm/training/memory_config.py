@@ -88,6 +88,8 @@ class MemoryModelSettings(Settings):
     """Newest memory next to the tokens, the paper's two, or each chunk's own memory too (oracle)."""
     introduction: Literal["token", "hidden", "projection"] = "token"
     """Memories stand before the tokens, or (oracle only) beside them: part of their width, or added to them."""
+    learned_positions: bool = False
+    """Tokens know their place in the chunk and slots theirs in the group by a learnt vector."""
     filler: Literal["masked", "learned", "constant"] = "masked"
     """What stands in unused slots."""
     use_memory: bool = True
@@ -132,7 +134,7 @@ class Stage(Settings):
     delimiter: bool = False
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
-    """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn, row by row."""
+    """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
     dropout_share: Share = 0.5
     """Share of the second half's tokens that token_dropout hides."""
 

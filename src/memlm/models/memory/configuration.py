@@ -48,6 +48,9 @@ class MemoryModelConfig(MemlmConfig):
     """Where memories stand: `aligned`, the paper's `fixed` and `variable`, or `oracle`."""
     introduction: str = "token"
     """How memories enter: as inputs before the tokens, or (oracle only) beside them by `hidden` or `projection`."""
+    learned_positions: bool = False
+    """Tokens get a learnt vector of their place in the chunk, slots one of their place in the group: attention then
+    finds a token's slot by what both hold, and need not by distance (LOG.md)."""
     filler: str = "masked"
     """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
     freeze_encoder: bool = False
@@ -100,6 +103,10 @@ class MemoryModelConfig(MemlmConfig):
             raise ConfigError(
                 f"introduction ('{self.introduction}') puts a chunk's own memory beside its tokens; "
                 f"it needs the oracle layout, not '{self.layout}'."
+            )
+        if self.learned_positions and self.layout == "variable":
+            raise ConfigError(
+                "learned_positions have no place in the variable layout, where places move; use 'aligned'."
             )
         self._check_sizes()
 

@@ -58,6 +58,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.writer))
         self.readout = SlotReadout(config) if config.introduction == "token" else Introduction(config)
         self.decoder = AutoModelForCausalLM.from_config(config.reader)
+        width = config.reader.hidden_size
+        self.token_places = TokenPlaces(config.chunk_length, width) if config.learned_positions else None
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
@@ -71,6 +73,9 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if isinstance(module, SlotReadout):
             if module.filler is not None:
                 init.ones_(module.filler)
+        elif isinstance(module, TokenPlaces):
+            # as wide as the tokens they are added to: memlm's mixers begin with 1, transformers with their own
+            init.normal_(module.weight, std=getattr(self.config.reader, "initializer_range", 1.0))
         else:
             init_memory_weights(module)
 
@@ -135,7 +140,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """
         if use_cache is not None:
             slots = _PromptSlots(input_ids == self.config.memory_token_id, memories)
-            embedded = self._embed_prompt(input_ids, slots)
+            embedded = self._embed_prompt(input_ids, slots, position_ids)
             return self.decoder(
                 inputs_embeds=embedded,
                 attention_mask=attention_mask,
@@ -197,12 +202,17 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             memories = self.encoder(once[:, 0], once[:, 1])
         return memories[places].unflatten(0, (documents, chunks))
 
+    def embed_chunk(self, ids: Int[Tensor, "*rows tokens"]) -> Float[Tensor, "*rows tokens width"]:
+        """The decoder's inputs of chunks, or of their first tokens."""
+        tokens = self.get_input_embeddings()(ids)
+        return tokens if self.token_places is None else tokens + self.token_places.weight[: ids.shape[-1]]
+
     def _decode(
         self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None
     ) -> Float[Tensor, "rows tokens vocabulary"]:
         """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
         documents, length = len(document.ids), document.ids.shape[2]
-        placed, readable, tokens = self._introduced(self.get_input_embeddings()(document.ids), memories)
+        placed, readable, tokens = self._introduced(self.embed_chunk(document.ids), memories)
         inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
         mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
         positions = self._positions(readable).repeat(documents, 1)
@@ -321,8 +331,10 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         missing = ~is_slot.any(-1, keepdim=True) * (self.config.num_chunks - 1) * self.config.slots_per_chunk
         return (places + missing).clamp(min=0)
 
-    def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots) -> Tensor:
+    def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots, position_ids: Tensor | None) -> Tensor:
         tokens = self.get_input_embeddings()(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
+        if self.token_places is not None and position_ids is not None:
+            tokens = tokens + self.token_places(self._places_in_chunk(position_ids, slots.memories))
         if not bool(slots.places.any()):
             return tokens
         if slots.memories is None:
@@ -333,6 +345,11 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
                 f"{int(slots.places.sum())} places in the prompt do not fit {len(read)} slots; build it with `prompt`."
             )
         return tokens.masked_scatter(slots.places[..., None], read.to(tokens.dtype))
+
+    def _places_in_chunk(self, position_ids: Tensor, memories: DocumentMemories | None) -> Tensor:
+        """Text begins behind all groups of slots; what is longer than a chunk stays at its last place."""
+        groups = max(self.config.num_chunks - 1, 0 if memories is None else memories.shape[1])
+        return (position_ids - groups * self.config.slots_per_chunk).clamp(0, self.config.chunk_length - 1)
 
     def _check_memories(self, memories: Tensor, documents: int, needed: int) -> None:
         writer = cast(ChunkEncoderConfig, self.config.writer)
@@ -358,6 +375,10 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
                 f"{chunks} chunks do not fit the {config.num_chunks} this model was trained on: its positions are "
                 "absolute; cut the text, or train with more chunks."
             )
+
+
+class TokenPlaces(nn.Embedding):
+    """A vector of each place in a chunk, added to the token that stands there."""
 
 
 class ReconstructionHead(nn.Module):

@@ -58,7 +58,7 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
     first = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
     inputs: list[Tensor] = []
     readable: list[int] = []
-    tokens = model.get_input_embeddings()(piece)
+    tokens = model.embed_chunk(piece)
     for block in blocks[first:]:
         inputs.append(tokens.new_zeros(width, tokens.shape[-1]) if block is None else block)
         readable += [int(block is not None)] * width
@@ -74,7 +74,7 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
 
 
 def _introduced(model: MemoryModelForCausalLM, readout: Introduction, piece: Tensor, own: Tensor) -> Tensor:
-    tokens = model.get_input_embeddings()(piece)
+    tokens = model.embed_chunk(piece)
     if model.config.use_memory:
         tokens = torch.stack([readout(token[None, None, None], own[None])[0, 0, 0] for token in tokens])
     return model.decoder(inputs_embeds=tokens[None], use_cache=False).logits[0]

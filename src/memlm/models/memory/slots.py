@@ -47,11 +47,13 @@ class SlotReadout(nn.Module):
         self.slots = READOUTS[config.readout](settings)
         self.per_chunk = config.slots_per_chunk
         self.masks_unused = config.filler == "masked"
+        self.places = nn.Embedding(config.slots_per_chunk, width) if config.learned_positions else None
         self.filler = nn.Parameter(torch.ones(width)) if config.filler == "learned" else None
 
     def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks slots width"]:
         """Slots of each chunk."""
-        return self.slots(memories)
+        slots = self.slots(memories)
+        return slots if self.places is None else slots + self.places.weight
 
     def place(
         self, slots: Float[Tensor, "documents chunks slots width"], table: Int[Tensor, "rows groups"]
