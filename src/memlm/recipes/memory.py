@@ -16,6 +16,10 @@ from memlm.training.memory_config import (
     Weight,
 )
 
+_MODEL = MemoryModelSettings(
+    learned_positions=True, decoder=DecoderSettings(backbone="llama", num_heads=4, intermediate_size=352)
+)
+"""Attention chooses among memories, which a mixer's fixed matrices cannot; places tell it where to look (LOG.md)."""
 _RATES = OptimizerConfig(learning_rate=4e-3, adamw_learning_rate=4e-3)
 
 OBJECTIVES: dict[str, dict[ObjectiveName, float | Weight]] = {
@@ -48,7 +52,7 @@ def memory_tiny() -> MemoryRunConfig:
     return MemoryRunConfig(
         recipe="memory-tiny",
         data=DataConfig(short_rows=0.0),
-        model=MemoryModelSettings(),
+        model=_MODEL,
         stages=(Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=1500, distances="every"),),
         training=TrainingConfig(
             batch_size=64, evaluate_every=100, evaluate_rows=256, checkpoint_every=250, optimizer=_RATES
@@ -83,7 +87,7 @@ def memory_full_context_tiny() -> MemoryRunConfig:
 
 def memory_recurrent_tiny() -> MemoryRunConfig:
     """The tiny one's decoder with recurrent memory: it hands itself 8 vectors from chunk to chunk (RMT)."""
-    return _next_token_alone("memory-recurrent-tiny", memory="recurrent")
+    return _next_token_alone("memory-recurrent-tiny", memory="recurrent", learned_positions=False)
 
 
 def memory_oracle_tiny() -> MemoryRunConfig:

@@ -216,6 +216,8 @@ class MemoryRunConfig(Settings):
             raise ConfigError(
                 f"encoder_run ('{self.encoder_run}') has no place in recurrent memory, which has no encoder."
             )
+        if self.model.learned_positions:
+            raise ConfigError("learned_positions (true) have no place in recurrent memory, which has no slots.")
         for stage in self.stages:
             if stage.train != "all" or "reconstruction" in stage.objectives:
                 what = f"train ('{stage.train}')" if stage.train != "all" else "reconstruction"
