@@ -88,7 +88,11 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "a decoder's width beside its heads": (
         train("--model.decoder.hidden_size", "100"),
-        ("hidden_size (100)", "num_heads (16)"),
+        ("hidden_size (100)", "twice num_heads (4)"),
+    ),
+    "a mixer's width beside its heads": (
+        train("--model.decoder.hidden_size", "102", "--model.decoder.backbone", "mixer"),
+        ("hidden_size (102)", "by num_heads (4)"),
     ),
     "documents longer than the text": (train("--model.num_chunks", "4000"), ("64000",)),
     # kinds
@@ -120,7 +124,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a stage of no steps": (stages({"steps": 0}), ("steps (0)",)),
     "a stage that trains what is not there": (stages({"train": "encoder"}), ("train ('encoder')", "'all'")),
     "a stage that trains nothing": (
-        stages({"train": "readout"}, model={"readout": "repeated", "encoder": {"bottleneck_size": 128}}),
+        stages({"train": "readout"}, model={"readout": "repeated", "learned_positions": False}),
         ("'one' trains nothing", "repeated"),
     ),
     "a rate of nothing": (stages({"learning_rate": 0}), ("learning_rate (0)",)),

@@ -66,6 +66,18 @@ class DecoderSettings(Settings):
     intermediate_size: Count | None = None
     """Width of the feed-forward layers; four times the hidden size by default."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> DecoderSettings:
+        # rotary positions turn pairs of numbers
+        whole = 2 * self.num_heads if self.backbone == "llama" else self.num_heads
+        if self.hidden_size % whole:
+            twice = "twice " if self.backbone == "llama" else ""
+            raise ConfigError(
+                f"decoder.hidden_size ({self.hidden_size}) must be divisible by {twice}num_heads ({self.num_heads}) "
+                f"for {self.backbone} layers."
+            )
+        return self
+
 
 class MemoryModelSettings(Settings):
     """The memory model."""
