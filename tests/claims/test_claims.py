@@ -92,7 +92,8 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
     assert isinstance(curriculum, MemoryRunConfig)
     assert isinstance(configs["autoencoder"], RunConfig)
     # equal next-token steps, or the price of retention would be one of fewer steps
-    assert alone.steps == mixture.steps == configs["none"].steps
+    assert alone.steps == mixture.steps_of("next_token") == configs["none"].steps
+    assert alone.steps < mixture.steps
     assert list(alone.stages[0].objectives) == ["next_token"]
     assert curriculum.encoder_run == str(tmp_path / "runs" / "autoencoder-seed2")
 
@@ -100,7 +101,7 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
 def test_runs_are_kept_one_by_one_and_other_settings_are_refused(
     memory_config: MemoryRunConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "CELLS", {"recurrent": Cell("memory-recurrent-tiny", {})})
+    monkeypatch.setattr(runs, "CELLS", {"recurrent": Cell("memory-recurrent-tiny")})
     recurrent = memory_config.model.model_copy(update={"memory": "recurrent"})
     monkeypatch.setattr(runs, "get_recipe", lambda _: memory_config.model_copy(update={"model": recurrent}))
     settings = ClaimSettings(text=str(corpus), seeds=2)

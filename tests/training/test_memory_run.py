@@ -192,6 +192,9 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     shorter = with_steps(curriculum, curriculum.steps // 10)
     assert [s.steps for s in shorter.stages] == [max(1, round(s.steps / 10)) for s in curriculum.stages]
     assert [s.steps for s in with_steps(curriculum, 2).stages].count(1) >= 2  # none is lost
+    assert shorter.stages[-1].objectives["blank_copy"].steps == round(
+        curriculum.stages[-1].objectives["blank_copy"].steps / 10
+    )
     assert with_steps(get_recipe("autoencoder-tiny"), 7).training.steps == 7
 
 

@@ -45,23 +45,21 @@ class ClaimSettings(Settings):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a recipe, what is changed in it, and whose encoder is frozen into it."""
+    """One training: a recipe, and whose encoder is frozen into it."""
 
     recipe: str
-    changes: Mapping[str, Any]
     encoder: str | None = None
 
 
-_NEXT = {"stages": [{"name": "next_token", "objectives": {"next_token": 1.0}, "steps": 1}]}
 CELLS: dict[str, Cell] = {
-    "autoencoder": Cell("autoencoder-chunk-tiny", {}),
-    "next_token": Cell("memory-tiny", _NEXT),
-    "mixture": Cell("memory-tiny", {}),
-    "curriculum": Cell("memory-curriculum-tiny", {}, encoder="autoencoder"),
-    "curriculum_causal": Cell("memory-curriculum-tiny", {}, encoder="next_token"),
-    "none": Cell("memory-none-tiny", {}),
-    "recurrent": Cell("memory-recurrent-tiny", {}),
-    "full_context": Cell("memory-full-context-tiny", {}),
+    "autoencoder": Cell("autoencoder-chunk-tiny"),
+    "next_token": Cell("memory-next-tiny"),
+    "mixture": Cell("memory-tiny"),
+    "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder"),
+    "curriculum_causal": Cell("memory-curriculum-tiny", encoder="next_token"),
+    "none": Cell("memory-none-tiny"),
+    "recurrent": Cell("memory-recurrent-tiny"),
+    "full_context": Cell("memory-full-context-tiny"),
 }
 """In an order in which every encoder is trained before it is used."""
 
@@ -117,15 +115,16 @@ def measure_cells(
 
 def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
     """A cell's training at one seed."""
-    cell, share = CELLS[name], settings.share
-    recipe = get_recipe(cell.recipe)
-    data = {"text": settings.text, "max_documents": settings.max_documents}
-    config = merge_run(recipe, {**cell.changes, "training": {"seed": seed}, "data": data})
+    cell = CELLS[name]
+    changes: dict[str, Any] = {
+        "training": {"seed": seed},
+        "data": {"text": settings.text, "max_documents": settings.max_documents},
+    }
     if cell.encoder is not None:
-        config = merge_run(config, {"encoder_run": str(_run_folder(cell.encoder, seed, out))})
-    # as long as the recipe, whatever was changed in it
-    whole = recipe.steps if isinstance(recipe, MemoryRunConfig) else recipe.training.steps
-    return with_steps(config, max(_FEWEST_STEPS, round(whole * share)))
+        changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
+    config = merge_run(get_recipe(cell.recipe), changes)
+    steps = config.steps if isinstance(config, MemoryRunConfig) else config.training.steps
+    return with_steps(config, max(_FEWEST_STEPS, round(steps * settings.share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:

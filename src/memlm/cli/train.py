@@ -12,6 +12,7 @@ from memlm.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from memlm.training.kinds import AnyRunConfig
+    from memlm.training.memory_config import MemoryRunConfig
 
 _EXAMPLES = """examples:
   memlm train autoencoder-tiny --out runs/tiny
@@ -36,7 +37,7 @@ class Train:
     text: str | None = None
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     objective: str | None = None
-    """Of a memory recipe, in one stage: next_token, copy, blank_copy, token_dropout, reconstruction or mixture."""
+    """Of a memory recipe: next_token, copy, blank_copy, token_dropout or reconstruction in one stage, or mixture."""
     steps: int | None = None
     """Updates in all; the stages of a memory recipe keep their shares of them."""
     encoder: str | None = None
@@ -110,6 +111,18 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     return config, options.out or f"runs/{config.recipe}"
 
 
+def _stages_for(objective: str, config: MemoryRunConfig) -> list[dict[str, Any]]:
+    """One stage of this objective in place of the recipe's, which stay where they end in a mixture as asked."""
+    from memlm.recipes import OBJECTIVES
+
+    asked, last = OBJECTIVES[objective], config.stages[-1]
+    stages = [stage.model_dump(mode="json") for stage in config.stages]
+    if objective == "mixture" and last.objectives.keys() == asked.keys():
+        return stages
+    steps = config.steps_of("next_token") if "next_token" in asked else config.steps
+    return [stages[-1] | {"name": objective, "objectives": asked, "steps": steps}]
+
+
 def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
     """--objective and --encoder as settings."""
     from memlm.recipes import OBJECTIVES
@@ -126,9 +139,7 @@ def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
     if options.objective is not None:
         if options.objective not in OBJECTIVES:
             raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, OBJECTIVES)}")
-        asked = OBJECTIVES[options.objective]
-        changed = {"name": options.objective, "objectives": asked, "steps": config.steps}
-        changes["stages"] = [config.stages[-1].model_dump(mode="json") | changed]
+        changes["stages"] = _stages_for(options.objective, config)
     if options.encoder is not None:
         before = RunFolder.open(options.encoder).config()
         data = before.data.model_dump(mode="json") | {"short_rows": config.data.short_rows, "tokenizer": None}

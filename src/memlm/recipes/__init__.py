@@ -17,6 +17,7 @@ from memlm.recipes.memory import (
     autoencoder_chunk_tiny,
     memory_curriculum_tiny,
     memory_full_context_tiny,
+    memory_next_tiny,
     memory_none_tiny,
     memory_oracle_tiny,
     memory_paper_tiny,
@@ -30,7 +31,7 @@ _ALL = (
     *(autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny),
     *(autoencoder_chunk_tiny, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
     *(autoencoder_paper, memory_paper, memory_curriculum_paper),
-    *(memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
+    *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
 )
 RECIPES: dict[str, Callable[[], AnyRunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 

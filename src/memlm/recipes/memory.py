@@ -33,6 +33,10 @@ OBJECTIVES: dict[str, dict[ObjectiveName, float | Weight]] = {
 """What `memlm train --objective` may ask for in one stage."""
 
 
+_FADING: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": Weight(start=0.5, end=0.1, steps=600)}
+"""What has been learnt needs less to be kept: every share of a step that copies is one that does not predict."""
+
+
 def autoencoder_chunk_tiny() -> RunConfig:
     """16 tokens into one memory of 128 numbers, width 128: the encoder of memory-curriculum-tiny; minutes."""
     tiny = autoencoder_tiny()
@@ -48,12 +52,15 @@ def autoencoder_chunk_tiny() -> RunConfig:
 
 
 def memory_tiny() -> MemoryRunConfig:
-    """4 chunks of 16 tokens, width 128, next_token and blank_copy together from scratch; within half an hour."""
+    """4 chunks of 16 tokens, width 128, from scratch: blank copies, then next tokens too; within half an hour."""
     return MemoryRunConfig(
         recipe="memory-tiny",
         data=DataConfig(short_rows=0.0),
         model=_MODEL,
-        stages=(Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=1500, distances="every"),),
+        stages=(
+            Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=300, distances="every"),
+            Stage(name="mixture", objectives=_FADING, steps=1200, distances="every"),
+        ),
         training=TrainingConfig(
             batch_size=64, evaluate_every=100, evaluate_rows=256, checkpoint_every=250, optimizer=_RATES
         ),
@@ -67,12 +74,17 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
         update={
             "recipe": "memory-curriculum-tiny",
             "stages": (
-                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400, distances="every"),
+                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=250, distances="every"),
                 Stage(name="copy", objectives=OBJECTIVES["copy"], steps=50),
-                Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=700, distances="every"),
+                Stage(name="mixture", objectives=_FADING, steps=600, distances="every"),
             ),
         }
     )
+
+
+def memory_next_tiny() -> MemoryRunConfig:
+    """The tiny one on next tokens alone, as many steps of them: what retention costs is counted against this."""
+    return _next_token_alone("memory-next-tiny")
 
 
 def memory_none_tiny() -> MemoryRunConfig:
@@ -99,7 +111,7 @@ def memory_oracle_tiny() -> MemoryRunConfig:
 
 def _next_token_alone(name: str, **changes: Any) -> MemoryRunConfig:
     tiny = memory_tiny()
-    stage = Stage(name="next_token", objectives=OBJECTIVES["next_token"], steps=tiny.steps)
+    stage = Stage(name="next_token", objectives=OBJECTIVES["next_token"], steps=tiny.steps_of("next_token"))
     model = MemoryModelSettings(**{**tiny.model.model_dump(), **changes})
     return tiny.model_copy(update={"recipe": name, "model": model, "stages": (stage,)})
 
@@ -108,7 +120,7 @@ def memory_paper_tiny() -> MemoryRunConfig:
     """The paper's design at the tiny one's width: last_token, one slot, fixed layout, ones, AdamW (paper 2.7)."""
     tiny = memory_tiny()
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), warmup_steps=50)
-    halves = tiny.stages[0].model_copy(update={"distances": "half"})
+    halves = Stage(name="mixture", objectives=OBJECTIVES["mixture"], steps=tiny.steps_of("next_token"))
     return tiny.model_copy(
         update={
             "recipe": "memory-paper-tiny",

@@ -30,11 +30,19 @@ def merge_run(base: AnyRunConfig, changes: dict[str, Any]) -> AnyRunConfig:
 
 
 def with_steps(config: AnyRunConfig, steps: int) -> AnyRunConfig:
-    """The same run of other length; stages keep their shares of it, and have one step at least."""
+    """The same run of other length; stages and weights that move keep their shares of it, one step at least."""
     if isinstance(config, RunConfig):
         return merge_run(config, {"training": {"steps": steps}})
-    stages = [
-        {**stage.model_dump(mode="json"), "steps": max(1, round(stage.steps * steps / config.steps))}
-        for stage in config.stages
-    ]
-    return merge_run(config, {"stages": stages})
+    share = steps / config.steps
+    return merge_run(config, {"stages": [_scaled(stage.model_dump(mode="json"), share) for stage in config.stages]})
+
+
+def _scaled(stage: dict[str, Any], share: float) -> dict[str, Any]:
+    """A stage of other length, and its moving weights with it."""
+    moving = {name: w for name, w in stage["objectives"].items() if isinstance(w, dict)}
+    scaled = {name: {**w, "steps": max(1, round(w["steps"] * share))} for name, w in moving.items()}
+    return {
+        **stage,
+        "steps": max(1, round(stage["steps"] * share)),
+        "objectives": {**stage["objectives"], **scaled},
+    }

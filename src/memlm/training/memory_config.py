@@ -239,3 +239,7 @@ class MemoryRunConfig(Settings):
     def steps(self) -> int:
         """Updates of all stages together."""
         return sum(stage.steps for stage in self.stages)
+
+    def steps_of(self, objective: ObjectiveName) -> int:
+        """Updates that ask for this objective; those of all stages where none does."""
+        return sum(stage.steps for stage in self.stages if objective in stage.objectives) or self.steps
