@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.training.config import Settings, settings_names
+from memlm.training.config import Settings, defaults_of, settings_names
 from memlm.training.memory_config import MemoryRunConfig
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
@@ -62,14 +62,14 @@ def settings_help() -> str:
     """Every setting with its default and what it is, one a line."""
     from memlm.training.config import RunConfig
 
-    parts = [_help_of(RunConfig(), set()), "\nof memory recipes:\n"]
-    return "\n".join([*parts, _help_of(MemoryRunConfig(), set(settings_names()))])
+    parts = [_help_of(RunConfig, set()), "\nof memory recipes:\n"]
+    return "\n".join([*parts, _help_of(MemoryRunConfig, set(settings_names()))])
 
 
-def _help_of(defaults: Settings, known: set[str]) -> str:
-    values = defaults.model_dump(mode="json")
+def _help_of(kind: type[Settings], known: set[str]) -> str:
+    values = defaults_of(kind)
     lines: list[str] = []
-    for name, (_, text) in settings_names(type(defaults)).items():
+    for name, (_, text) in settings_names(kind).items():
         value: Any = values
         for part in name.split("."):
             value = value[part]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from memlm.errors import ConfigError, did_you_mean
 
@@ -28,7 +29,8 @@ def _divides(whole: str, dividend: int, part: str, divisor: int) -> None:
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+    # built when first used: --help reads names and defaults alone
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True, strict=True)
 
 
 class DataConfig(Settings):
@@ -151,7 +153,7 @@ class TrainingConfig(Settings):
     """Newest checkpoints kept."""
     log_every: Count = 20
     """Steps between log lines."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """How weights move."""
 
 
@@ -162,11 +164,11 @@ class RunConfig(Settings):
     """What kind of run this is."""
     recipe: str = "custom"
     """Name of the recipe this began as."""
-    data: DataConfig = DataConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
     """Text and tokens."""
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = Field(default_factory=ModelConfig)
     """The autoencoder."""
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How long and how."""
 
 
@@ -225,6 +227,18 @@ def settings_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict
         else:
             names[f"{prefix}{name}"] = (kind, field.description or "")
     return names
+
+
+def defaults_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Nested defaults as JSON has them, without making a model where a model's own defaults are meant."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        made = field.default_factory
+        if isinstance(made, type) and issubclass(made, BaseModel):
+            found[name] = defaults_of(made)
+        else:
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
+    return found
 
 
 def _as_json(values: dict[str, Any]) -> str:

@@ -106,9 +106,9 @@ class MemoryModelSettings(Settings):
     """What stands in unused slots."""
     use_memory: bool = True
     """False: the no_memory baseline."""
-    encoder: EncoderSettings = EncoderSettings()
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     """What writes memories."""
-    decoder: DecoderSettings = DecoderSettings()
+    decoder: DecoderSettings = Field(default_factory=DecoderSettings)
     """What reads them."""
 
     @property
@@ -180,13 +180,15 @@ class MemoryRunConfig(Settings):
     """Name of the recipe this began as."""
     encoder_run: str | None = None
     """Run folder whose encoder is used, frozen; its text, tokenizer and split come with it."""
-    data: DataConfig = DataConfig(short_rows=0.0)
+    data: DataConfig = Field(default_factory=lambda: DataConfig(short_rows=0.0))
     """Text and tokens."""
-    model: MemoryModelSettings = MemoryModelSettings()
+    model: MemoryModelSettings = Field(default_factory=MemoryModelSettings)
     """The memory model."""
-    stages: tuple[Stage, ...] = (Stage(name="next_token", objectives={"next_token": 1.0}, steps=1200),)
+    stages: tuple[Stage, ...] = Field(
+        default_factory=lambda: (Stage(name="next_token", objectives={"next_token": 1.0}, steps=1200),)
+    )
     """What is learnt, one after the other."""
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
     """Batch, rates, seed; how long, the stages say."""
 
     @property
