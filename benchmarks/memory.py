@@ -23,6 +23,7 @@ from memlm.data import PackedRows
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import next_token, token_nats
+from memlm.recipes.memory import memory_tiny
 from memlm.training import build_optimizer
 from memlm.training.config import OptimizerConfig
 from memlm.training.kept_memories import KeptMemories
@@ -36,8 +37,9 @@ _VOCABULARY = 1024
 
 
 def settings_of(encoder_layers: int, encoder_width: int) -> MemoryModelSettings:
-    """The tiny decoder behind an encoder of this size."""
-    return MemoryModelSettings(encoder=EncoderSettings(num_layers=encoder_layers, hidden_size=encoder_width))
+    """The tiny recipe's model behind an encoder of this size."""
+    encoder = EncoderSettings(num_layers=encoder_layers, hidden_size=encoder_width)
+    return memory_tiny().model.model_copy(update={"encoder": encoder})
 
 
 def model_of(settings: MemoryModelSettings, *, frozen: bool) -> MemoryModelForCausalLM:

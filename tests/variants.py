@@ -133,6 +133,8 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "variable, llama": {"layout": "variable", "decoder": LLAMA_DECODER},
     "aligned with a learned filler": {"filler": "learned"},
     "no memory": {"use_memory": False},
+    "a head for blanks": {"blank_head": True},
+    "a head for blanks, llama": {"blank_head": True, "decoder": LLAMA_DECODER},
     "learned positions": {"learned_positions": True},
     "learned positions, llama": {"learned_positions": True, "decoder": LLAMA_DECODER},
     "oracle, hidden": {"layout": "oracle", "introduction": "hidden"},

@@ -93,7 +93,6 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
     assert isinstance(configs["autoencoder"], RunConfig)
     # equal next-token steps, or the price of retention would be one of fewer steps
     assert alone.steps == mixture.steps_of("next_token") == configs["none"].steps
-    assert alone.steps < mixture.steps
     assert list(alone.stages[0].objectives) == ["next_token"]
     assert curriculum.encoder_run == str(tmp_path / "runs" / "autoencoder-seed2")
 

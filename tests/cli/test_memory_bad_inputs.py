@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "a stage of no steps": (stages({"steps": 0}), ("steps (0)",)),
     "a stage that trains what is not there": (stages({"train": "encoder"}), ("train ('encoder')", "'all'")),
     "a stage that trains nothing": (
-        stages({"train": "readout"}, model={"readout": "repeated", "learned_positions": False}),
+        stages({"train": "readout"}, model={"readout": "repeated", "learned_positions": False, "blank_head": False}),
         ("'one' trains nothing", "repeated"),
     ),
     "a rate of nothing": (stages({"learning_rate": 0}), ("learning_rate (0)",)),

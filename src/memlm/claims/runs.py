@@ -49,13 +49,15 @@ class Cell:
 
     recipe: str
     encoder: str | None = None
+    probed: bool = False
+    """Whether a probe reads its memories: a claim rests on it."""
 
 
 CELLS: dict[str, Cell] = {
     "autoencoder": Cell("autoencoder-chunk-tiny"),
-    "next_token": Cell("memory-next-tiny"),
-    "mixture": Cell("memory-tiny"),
-    "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder"),
+    "next_token": Cell("memory-next-tiny", probed=True),
+    "mixture": Cell("memory-tiny", probed=True),
+    "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder", probed=True),
     "curriculum_causal": Cell("memory-curriculum-tiny", encoder="next_token"),
     "none": Cell("memory-none-tiny"),
     "recurrent": Cell("memory-recurrent-tiny"),
@@ -135,7 +137,7 @@ def _train_and_measure(name: str, seed: int, settings: ClaimSettings, out: Path,
     folder = _run_folder(name, seed, out)
     resume = (folder / "run.json").is_file()
     train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
-    evaluation = evaluate_run(str(folder))
+    evaluation = evaluate_run(str(folder), probe=CELLS[name].probed)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in evaluation.measurements))
 

@@ -22,6 +22,8 @@ class Evaluate:
     """Folder of a trained run."""
     text: str | None = None
     """Measure this text instead: file, folder, glob, JSONL, Parquet, Hub id."""
+    probe: bool = True
+    """Of a memory run: a probe reads its memories too, which takes most of the time."""
     json: bool = False
     """Print measurements as JSON lines on stdout, and nothing else there."""
 
@@ -29,7 +31,7 @@ class Evaluate:
 def run(arguments: list[str]) -> None:
     """Parse, measure, write the journal, print."""
     options = parse(Evaluate, arguments, command="evaluate")
-    evaluation = measured(options.directory, text=options.text, quiet=options.json)
+    evaluation = measured(options.directory, text=options.text, quiet=options.json, probe=options.probe)
     if options.json:
         print("".join(m.to_json_line() + "\n" for m in evaluation.measurements), end="")
     else:
@@ -40,7 +42,7 @@ def run(arguments: list[str]) -> None:
         Console().print(table.terminal(evaluation.measurements))
 
 
-def measured(directory: str, *, text: str | None = None, quiet: bool = False) -> Evaluation:
+def measured(directory: str, *, text: str | None = None, quiet: bool = False, probe: bool = True) -> Evaluation:
     """An evaluation, its measurements added to the run's journal."""
     from rich.console import Console
 
@@ -51,7 +53,7 @@ def measured(directory: str, *, text: str | None = None, quiet: bool = False) ->
     folder = RunFolder.open(directory)
     console = Console(stderr=True)
     with console.status("measuring ...") as status:
-        evaluation = evaluate_run(directory, text=text, report=lambda what: status.update(f"{what} ..."))
+        evaluation = evaluate_run(directory, text=text, report=lambda what: status.update(f"{what} ..."), probe=probe)
     journal.append(folder.measurements_path, evaluation.measurements)
     if not quiet:
         print(f"measurements added to {folder.measurements_path}", file=sys.stderr)

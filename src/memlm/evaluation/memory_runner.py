@@ -31,8 +31,10 @@ _THREE_SIDES = 3
 """Documents that the meter needs: to train on, to stop by, to score."""
 
 
-def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report) -> Evaluation:
+def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report, probe: bool = True) -> Evaluation:
     """Held-out documents of the run, or other text; retention of its encoder where its own text is measured.
+
+    Finished probes are kept (`default_cache()`): runs that share a frozen encoder, or fresh weights, share them.
 
     Raises:
         CheckpointError, TokenizerError: not a finished run.
@@ -47,9 +49,9 @@ def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report) -> 
     data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
     refuse_changed_text(folder.data(), data.record, config.data.text)
     found = _measured(model, tokenizer, data.held_out, split="held_out", say=say)
-    say("probing the memories")
-    if not isinstance(model, MemoryModelForCausalLM):
+    if not probe or not isinstance(model, MemoryModelForCausalLM):
         return found
+    say("probing the memories")
     # the meter splits them as the run did: what is held out there is held out here
     documents = read_documents(config.data)
     if len(documents) < _THREE_SIDES:
@@ -108,7 +110,7 @@ def _retention(
     found: list[Measurement] = []
     for name, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
         out = folder / "probe" / (name.strip("/") or "encoder")
-        result = Retention.measure(probed, documents, out=out, settings=settings, cache=folder / "probe")
+        result = Retention.measure(probed, documents, out=out, settings=settings)
         found += [
             m.model_copy(update={"name": f"memories/{name}{m.name}", "split": "held_out"})
             for m in result.measurements

@@ -22,6 +22,8 @@ from memlm.shapes import IGNORE_INDEX
 
 _PAIRS = 4
 _DIGITS = 4
+_ROWS = 256
+"""Texts that facts are planted in, of each kind at each distance."""
 
 
 def recall_measurements(
@@ -37,12 +39,13 @@ def recall_measurements(
 
     Args:
         model: of two chunks or more.
-        rows: full ones, prose.
+        rows: full ones, prose; a sample of them is used.
         tokenizer: of the rows.
         blank_id: stands in the second half.
         split: for the records.
         seed: of the facts.
     """
+    rows = rows.sample(_ROWS, seed=seed)
     length = model.config.chunk_length
     chunks = rows.input_ids.shape[1] // length
     generator = torch.Generator().manual_seed(seed)

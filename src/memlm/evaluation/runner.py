@@ -48,13 +48,14 @@ class Yardstick:
     unigram_counts: Int[Tensor, " vocabulary"]
 
 
-def evaluate_run(path: str, *, text: str | None = None, report: Report | None = None) -> Evaluation:
+def evaluate_run(path: str, *, text: str | None = None, report: Report | None = None, probe: bool = True) -> Evaluation:
     """Everything about a trained run: held-out, training, foreign and random text.
 
     Args:
         path: a finished run folder.
         text: another source to measure instead of the run's held-out half (its name becomes the split).
         report: told what is being measured.
+        probe: of a memory run, whether a probe reads its memories too, which takes most of the time.
 
     Raises:
         RunFolderError, CheckpointError: not a finished run.
@@ -63,7 +64,7 @@ def evaluate_run(path: str, *, text: str | None = None, report: Report | None = 
     folder = RunFolder.open(path)
     folder.require_model()
     if folder.kind() == "memory":
-        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None))
+        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe)
     memory = load(path)
     record = folder.data()
     measure = Yardstick(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))

@@ -102,6 +102,8 @@ class MemoryModelSettings(Settings):
     """Memories stand before the tokens, or (oracle only) beside them: part of their width, or added to them."""
     learned_positions: bool = False
     """Tokens know their place in the chunk and slots theirs in the group by a learnt vector."""
+    blank_head: bool = False
+    """Blanks are answered through an output map of their own."""
     filler: Literal["masked", "learned", "constant"] = "masked"
     """What stands in unused slots."""
     use_memory: bool = True
@@ -138,7 +140,8 @@ class Stage(Settings):
     steps: Count
     """Updates."""
     train: Literal["all", "decoder", "readout"] = "all"
-    """What may change: all (but a frozen encoder), decoder and readout, or the readout alone (a warm-up)."""
+    """What may change: all (but a frozen encoder), decoder and readout, or the readout alone, with places and the head
+    for blanks (a warm-up)."""
     start: Literal["previous", "fresh"] = "previous"
     """Decoder and readout go on from the stage before, or begin anew."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -230,8 +233,9 @@ class MemoryRunConfig(Settings):
             raise ConfigError(
                 f"encoder_run ('{self.encoder_run}') has no place in recurrent memory, which has no encoder."
             )
-        if self.model.learned_positions:
-            raise ConfigError("learned_positions (true) have no place in recurrent memory, which has no slots.")
+        for name, lacks in (("learned_positions", "slots"), ("blank_head", "blanks of its own")):
+            if getattr(self.model, name):
+                raise ConfigError(f"{name} (true) has no place in recurrent memory, which has no {lacks}.")
         for stage in self.stages:
             if stage.train != "all" or "reconstruction" in stage.objectives:
                 what = f"train ('{stage.train}')" if stage.train != "all" else "reconstruction"

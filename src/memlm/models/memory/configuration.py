@@ -59,6 +59,10 @@ class MemoryModelConfig(MemlmConfig):
     """Of a frozen encoder's weights; checked after loading."""
     use_memory: bool = True
     """False: no slot ever holds a memory, in training too (the `no_memory` baseline)."""
+    blank_head: bool = False
+    """Blanks (padding ids within text) are answered through an output map of their own, not the one that predicts:
+    giving back and predicting pull at one map in different directions (LOG.md). The decoder's logits must be those of
+    its output embedding, neither scaled nor capped."""
     reconstruction_head: bool = False
     """A head that reads a chunk's tokens straight from its memories, for the `reconstruction` objective."""
     memory_token_id: int = 1024

@@ -38,6 +38,8 @@ from memlm.models.readout import READOUTS
 from memlm.objectives import ObjectiveSums, sums_by_objective
 from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
 
+_WIDTHS = 4
+"""Of a pass, at most, beside that of tokens alone: rows go by the memories they have."""
 DocumentMemories = Float[Tensor, "documents chunks memories numbers"]
 
 
@@ -60,6 +62,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(config.reader)
         width = config.reader.hidden_size
         self.token_places = TokenPlaces(config.chunk_length, width) if config.learned_positions else None
+        self.blank_head = nn.Linear(width, config.reader.vocab_size, bias=False) if config.blank_head else None
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
@@ -211,23 +214,52 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None
     ) -> Float[Tensor, "rows tokens vocabulary"]:
         """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
-        documents, length = len(document.ids), document.ids.shape[2]
+        documents = len(document.ids)
         placed, readable, tokens = self._introduced(self.embed_chunk(document.ids), memories)
         inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
         mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
         positions = self._positions(readable).repeat(documents, 1)
+        blanks = (document.ids == (self.config.pad_token_id or 0)).flatten(0, 1)
         if rows is not None:
             chosen = rows.flatten()
-            inputs, mask, positions = inputs[chosen], mask[chosen], positions[chosen]
+            inputs, mask, positions, blanks = inputs[chosen], mask[chosen], positions[chosen], blanks[chosen]
         # a row that may read nothing is NaN in some attention implementations; what comes of it is never asked for
         mask = mask | ~mask.any(-1, keepdim=True)
-        return self.decoder(
-            inputs_embeds=inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=length,
-        ).logits
+        return self._read_at_widths(inputs, mask, positions, blanks)
+
+    def _read_at_widths(
+        self,
+        inputs: Float[Tensor, "rows inputs width"],
+        mask: Bool[Tensor, "rows inputs"],
+        positions: Int[Tensor, "rows inputs"],
+        blanks: Bool[Tensor, "rows tokens"],
+    ) -> Float[Tensor, "rows tokens vocabulary"]:
+        """Logits of each row's tokens; masked slots before its first memory are left out where positions allow it."""
+        slots, per_chunk = inputs.shape[1] - blanks.shape[1], self.config.slots_per_chunk
+        unread = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+        if slots and _rotary(self.config.reader):
+            step = -(-slots // (per_chunk * _WIDTHS)) * per_chunk
+            # a row of padding alone begins nowhere; its tokens all stay
+            unread = mask.long().argmax(1).clamp(max=slots) // step * step
+        widths, places = unread.unique(return_inverse=True)
+        parts = [(places == i).nonzero()[:, 0] for i in range(len(widths))]
+        logits = [
+            self._logits(inputs[rows, start:], mask[rows, start:], positions[rows, start:], blanks[rows])
+            for start, rows in zip(widths.tolist(), parts, strict=True)
+        ]
+        return torch.cat(logits)[torch.cat(parts).argsort()]
+
+    def _logits(self, inputs: Tensor, mask: Tensor, positions: Tensor, blanks: Bool[Tensor, "rows tokens"]) -> Tensor:
+        """(rows, tokens, vocabulary) of the last inputs; blanks go through a head of their own where there is one."""
+        length = blanks.shape[1]
+        read = {"attention_mask": mask.long(), "position_ids": positions, "use_cache": False}
+        if self.blank_head is None:
+            return self.decoder(inputs_embeds=inputs, logits_to_keep=length, **read).logits
+        hidden = self.decoder.base_model(inputs_embeds=inputs, **read).last_hidden_state[:, -length:]
+        logits = hidden.new_empty(*blanks.shape, self.blank_head.out_features)
+        logits[blanks] = self.blank_head(hidden[blanks])
+        logits[~blanks] = self.get_output_embeddings()(hidden[~blanks])
+        return logits
 
     def _introduced(
         self, tokens: Float[Tensor, "documents chunks length width"], memories: Tensor | None

@@ -64,20 +64,30 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
         readable += [int(block is not None)] * width
     start = 0 if config.layout == "variable" else first * width
     whole = torch.cat([*inputs, tokens])
-    out = model.decoder(
+    return _logits(
+        model,
+        piece,
         inputs_embeds=whole[None],
         attention_mask=torch.tensor([readable + [1] * len(piece)]),
         position_ids=torch.arange(start, start + len(whole))[None],
-        use_cache=False,
     )
-    return out.logits[0, -len(piece) :]
+
+
+def _logits(model: MemoryModelForCausalLM, piece: Tensor, **read: Tensor) -> Tensor:
+    """Of the tokens of `piece`, which stand last."""
+    if model.blank_head is None:
+        return model.decoder(**read, use_cache=False).logits[0, -len(piece) :]
+    hidden = model.decoder.base_model(**read, use_cache=False).last_hidden_state[0, -len(piece) :]
+    heads = (model.get_output_embeddings(), model.blank_head)
+    blank = [int(token == (model.config.pad_token_id or 0)) for token in piece]
+    return torch.stack([heads[kind](state) for kind, state in zip(blank, hidden, strict=True)])
 
 
 def _introduced(model: MemoryModelForCausalLM, readout: Introduction, piece: Tensor, own: Tensor) -> Tensor:
     tokens = model.embed_chunk(piece)
     if model.config.use_memory:
         tokens = torch.stack([readout(token[None, None, None], own[None])[0, 0, 0] for token in tokens])
-    return model.decoder(inputs_embeds=tokens[None], use_cache=False).logits[0]
+    return _logits(model, piece, inputs_embeds=tokens[None])
 
 
 def _slots(model: MemoryModelForCausalLM, chunk: int, memories: list[Tensor]) -> Tensor | None:
