@@ -114,7 +114,8 @@ def _next_token_alone(name: str, **changes: Any) -> MemoryRunConfig:
     # without the head for blanks, which nothing would train: what it copies, it copies by the head that is trained
     tiny = memory_tiny()
     stage = Stage(name="next_token", objectives=OBJECTIVES["next_token"], steps=tiny.steps_of("next_token"))
-    model = MemoryModelSettings(**{**tiny.model.model_dump(), "blank_head": False, **changes})
+    values: dict[str, Any] = {**tiny.model.model_dump(), "blank_head": False, **changes}
+    model = MemoryModelSettings(**values)
     return tiny.model_copy(update={"recipe": name, "model": model, "stages": (stage,)})
 
 
