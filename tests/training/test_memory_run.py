@@ -16,6 +16,7 @@ from memlm.errors import CheckpointError, ConfigError, DataError
 from memlm.evaluation import evaluate_run
 from memlm.models import TextAutoencoder
 from memlm.recipes import get_recipe
+from memlm.shapes import IGNORE_INDEX
 from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import RunCallback
 from memlm.training.kept_memories import keep_memories
@@ -141,10 +142,33 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
-    for refused in ({"delimiter": True}, {"objectives": {"token_dropout": 1.0}}):
+    for refused in (
+        {"delimiter": True},
+        {"objectives": {"token_dropout": 1.0}},
+        {"objectives": {"blank_copy": 1.0}, "random_share": 0.1},
+    ):
         changed = stage.model_copy(update={"objectives": {"copy": 1.0}, **refused})
         with pytest.raises(ConfigError, match="cannot read kept memories"):
             MemoryBatches(data.train_rows, changed, kept=kept, **common)
+
+
+def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(small: MemoryRunConfig) -> None:
+    rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
+    stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=1, distances="every", random_share=0.5)
+    common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    plain, take = (MemoryBatches(rows, s, **common) for s in (stage.model_copy(update={"random_share": 0.0}), stage))
+    chosen = torch.arange(6)
+    before, found = plain(chosen, 12), take(chosen, 12)
+    asked = found["labels"] != IGNORE_INDEX
+    assert torch.equal(asked, before["labels"] != IGNORE_INDEX)
+    changed = (found["labels"] != before["labels"])[asked].double().mean()
+    assert 0.3 < changed < 0.6
+    # what is asked for stands in the text, and is no blank and no end
+    for label, row in zip(found["labels"], found["input_ids"], strict=True):
+        assert set(label[label != IGNORE_INDEX].tolist()) <= set(row.tolist())
+    assert not set(found["labels"][found["labels"] != before["labels"]].tolist()) & {0, 1}
+    halves = [take(chosen[:4], 12), take(chosen[4:], 16)]
+    assert torch.equal(torch.cat([h["labels"] for h in halves]), found["labels"])
 
 
 def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunConfig) -> None:

@@ -43,6 +43,9 @@ class MemoryBatches:
         chunks = rows.input_ids.shape[1] // chunk_length
         self.distances = torch.arange(1, chunks) if stage.distances == "every" else torch.tensor([chunks // 2])
         self.blank_id = blank_id
+        # what stands for nothing or for an end is not among the text's own tokens
+        seen = rows.input_ids.unique()
+        self.known = seen[(seen != blank_id) & (seen != delimiter_id)]
         self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
         self.kept = kept
@@ -83,12 +86,23 @@ class MemoryBatches:
             return next_token(ids, mask)
         if name == "blank_copy":
             start = self.chunk_length * self._distances(len(batch), place)
+            ids = self._some_random(ids, place) if self.stage.random_share else ids
             return blank_copy(ids, mask, blank_id=self.blank_id, start=start)
         repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
         if name == "copy":
             return repeated
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
+
+    def _some_random(self, ids: Int[Tensor, "rows tokens"], place: int) -> Int[Tensor, "rows tokens"]:
+        """Some tokens of each row drawn anew, by its place in training: alike however rows are shared out."""
+        found = ids.clone()
+        for i, row in enumerate(found):
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + i)
+            changed = torch.rand(len(row), generator=draw) < self.stage.random_share
+            others = self.known[torch.randint(len(self.known), (len(row),), generator=draw)]
+            found[i] = torch.where(changed, others, row)
+        return found
 
     def _distances(self, rows: int, place: int) -> Int[Tensor, " rows"]:
         """Each row's, by its place in training."""
@@ -106,4 +120,6 @@ class MemoryBatches:
         return torch.cat([own, *[nothing] * (len(names) - 1)])
 
     def _changes_chunks(self, name: str) -> bool:
-        return name == "token_dropout" or (name == "copy" and self.delimiter_id is not None)
+        delimited = name == "copy" and self.delimiter_id is not None
+        random = name == "blank_copy" and self.stage.random_share > 0
+        return name == "token_dropout" or delimited or random

@@ -150,6 +150,8 @@ class Stage(Settings):
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
     """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
+    random_share: Share = 0.0
+    """Share of blank_copy's tokens that are any others: facts that no text would say have to be kept too."""
     dropout_share: Share = 0.5
     """Share of the second half's tokens that token_dropout hides."""
 
