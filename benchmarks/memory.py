@@ -63,6 +63,7 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool)
         rows,
         stage,
         rows_per_step=batch_size,
+        chunk_length=settings.chunk_length,
         blank_id=0,
         delimiter_id=1,
         seed=0,
