@@ -5,12 +5,15 @@
 Each case runs in a process of its own, so that its peak memory is its own. A training step of the curriculum's decoder
 (forward, backward, optimizer) with memories from disk, and with the frozen encoder run in every step; then one pass
 forward and backward over whole documents, all chunks at once and one after the other (memlm.models.memory.naive).
+The tiny recipe's encoder is a small part of a step beside its decoder; larger ones show from which size on it pays to
+keep what they wrote.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -94,8 +97,8 @@ def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool
 
 
 def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and peak memory of one case."""
-    settings = settings_of(options.encoder_layers, options.encoder_width)
+    """Median seconds of a step of one case, and its process's peak memory."""
+    settings = settings_of(*options.encoder[0])
     if case in CASES[:2]:
         step = training_step(settings, batch_size=options.batch_size, kept=case == "kept memories")
     else:
@@ -104,11 +107,40 @@ def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
     return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def _apart(case: str, arguments: list[str]) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", "--case", case, *arguments]
+def apart(case: str, encoder: tuple[int, int], options: argparse.Namespace) -> dict[str, float]:
+    """Time and memory, each measured in a process of its own."""
+    size = f"{encoder[0]}x{encoder[1]}"
+    flags = ["--case", case, "--encoder", size, "--batch-size", str(options.batch_size)]
+    timed = _json_of([*flags, "--repeats", str(options.repeats)], dict(os.environ))
+    # freed tensors go back to the system at once: the peak is of what is in use, not of what malloc has kept
+    weighed = _json_of([*flags, "--repeats", "2"], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
+    return {"seconds": timed["seconds"], "peak": weighed["peak"]}
+
+
+def _json_of(flags: list[str], environment: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", *flags]
     # this very module, with flags that argparse has checked
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
     return json.loads(done.stdout)
+
+
+def compare(fast: str, slow: str, encoder: tuple[int, int], options: argparse.Namespace) -> None:
+    """Print a pair's two rows."""
+    found = {case: apart(case, encoder, options) for case in (fast, slow)}
+    times = found[slow]["seconds"] / found[fast]["seconds"]
+    saved = (found[slow]["peak"] - found[fast]["peak"]) / 1e6
+    size = f"{encoder[0]} x {encoder[1]}"
+    for case, against in (
+        (fast, f"{times:.2f} times as fast, {abs(saved):.0f} MB {'less' if saved >= 0 else 'more'}"),
+        (slow, ""),
+    ):
+        figures = found[case]
+        print(f"| {size} | {case} | {1000 * figures['seconds']:.1f} | {figures['peak'] / 1e6:.0f} | {against} |")
+
+
+def _size(written: str) -> tuple[int, int]:
+    layers, _, width = written.partition("x")
+    return int(layers), int(width)
 
 
 def main() -> None:
@@ -116,23 +148,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64, help="documents in a step")
     parser.add_argument("--repeats", type=int, default=15, help="steps, of which the median counts")
-    parser.add_argument("--encoder-layers", type=int, default=2, help="layers of the frozen encoder")
-    parser.add_argument("--encoder-width", type=int, default=128, help="width of the frozen encoder")
+    parser.add_argument(
+        "--encoder",
+        type=_size,
+        nargs="+",
+        default=[(2, 128), (4, 256), (4, 512)],
+        help="layers x width of each frozen encoder; chunks are read in parallel by the first",
+    )
     parser.add_argument("--case", choices=CASES, help="one case alone, as JSON")
     options = parser.parse_args()
     if options.case:
         print(json.dumps(measure(options.case, options)))
         return
-    found = {case: _apart(case, sys.argv[1:]) for case in CASES}
     print(f"{options.batch_size} documents of 4 x 16 tokens, {torch.get_num_threads()} threads, fp32")
-    print("| case | step, ms | peak memory, MB |")
-    print("| --- | --- | --- |")
-    for case, figures in found.items():
-        print(f"| {case} | {1000 * figures['seconds']:.1f} | {figures['peak'] / 1e6:.0f} |")
-    for fast, slow in (CASES[:2], CASES[2:]):
-        times = found[slow]["seconds"] / found[fast]["seconds"]
-        saved = (found[slow]["peak"] - found[fast]["peak"]) / 1e6
-        print(f"{fast} against {slow}: {times:.2f} times as fast, {saved:.0f} MB less")
+    print("| encoder | case | step, ms | peak memory, MB | against the next |")
+    print("| --- | --- | --- | --- | --- |")
+    for encoder in options.encoder:
+        compare(*CASES[:2], encoder, options)
+    compare(*CASES[2:], options.encoder[0], options)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from memlm.training.callbacks import RunCallback
 from memlm.training.kept_memories import keep_memories
 from memlm.training.kinds import make_run_config, merge_run, with_steps
 from memlm.training.memory_batches import MemoryBatches
-from memlm.training.memory_config import MemoryRunConfig, Stage
+from memlm.training.memory_config import MemoryRunConfig, Stage, Weight
 from memlm.training.memory_model import build_memory_model
 from memlm.training.prepare import prepare_data
 
@@ -169,6 +169,11 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
     assert not set(found["labels"][found["labels"] != before["labels"]].tolist()) & {0, 1}
     halves = [take(chosen[:4], 12), take(chosen[4:], 16)]
     assert torch.equal(torch.cat([h["labels"] for h in halves]), found["labels"])
+    # a share that moves: none at the first step, all of it from the third on
+    growing = stage.model_copy(update={"random_share": Weight(start=0.0, end=0.5, steps=2)})
+    take = MemoryBatches(rows, growing, **common)
+    assert torch.equal(take(chosen, 0)["labels"], plain(chosen, 0)["labels"])
+    assert torch.equal(take(chosen, 12)["labels"], found["labels"])
 
 
 def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunConfig) -> None:

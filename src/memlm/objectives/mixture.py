@@ -18,14 +18,14 @@ OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstructi
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that moves from `start` to `end` over `steps` steps, and stays."""
+    """A number that moves from `start` to `end` over `steps` steps, and stays."""
 
     start: float
     end: float
     steps: int
 
     def at(self, step: int) -> float:
-        """The weight at a step, the first being 0."""
+        """The number at a step, the first being 0."""
         share = min(1.0, step / self.steps)
         return self.start + share * (self.end - self.start)
 

@@ -86,7 +86,7 @@ class MemoryBatches:
             return next_token(ids, mask)
         if name == "blank_copy":
             start = self.chunk_length * self._distances(len(batch), place)
-            ids = self._some_random(ids, place) if self.stage.random_share else ids
+            ids = self._some_random(ids, place) if self.stage.draws_random else ids
             return blank_copy(ids, mask, blank_id=self.blank_id, start=start)
         repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
         if name == "copy":
@@ -96,10 +96,10 @@ class MemoryBatches:
 
     def _some_random(self, ids: Int[Tensor, "rows tokens"], place: int) -> Int[Tensor, "rows tokens"]:
         """Some tokens of each row drawn anew, by its place in training: alike however rows are shared out."""
-        found = ids.clone()
+        found, share = ids.clone(), self.stage.random_share_at(place // self.rows_per_step)
         for i, row in enumerate(found):
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + i)
-            changed = torch.rand(len(row), generator=draw) < self.stage.random_share
+            changed = torch.rand(len(row), generator=draw) < share
             others = self.known[torch.randint(len(self.known), (len(row),), generator=draw)]
             found[i] = torch.where(changed, others, row)
         return found
@@ -121,5 +121,5 @@ class MemoryBatches:
 
     def _changes_chunks(self, name: str) -> bool:
         delimited = name == "copy" and self.delimiter_id is not None
-        random = name == "blank_copy" and self.stage.random_share > 0
+        random = name == "blank_copy" and self.stage.draws_random
         return name == "token_dropout" or delimited or random

@@ -10,7 +10,7 @@ from memlm.errors import ConfigError
 from memlm.training.config import Count, DataConfig, Length, Settings, Share, TrainingConfig
 
 if TYPE_CHECKING:
-    from memlm.objectives import Mixture
+    from memlm.objectives import Mixture, Ramp
 
 ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction"]
 Width = Annotated[int, Field(ge=1, le=2**16)]
@@ -120,7 +120,7 @@ class MemoryModelSettings(Settings):
 
 
 class Weight(Settings):
-    """A weight that moves over a stage."""
+    """A weight, or a share, that moves over a stage."""
 
     start: Annotated[float, Field(ge=0)]
     """At the first step."""
@@ -128,6 +128,13 @@ class Weight(Settings):
     """From `steps` on."""
     steps: Count
     """In how many steps it gets there."""
+
+    @property
+    def ramp(self) -> Ramp:
+        """The same, for a step to be asked of."""
+        from memlm.objectives import Ramp
+
+        return Ramp(self.start, self.end, self.steps)
 
 
 class Stage(Settings):
@@ -150,7 +157,7 @@ class Stage(Settings):
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
     """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
-    random_share: Share = 0.0
+    random_share: Share | Weight = 0.0
     """Share of blank_copy's tokens that are any others: facts that no text would say have to be kept too."""
     dropout_share: Share = 0.5
     """Share of the second half's tokens that token_dropout hides."""
@@ -159,15 +166,30 @@ class Stage(Settings):
     def mixture(self) -> Mixture:
         """The objectives with their weights."""
         # imported here: torch comes with it, and reading settings must not wait for that
-        from memlm.objectives import Mixture, Ramp
+        from memlm.objectives import Mixture
 
-        weights = {n: Ramp(w.start, w.end, w.steps) if isinstance(w, Weight) else w for n, w in self.objectives.items()}
-        return Mixture(weights)
+        return Mixture({n: w.ramp if isinstance(w, Weight) else w for n, w in self.objectives.items()})
+
+    @property
+    def draws_random(self) -> bool:
+        """Whether blank_copy's tokens are ever others than the text's."""
+        share = self.random_share
+        return max(share.start, share.end) > 0 if isinstance(share, Weight) else share > 0
+
+    def random_share_at(self, step: int) -> float:
+        """Share of blank_copy's tokens that are any others at a step of the stage, the first being 0."""
+        share = self.random_share
+        return share.ramp.at(step) if isinstance(share, Weight) else share
 
     @model_validator(mode="after")
     def _fits(self) -> Stage:
         if not self.objectives:
             raise ConfigError(f"stage '{self.name}' has no objectives; name at least one, such as next_token.")
+        share = self.random_share
+        if isinstance(share, Weight) and max(share.start, share.end) > 1:
+            raise ConfigError(
+                f"random_share of stage '{self.name}' (from {share.start} to {share.end}) must be between 0 and 1."
+            )
         for end in ("start", "end"):
             if not sum(getattr(w, end) if isinstance(w, Weight) else w for w in self.objectives.values()) > 0:
                 raise ConfigError(
