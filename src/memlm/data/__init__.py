@@ -10,7 +10,7 @@ from memlm.data.corpus import (
     split_documents,
     stream_documents,
 )
-from memlm.data.facts import Planted, digit_ids, plant_number, plant_pairs
+from memlm.data.facts import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
 from memlm.data.packing import PackedRows, pack, shorten_rows
 from memlm.data.passages import (
     Passages,
@@ -50,6 +50,7 @@ __all__ = [
     "load_documents",
     "load_tokenizer",
     "near_duplicates",
+    "ordinary_ids",
     "pack",
     "pad_id",
     "passage_rows",

@@ -64,6 +64,12 @@ def plant_number(
     )
 
 
+def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of all tokens that text may hold: none that stands for nothing, a beginning or an end."""
+    special = set(tokenizer.all_special_ids)
+    return [i for i in range(len(tokenizer)) if i not in special]
+
+
 def digit_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that are one digit; fewer than ten where the tokenizer has none for some."""
     found = (tokenizer.encode(str(digit), add_special_tokens=False) for digit in range(10))

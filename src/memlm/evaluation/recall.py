@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import PackedRows, Planted, digit_ids, plant_number, plant_pairs
+from memlm.data import PackedRows, Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
 from memlm.evaluation.figures import ratio_of
 from memlm.evaluation.memory_reading import GREEDY, read_rows
 from memlm.measurement import Measurement
@@ -64,8 +64,7 @@ def recall_measurements(
 def _kinds(
     ids: Int[Tensor, "rows asked"], tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
 ) -> dict[str, Planted]:
-    special = set(tokenizer.all_special_ids)
-    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    ordinary = ordinary_ids(tokenizer)
     kinds = {"pairs": plant_pairs(ids, pairs=min(_PAIRS, length // 2), allowed=ordinary, generator=generator)}
     digits = digit_ids(tokenizer)
     if digits and length >= _DIGITS:

@@ -39,6 +39,9 @@ OBJECTIVES: dict[str, dict[ObjectiveName, float | Weight]] = {
 _FADING: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": Weight(start=1.0, end=0.1, steps=600)}
 """What has been learnt needs less to be kept: every share of a step that copies is one that does not predict."""
 
+_RANDOM = Weight(start=0.0, end=0.2, steps=400)
+"""Once text comes back, some of its tokens are any others: facts are kept that no text would say (LOG.md)."""
+
 
 def autoencoder_chunk_tiny() -> RunConfig:
     """16 tokens into one memory of 128 numbers, width 128: the encoder of memory-curriculum-tiny; minutes."""
@@ -60,7 +63,7 @@ def memory_tiny() -> MemoryRunConfig:
         recipe="memory-tiny",
         data=DataConfig(short_rows=0.0),
         model=_MODEL,
-        stages=(Stage(name="mixture", objectives=_FADING, steps=1200, distances="every"),),
+        stages=(Stage(name="mixture", objectives=_FADING, steps=1200, distances="every", random_share=_RANDOM),),
         training=TrainingConfig(
             batch_size=32, evaluate_every=100, evaluate_rows=256, checkpoint_every=250, optimizer=_RATES
         ),

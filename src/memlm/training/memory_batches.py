@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -18,6 +20,17 @@ from memlm.training.trainer import Batch
 class MemoryBatches:
     """Takes rows of a stage; a pure function of the rows and of their place in training.
 
+    Args:
+        rows: of one length, whole chunks.
+        stage: what is asked for.
+        rows_per_step: over all processes.
+        chunk_length: tokens.
+        blank_id: token of blanks.
+        delimiter_id: of the stage's copies that have one.
+        seed: of what is drawn.
+        kept: memories of the rows' chunks.
+        ordinary: what random tokens are drawn from: not the text's own tokens alone, or others would never be learnt.
+
     Raises:
         ConfigError: kept memories beside an objective whose chunks are not those that were kept.
     """
@@ -33,6 +46,7 @@ class MemoryBatches:
         delimiter_id: int,
         seed: int,
         kept: KeptMemories | None = None,
+        ordinary: Sequence[int] = (),
     ) -> None:
         self.rows = rows
         self.stage = stage
@@ -43,9 +57,7 @@ class MemoryBatches:
         chunks = rows.input_ids.shape[1] // chunk_length
         self.distances = torch.arange(1, chunks) if stage.distances == "every" else torch.tensor([chunks // 2])
         self.blank_id = blank_id
-        # what stands for nothing or for an end is not among the text's own tokens
-        seen = rows.input_ids.unique()
-        self.known = seen[(seen != blank_id) & (seen != delimiter_id)]
+        self.ordinary = torch.tensor(ordinary)
         self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
         self.kept = kept
@@ -100,7 +112,7 @@ class MemoryBatches:
         for i, row in enumerate(found):
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + i)
             changed = torch.rand(len(row), generator=draw) < share
-            others = self.known[torch.randint(len(self.known), (len(row),), generator=draw)]
+            others = self.ordinary[torch.randint(len(self.ordinary), (len(row),), generator=draw)]
             found[i] = torch.where(changed, others, row)
         return found
 

@@ -153,6 +153,8 @@ class Stage(Settings):
     """Decoder and readout go on from the stage before, or begin anew."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """Peak rate of this stage; the run's by default."""
+    decay_share: Share | None = None
+    """Share of the stage's steps in which its rate falls to zero; the run's by default. 0: another stage goes on."""
     delimiter: bool = False
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memlm.data import PackedRows, eos_id, pad_id
+from memlm.data import PackedRows, eos_id, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_whole, write_whole
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
@@ -79,6 +79,7 @@ def _run_stage(
         delimiter_id=eos_id(data.tokenizer),
         seed=training.seed,
         kept=kept,
+        ordinary=ordinary_ids(data.tokenizer),
     )
     sample = data.held_out_rows.sample(training.evaluate_rows, seed=0)
 
@@ -117,6 +118,8 @@ def _stage_training(config: MemoryRunConfig, number: int) -> TrainingConfig:
         share = optimizer.adamw_learning_rate / optimizer.learning_rate
         rates = {"learning_rate": stage.learning_rate, "adamw_learning_rate": share * stage.learning_rate}
         optimizer = optimizer.model_copy(update=rates)
+    if stage.decay_share is not None:
+        optimizer = optimizer.model_copy(update={"decay_share": stage.decay_share})
     # another order of rows in every stage
     return training.model_copy(
         update={"steps": stage.steps, "seed": training.seed + 7919 * number, "optimizer": optimizer}
