@@ -116,8 +116,49 @@ def test_runs_are_kept_one_by_one_and_other_settings_are_refused(
         measure_cells(ClaimSettings(text=str(corpus), seeds=1), tmp_path, say=said.append)
 
 
+BAD_FLAGS = (
+    (("--share", "0"), "share (0.0)"),
+    (("--seeds", "0"), "seeds (0)"),
+    (("--text", ""), "text"),
+    (("--workers", "0"), "--workers (0)"),
+)
+
+
+def test_side_by_side_trainings_are_kept_like_others_and_wait_for_their_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def here(jobs, work, *, needs, workers, watch):  # type: ignore[no-untyped-def]
+        assert workers == 2
+        assert needs(("curriculum", 1)) == ("autoencoder", 1)
+        assert needs(("mixture", 1)) is None
+        for job in jobs:
+            asked.append(job)
+            work(job)
+            watch()
+            yield job
+
+    def measured(job: tuple[str, int], *, settings: ClaimSettings, out: Path, progress: bool) -> None:
+        log = out / "runs" / f"{job[0]}-seed{job[1]}" / "stages" / "00-s" / "log.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text('{"step": 3}\n{"step": 5}\n')
+        (out / "figures").mkdir(exist_ok=True)
+        (out / "figures" / f"{job[0]}-seed{job[1]}.jsonl").write_text("")
+        assert runs._steps_done(log.parents[2]) == 5
+
+    monkeypatch.setattr(runs, "run_side_by_side", here)
+    monkeypatch.setattr(runs, "_train_and_measure", measured)
+    said: list[str] = []
+    measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
+    assert len(asked) == len(said) == 2 * len(CELLS)
+    assert said[-1].startswith("16 of 16: ")
+    measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
+    assert len(asked) == 2 * len(CELLS)
+
+
 def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for flags, words in ((("--share", "0"), "share (0.0)"), (("--seeds", "0"), "seeds (0)"), (("--text", ""), "text")):
+    for flags, words in BAD_FLAGS:
         assert main(["claims", "--out", str(tmp_path / "c"), *flags]) == 2
         err = capsys.readouterr().err
         assert words in err

@@ -5,21 +5,24 @@ A seed draws weights, order of rows and the split alike; held-out documents diff
 
 from __future__ import annotations
 
+import json
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from memlm.claims.side_by_side import run_side_by_side
 from memlm.evaluation import evaluate_run
 from memlm.evaluation.retention import claim_folder
 from memlm.files import write_file_whole
 from memlm.measurement import Measurement
 from memlm.recipes import get_recipe
 from memlm.training import train_run
+from memlm.training.callbacks import ProgressView
 from memlm.training.config import Settings
 from memlm.training.kinds import AnyRunConfig, merge_run, with_steps
 from memlm.training.memory_config import MemoryRunConfig
@@ -79,16 +82,21 @@ Figures = Mapping[tuple[str, str], Figure]
 """By cell and measurement."""
 
 
+Job = tuple[str, int]
+"""A cell at a seed."""
+
+
 def measure_cells(
-    settings: ClaimSettings, out: Path, *, say: Say, progress: bool = False
+    settings: ClaimSettings, out: Path, *, say: Say, workers: int = 1, progress: bool = False
 ) -> tuple[dict[tuple[str, str], Figure], list[Measurement]]:
     """Train and evaluate what is missing below `out`; all figures, and the measurements they are made of.
 
     Args:
         settings: text, length, seeds.
         out: where runs and figures are kept.
-        say: told what is done, and how much time is left.
-        progress: show each training's progress on stderr.
+        say: told what is done.
+        workers: trainings side by side, each with its share of the cores.
+        progress: show how far all are on stderr, and each training's own where there is one worker.
 
     Raises:
         RunFolderError: the folder belongs to claims of other settings.
@@ -97,22 +105,55 @@ def measure_cells(
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
     jobs = [(name, seed) for seed in range(settings.seeds) for name in CELLS]
-    found: dict[tuple[str, int], list[Measurement]] = {}
-    began, trained = time.monotonic(), 0
-    for name, seed in jobs:
-        kept = out / "figures" / f"{name}-seed{seed}.jsonl"
-        if not kept.is_file():
-            _train_and_measure(name, seed, settings, out, kept, progress=progress)
-            trained += 1
-        found[name, seed] = [Measurement.from_json_line(line) for line in kept.read_text("utf-8").splitlines()]
-        left = (time.monotonic() - began) / max(trained, 1) * (len(jobs) - len(found)) / 60
-        say(f"{len(found)} of {len(jobs)}: {name}, seed {seed}  (about {left:.0f} min left)")
+    missing = [job for job in jobs if not _figures_file(job, out).is_file()]
+    done = len(jobs) - len(missing)
+    for name, seed in _worked(missing, settings, out, workers=workers, progress=progress):
+        done += 1
+        say(f"{done} of {len(jobs)}: {name}, seed {seed}")
+    found = {job: _kept_figures(job, out) for job in jobs}
     figures = {
         (name, measure): combined([_named(found[name, seed], measure) for seed in range(settings.seeds)])
         for name in CELLS
         for measure in _shared(found[name, seed] for seed in range(settings.seeds))
     }
     return figures, [_of_run(m, name, seed) for (name, seed), records in found.items() for m in records]
+
+
+def _worked(jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int, progress: bool) -> Iterator[Job]:
+    if workers == 1:
+        for job in jobs:
+            _train_and_measure(job, settings=settings, out=out, progress=progress)
+            yield job
+        return
+    folders = {_run_folder(*job, out): _steps(config_of(*job, settings, out)) for job in jobs}
+    view = ProgressView(sum(folders.values()), shown=progress, noun="step")
+    began = {folder: _steps_done(folder) for folder in folders}
+    view.start(sum(began.values()))
+
+    def watch() -> None:
+        view.update(sum(map(_steps_done, folders)), f"of {len(jobs)} trainings, {workers} side by side")
+
+    work = partial(_train_and_measure, settings=settings, out=out, progress=False)
+    try:
+        yield from run_side_by_side(jobs, work, needs=_needs, workers=workers, watch=watch)
+    finally:
+        view.stop()
+
+
+def _needs(job: Job) -> Job | None:
+    encoder = CELLS[job[0]].encoder
+    return None if encoder is None else (encoder, job[1])
+
+
+def _steps_done(folder: Path) -> int:
+    """By the logs of a run's stages, or of a run without."""
+    logs = list(folder.glob("stages/*/log.jsonl")) or list(folder.glob("log.jsonl"))
+    lasts = [path.read_text(encoding="utf-8").splitlines()[-1:] for path in logs]
+    return sum(int(json.loads(line)["step"]) for last in lasts for line in last)
+
+
+def _steps(config: AnyRunConfig) -> int:
+    return config.steps if isinstance(config, MemoryRunConfig) else config.training.steps
 
 
 def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
@@ -125,16 +166,25 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRu
     if cell.encoder is not None:
         changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
     config = merge_run(get_recipe(cell.recipe), changes)
-    steps = config.steps if isinstance(config, MemoryRunConfig) else config.training.steps
-    return with_steps(config, max(_FEWEST_STEPS, round(steps * settings.share)))
+    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:
     return out / "runs" / f"{name}-seed{seed}"
 
 
-def _train_and_measure(name: str, seed: int, settings: ClaimSettings, out: Path, kept: Path, *, progress: bool) -> None:
-    folder = _run_folder(name, seed, out)
+def _figures_file(job: Job, out: Path) -> Path:
+    name, seed = job
+    return out / "figures" / f"{name}-seed{seed}.jsonl"
+
+
+def _kept_figures(job: Job, out: Path) -> list[Measurement]:
+    return [Measurement.from_json_line(line) for line in _figures_file(job, out).read_text("utf-8").splitlines()]
+
+
+def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress: bool) -> None:
+    name, seed = job
+    folder, kept = _run_folder(name, seed, out), _figures_file(job, out)
     resume = (folder / "run.json").is_file()
     train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
     evaluation = evaluate_run(str(folder), probe=CELLS[name].probed)

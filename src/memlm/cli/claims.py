@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memlm.cli.arguments import parse
+from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from memlm.claims import Claim, ClaimSettings, Figures, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
+_MOST_WORKERS = 8
+"""Each takes a gigabyte or so."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,20 @@ class Claims:
     """Runs of each training."""
     quick: bool = False
     """One seed and a tenth of the steps: whether it runs; too short to judge a claim by."""
+    workers: int | None = None
+    """Trainings side by side, each with its share of the cores; one a core by default, eight at most."""
 
 
 def run(arguments: list[str]) -> None:
     """Parse, train what is missing, judge, write table and page, print."""
     options = parse(Claims, arguments, command="claims")
-    settings = _settings(options)
+    settings, workers = _settings(options), _workers(options)
     from memlm.claims import judge_all, measure_cells
     from memlm.files import write_file_whole
     from memlm.reports import figure, journal
 
     out = Path(options.out)
-    figures, measurements = measure_cells(settings, out, say=_say, progress=True)
+    figures, measurements = measure_cells(settings, out, say=_say, workers=workers, progress=True)
     verdicts = judge_all(figures)
     table = markdown(verdicts)
     (out / "measurements.jsonl").unlink(missing_ok=True)
@@ -64,6 +70,14 @@ def _settings(options: Claims) -> ClaimSettings:
     names = ("text", "max_documents", "share", "seeds")
     values = {name: getattr(options, name) for name in names}
     return checked(ClaimSettings, values | QUICK if options.quick else values)
+
+
+def _workers(options: Claims) -> int:
+    if options.workers is None:
+        return min(os.cpu_count() or 1, _MOST_WORKERS)
+    if options.workers < 1:
+        raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
+    return options.workers
 
 
 def _say(what: str) -> None:
