@@ -165,6 +165,17 @@ def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
         assert len(err.splitlines()) == 1
 
 
+def test_ctrl_c_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memlm.claims.measure_cells", stopped)
+    assert main(["claims", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "memlm: error: stopped, nothing is lost: the same command goes on.\n"
+
+
 def test_the_command_prints_the_table_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

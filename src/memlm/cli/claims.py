@@ -49,9 +49,13 @@ def run(arguments: list[str]) -> None:
     from memlm.claims import judge_all, measure_cells
     from memlm.files import write_file_whole
     from memlm.reports import figure, journal
+    from memlm.training import Interrupted
 
     out = Path(options.out)
-    figures, measurements = measure_cells(settings, out, say=_say, workers=workers, progress=True)
+    try:
+        figures, measurements = measure_cells(settings, out, say=_say, workers=workers, progress=True)
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted("stopped, nothing is lost: the same command goes on.") from None
     verdicts = judge_all(figures)
     table = markdown(verdicts)
     (out / "measurements.jsonl").unlink(missing_ok=True)

@@ -55,8 +55,11 @@ class ProgressView:
 
     def _left(self, step: int) -> str:
         done = step - (self.first_step or 0)
-        seconds = (time.monotonic() - self.started) / max(done, 1) * (self.total - step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        if done < 1:
+            return ""
+        seconds = int((time.monotonic() - self.started) / done * (self.total - step))
+        hours, minutes = divmod(seconds // 60, 60)
+        return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{seconds % 60:02d} left"
 
     def stop(self) -> None:
         """Leave the bar as it stands."""
