@@ -39,7 +39,7 @@ GOOD = {
 
 def figures(**changed: float) -> dict[tuple[str, str], Figure]:
     values = {**GOOD, **{tuple(k.split("__")): v for k, v in changed.items()}}  # type: ignore[dict-item]
-    return {key: Figure(v, v - 0.005, v + 0.005) for key, v in values.items()}
+    return {key: Figure(v, v - 0.005, v + 0.005, (v - 0.001, v, v + 0.001)) for key, v in values.items()}
 
 
 def outcomes(**changed: float) -> list[str]:
@@ -80,6 +80,18 @@ def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
     # variance between (0.02) and within (0.01), over two seeds
     two = combined([record(0.9), record(1.1)])
     assert two.high - two.value == pytest.approx(1.96 * (0.03 / 2) ** 0.5)
+
+
+def test_two_trainings_are_compared_seed_by_seed() -> None:
+    found = figures()
+    # documents differ far more than trainings do: their own intervals overlap, the difference is sure
+    found["next_token", "bits_per_byte"] = Figure(1.50, 1.40, 1.60, (1.45, 1.50, 1.55))
+    found["none", "bits_per_byte"] = Figure(1.52, 1.42, 1.62, (1.471, 1.520, 1.569))
+    found["recurrent", "bits_per_byte"] = Figure(1.49, 1.39, 1.59, (1.441, 1.490, 1.539))
+    verdicts = [verdict for _, verdict in judge_all(found)]
+    assert verdicts[5].outcome == "holds"
+    assert "saves 0.0200 [0.0175, 0.0225]" in verdicts[5].ours
+    assert verdicts[6].outcome == "does not hold here"
 
 
 def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from memlm.measurement import (
     exact_rows,
     paper_nats,
     retention,
+    t_interval,
     uniform_nats,
     unigram_log_probabilities,
     unigram_nats,
@@ -101,3 +102,11 @@ def test_measurements_survive_a_line_of_json() -> None:
     assert list(m.model_dump()) == ["name", "value", "unit", "low", "high", "count", "baseline", "split", "protocol"]
     with pytest.raises(DataError, match="not a measurement"):
         Measurement.from_json_line('{"name": 3}')
+
+
+def test_intervals_over_seeds_are_students() -> None:
+    assert t_interval([0.5]) == (0.5, 0.5)
+    low, high = t_interval([1.0, 2.0, 3.0])  # standard error 1 / sqrt(3), two degrees of freedom
+    assert (low, high) == (pytest.approx(2 - 4.303 / 3**0.5), pytest.approx(2 + 4.303 / 3**0.5))
+    many = [float(i % 2) for i in range(100)]
+    assert t_interval(many)[1] == pytest.approx(0.5 + 1.96 * (25 / 99) ** 0.5 / 10)

@@ -76,6 +76,8 @@ class Figure:
     value: float
     low: float
     high: float
+    seeds: tuple[float, ...] = ()
+    """Of each seed by itself: what two trainings at one seed differ by is far surer than either."""
 
 
 Figures = Mapping[tuple[str, str], Figure]
@@ -210,14 +212,15 @@ def _shared(seeds: Iterable[list[Measurement]]) -> list[str]:
 def combined(records: list[Measurement]) -> Figure:
     """Mean over seeds; its variance is that between seeds and the documents' within each, over the seeds."""
     count = len(records)
-    mean = sum(m.value for m in records) / count
+    values = tuple(m.value for m in records)
+    mean = sum(values) / count
     between = sum((m.value - mean) ** 2 for m in records) / (count - 1) if count > 1 else 0.0
     halves = [(m.high - m.low) / 2 for m in records if m.low is not None and m.high is not None]
     within = sum((half / _NINETY_FIVE) ** 2 for half in halves) / max(len(halves), 1)
     half = _NINETY_FIVE * math.sqrt((between + within) / count)
     if records[0].unit == "fraction":
-        return Figure(mean, max(0.0, mean - half), min(1.0, mean + half))
-    return Figure(mean, mean - half, mean + half)
+        return Figure(mean, max(0.0, mean - half), min(1.0, mean + half), values)
+    return Figure(mean, mean - half, mean + half, values)
 
 
 def _of_run(m: Measurement, name: str, seed: int) -> Measurement:

@@ -12,7 +12,7 @@ from memlm.measurement.information import (
     unigram_log_probabilities,
     unigram_nats,
 )
-from memlm.measurement.interval import bootstrap_interval
+from memlm.measurement.interval import bootstrap_interval, t_interval
 from memlm.measurement.record import Baseline, Measurement
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "exact_rows",
     "paper_nats",
     "retention",
+    "t_interval",
     "uniform_nats",
     "unigram_log_probabilities",
     "unigram_nats",
