@@ -66,7 +66,7 @@ class SlotReadout(nn.Module):
         """
         used = table != UNUSED
         placed = slots[:, table.clamp(min=0)]
-        filler = torch.ones_like(placed[0, 0, 0, 0]) if self.filler is None else self.filler.to(placed.dtype)
+        filler = placed.new_ones(placed.shape[-1]) if self.filler is None else self.filler.to(placed.dtype)
         placed = torch.where(used[:, :, None, None], placed, filler)
         readable = used if self.masks_unused else torch.ones_like(used)
         return placed.flatten(2, 3), readable.repeat_interleave(self.per_chunk, dim=1)

@@ -1,0 +1,30 @@
+"""Every tiny recipe of a memory model trains, and what it trains is evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memlm.evaluation import evaluate_run
+from memlm.recipes import RECIPES, get_recipe
+from memlm.training import train_run
+from memlm.training.kinds import merge_run
+from memlm.training.memory_config import MemoryRunConfig
+
+TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith("-tiny")]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_step_of_every_stage(name: str, corpus: Path, tmp_path: Path) -> None:
+    config = get_recipe(name)
+    assert isinstance(config, MemoryRunConfig)
+    changes = {
+        "data": {"text": str(corpus), "vocab_size": 300},
+        "stages": [{**stage.model_dump(), "steps": 1} for stage in config.stages],
+        "training": {"batch_size": 2, "evaluate_rows": 2},
+    }
+    folder = train_run(merge_run(config, changes), tmp_path / "run", progress=False)
+    assert folder.log()[-1]["step"] == len(config.stages)
+    found = evaluate_run(str(folder.path), probe=False).measurements
+    assert "bits_per_byte" in {m.name for m in found}
