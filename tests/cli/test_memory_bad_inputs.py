@@ -129,6 +129,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "a rate of nothing": (stages({"learning_rate": 0}), ("learning_rate (0)",)),
     "a share beyond all": (stages({"dropout_share": 1.5}), ("dropout_share (1.5)",)),
+    "a share that grows beyond all": (
+        stages({"random_share": {"start": 0, "end": 1.5, "steps": 3}}),
+        ("random_share of stage 'one'", "to 1.5", "between 0 and 1"),
+    ),
     # encoders, tokenizers and text that do not belong together
     "another tokenizer than the encoder's": (around("--data.tokenizer", "elsewhere"), ("tokenizer", "elsewhere")),
     "text that the encoder saw": (

@@ -103,6 +103,16 @@ def test_a_frozen_encoder_stays_and_its_memories_are_kept(
         assert torch.equal(value, before[name])
 
 
+def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
+    small: MemoryRunConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 2, "random_share": 0.5}
+    config = merge_run(frozen(small, finished_run), {"stages": [stage]})
+    run = train_run(config, tmp_path / "run", progress=False)
+    assert run.log()[-1]["step"] == 2
+    assert not list(run.path.glob("memories-*"))
+
+
 def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(finished_run, encoder)
@@ -233,6 +243,9 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
         curriculum.stages[-1].objectives["blank_copy"].steps / 10
     )
     assert with_steps(get_recipe("autoencoder-tiny"), 7).training.steps == 7
+    growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
+    assert isinstance(growing, Weight)
+    assert growing.steps == 40
 
 
 def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def merge_run(base: AnyRunConfig, changes: dict[str, Any]) -> AnyRunConfig:
 
 
 def with_steps(config: AnyRunConfig, steps: int) -> AnyRunConfig:
-    """The same run of other length; stages and weights that move keep their shares of it, one step at least."""
+    """The same run of other length; stages, and what moves in them, keep their part of it, one step at least."""
     if isinstance(config, RunConfig):
         return merge_run(config, {"training": {"steps": steps}})
     share = steps / config.steps
@@ -38,11 +38,14 @@ def with_steps(config: AnyRunConfig, steps: int) -> AnyRunConfig:
 
 
 def _scaled(stage: dict[str, Any], share: float) -> dict[str, Any]:
-    """A stage of other length, and its moving weights with it."""
-    moving = {name: w for name, w in stage["objectives"].items() if isinstance(w, dict)}
-    scaled = {name: {**w, "steps": max(1, round(w["steps"] * share))} for name, w in moving.items()}
+    """A stage of other length, and what moves in it with it."""
+
+    def moved(value: Any) -> Any:
+        return {**value, "steps": max(1, round(value["steps"] * share))} if isinstance(value, dict) else value
+
     return {
         **stage,
         "steps": max(1, round(stage["steps"] * share)),
-        "objectives": {**stage["objectives"], **scaled},
+        "objectives": {name: moved(weight) for name, weight in stage["objectives"].items()},
+        "random_share": moved(stage["random_share"]),
     }

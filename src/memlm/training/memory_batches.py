@@ -61,10 +61,9 @@ class MemoryBatches:
         self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
         self.kept = kept
-        changed = [name for name in self.mixture.names if self._changes_chunks(name)]
-        if kept is not None and changed:
+        if kept is not None and stage.changes_chunks:
             raise ConfigError(
-                f"stage '{stage.name}' cannot read kept memories: {changed[0]} changes the chunks it reads; "
+                f"stage '{stage.name}' cannot read kept memories: {stage.changes_chunks} changes the chunks it reads; "
                 "set training.keep_memories to false."
             )
 
@@ -130,8 +129,3 @@ class MemoryBatches:
         half = own.shape[1] // 2
         own = torch.cat([own[:, :half], nothing[:, half:]], dim=1)
         return torch.cat([own, *[nothing] * (len(names) - 1)])
-
-    def _changes_chunks(self, name: str) -> bool:
-        delimited = name == "copy" and self.delimiter_id is not None
-        random = name == "blank_copy" and self.stage.draws_random
-        return name == "token_dropout" or delimited or random

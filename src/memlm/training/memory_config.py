@@ -178,6 +178,16 @@ class Stage(Settings):
         share = self.random_share
         return max(share.start, share.end) > 0 if isinstance(share, Weight) else share > 0
 
+    @property
+    def changes_chunks(self) -> ObjectiveName | None:
+        """An objective whose chunks are not the text's own, so that kept memories are not theirs; None without one."""
+        changed: dict[ObjectiveName, bool] = {
+            "copy": self.delimiter,
+            "token_dropout": True,
+            "blank_copy": self.draws_random,
+        }
+        return next((name for name in self.objectives if changed.get(name)), None)
+
     def random_share_at(self, step: int) -> float:
         """Share of blank_copy's tokens that are any others at a step of the stage, the first being 0."""
         share = self.random_share

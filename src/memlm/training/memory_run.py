@@ -161,7 +161,7 @@ def _kept(
     if isinstance(model, RecurrentMemoryForCausalLM):
         return None
     wanted = model.config.freeze_encoder and config.training.keep_memories and config.model.use_memory
-    if not wanted or (stage.delimiter and "copy" in stage.objectives) or "token_dropout" in stage.objectives:
+    if not wanted or stage.changes_chunks:
         return None
     place = folder.path / f"memories-{weights_fingerprint(model.encoder)[:16]}"
     view = ProgressView(len(rows), shown=progress, noun="kept memories of row")
