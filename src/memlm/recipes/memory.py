@@ -83,7 +83,7 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
                 Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=100, **first),
                 # copies alone undo what blank copies taught (LOG.md)
                 Stage(name="copy", objectives={"copy": 1.0, "blank_copy": 1.0}, steps=20, **first),
-                Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": fading}, steps=600),
+                Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": fading}, steps=560),
             ),
         }
     )
