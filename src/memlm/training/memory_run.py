@@ -160,8 +160,10 @@ def _kept(
     """Where the encoder cannot change in a stage, its memories are computed once."""
     if isinstance(model, RecurrentMemoryForCausalLM):
         return None
-    wanted = model.config.freeze_encoder and config.training.keep_memories and config.model.use_memory
-    if not wanted or stage.changes_chunks:
+    wanted = config.training.keep_memories
+    if wanted is None:
+        wanted = config.steps * config.training.batch_size > len(rows)
+    if not (wanted and model.config.freeze_encoder and config.model.use_memory) or stage.changes_chunks:
         return None
     place = folder.path / f"memories-{weights_fingerprint(model.encoder)[:16]}"
     view = ProgressView(len(rows), shown=progress, noun="kept memories of row")
