@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memlm.claims import CELLS, CLAIMS, ClaimSettings, Figure, judge_all, measure_cells, runs
+from memlm.claims import CELLS, CLAIMS, ClaimSettings, Figure, Spent, judge_all, measure_cells, runs, spent_on
 from memlm.claims.runs import Cell, combined, config_of
 from memlm.cli import main
 from memlm.cli.claims import markdown, summary
@@ -63,8 +63,10 @@ def test_every_claim_can_hold_and_can_fail() -> None:
     for i, changed in enumerate(bad):
         assert outcomes(**changed)[i] == "does not hold here", changed
     verdicts = judge_all(figures(**bad[0]))
-    assert markdown(verdicts).count("\n") == len(CLAIMS) + 2
-    assert "does not hold here" in markdown(verdicts)
+    table = markdown(verdicts, [Spent(2_500_000, 90.0)] * 9 + [Spent(0, 0.0)])
+    assert table.count("\n") == len(CLAIMS) + 2
+    assert "does not hold here | 2.5 M tokens, 2 min |" in table
+    assert table.endswith("not testable here | nothing |\n")
     assert summary(verdicts) == "Of 10 claims 7 hold here, 1 do not, and 2 cannot be tested at this size."
 
 
@@ -178,6 +180,19 @@ def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
         assert len(err.splitlines()) == 1
 
 
+def test_what_a_row_cost_counts_frozen_encoders_once(tmp_path: Path) -> None:
+    for name, tokens in (("curriculum", 10), ("curriculum_causal", 20), ("autoencoder", 300), ("next_token", 4000)):
+        for seed in range(2):
+            folder = tmp_path / "runs" / f"{name}-seed{seed}"
+            folder.mkdir(parents=True)
+            first, last = (f'{{"step": 1, "tokens": {t}, "seconds": {t / 10}}}\n' for t in (1, tokens))
+            (folder / "log.jsonl").write_text(first + last)
+    settings = ClaimSettings(seeds=2)
+    assert spent_on(("curriculum",), settings, tmp_path) == Spent(620, 62.0)
+    assert spent_on(("curriculum", "curriculum_causal", "next_token"), settings, tmp_path).tokens == 8660
+    assert spent_on((), settings, tmp_path) == Spent(0, 0.0)
+
+
 def test_ctrl_c_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +208,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("memlm.claims.measure_cells", lambda *_, **__: (figures(), []))
+    monkeypatch.setattr("memlm.claims.spent_on", lambda cells, *_: Spent(10**6 * len(cells), 60.0))
     assert main(["claims", "--quick", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("| holds |") == 8
@@ -201,5 +217,6 @@ def test_the_command_prints_the_table_and_writes_the_page(
     for claim in CLAIMS:
         assert claim.text in page
     assert "curriculum causal" in page  # the picture's rows
+    assert "trained: 3.0 M tokens, 1 min" in page
     assert "<h2>Measurements" not in page
     assert (tmp_path / "claims.svg").read_text(encoding="utf-8").startswith("<svg")

@@ -1,6 +1,6 @@
 """The paper's claims put to the test: runs that test them, and what each says."""
 
-from memlm.claims.runs import CELLS, ClaimSettings, Figure, Figures, measure_cells
+from memlm.claims.runs import CELLS, ClaimSettings, Figure, Figures, Spent, measure_cells, spent_on
 from memlm.claims.statements import CLAIMS, Claim, Verdict, judge_all
 
 __all__ = [
@@ -10,7 +10,9 @@ __all__ = [
     "ClaimSettings",
     "Figure",
     "Figures",
+    "Spent",
     "Verdict",
     "judge_all",
     "measure_cells",
+    "spent_on",
 ]

@@ -194,6 +194,26 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
     write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in evaluation.measurements))
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Training of some cells, over all seeds."""
+
+    tokens: int
+    seconds: float
+
+
+def spent_on(cells: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
+    """By the runs' logs; the encoders that are frozen into them count too."""
+    named = list(cells)
+    whole = {*named, *(e for name in named if (e := CELLS[name].encoder) is not None)}
+    lasts = [_last_logged(_run_folder(name, seed, out)) for name in whole for seed in range(settings.seeds)]
+    return Spent(sum(int(last["tokens"]) for last in lasts), sum(float(last["seconds"]) for last in lasts))
+
+
+def _last_logged(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+
+
 def measure_name(m: Measurement) -> str:
     """A measurement's name, with the protocol where one name has several."""
     return f"{m.name}/{m.protocol}" if m.name.endswith("/copy") else m.name

@@ -37,6 +37,8 @@ class Claim:
     paper: str
     test: str
     judge: Callable[[Figures], Verdict]
+    rests_on: tuple[str, ...] = ()
+    """Trainings whose figures are compared; with those of the encoders in them, what the row cost."""
 
 
 def judge_all(figures: Figures) -> list[tuple[Claim, Verdict]]:
@@ -139,48 +141,56 @@ CLAIMS: tuple[Claim, ...] = (
         "causal 4.8 %, untrained 4.1 %, autoencoder 55.3 % of tokens",
         "a probe reads one chunk's memories",
         _next_token_keeps_little,
+        ("next_token", "curriculum"),
     ),
     Claim(
         "An autoencoder's memory is near perfect",
         "over 95 % of tokens (256 tokens, width 512)",
         "held-out tokens given back from one memory",
         _autoencoders_keep_all,
+        ("autoencoder",),
     ),
     Claim(
         "Next-token and copy objectives together make memories that hold the text",
         "copies near perfectly; next tokens alone do not",
         "blank copy, greedy",
         _mixtures_remember,
+        ("mixture", "next_token"),
     ),
     Claim(
         "A decoder learns by curriculum to read a frozen autoencoder's memories",
         "near-perfect copies",
         "blank copy, greedy",
         _curriculum_reads,
+        ("curriculum",),
     ),
     Claim(
         "The same curriculum over a next-token encoder fails",
         "fails",
         "blank copy, greedy, both encoders with the same bottleneck; texts given back whole",
         _causal_encoders_fail,
+        ("curriculum", "curriculum_causal"),
     ),
     Claim(
         "Memories lower the next-token loss",
         "loss below the same model without memory",
         "bits per byte of held-out text",
         _memory_lowers_loss,
+        ("next_token", "none"),
     ),
     Claim(
         "Parallel memories predict no worse than recurrent ones",
         "slightly better (mixers), not significant (transformers)",
         "bits per byte of held-out text",
         _parallel_is_as_good,
+        ("next_token", "recurrent"),
     ),
     Claim(
         "Retention costs little next-token loss",
         "close to causal training alone",
         "bits per byte at equal next-token steps, within 2 %",
         _price_of_retention,
+        ("mixture", "next_token", "full_context"),
     ),
     Claim(
         "Memories cost a fraction of full attention's compute on long text",

@@ -12,7 +12,7 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.claims import Claim, ClaimSettings, Figures, Verdict
+    from memlm.claims import Claim, ClaimSettings, Figures, Spent, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
 _MOST_WORKERS = 8
@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> None:
     """Parse, train what is missing, judge, write table and page, print."""
     options = parse(Claims, arguments, command="claims")
     settings, workers = _settings(options), _workers(options)
-    from memlm.claims import judge_all, measure_cells
+    from memlm.claims import judge_all, measure_cells, spent_on
     from memlm.files import write_file_whole
     from memlm.reports import figure, journal
     from memlm.training import Interrupted
@@ -57,12 +57,13 @@ def run(arguments: list[str]) -> None:
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted("stopped, nothing is lost: the same command goes on.") from None
     verdicts = judge_all(figures)
-    table = markdown(verdicts)
+    costs = [spent_on(claim.rests_on, settings, out) for claim, _ in verdicts]
+    table = markdown(verdicts, costs)
     (out / "measurements.jsonl").unlink(missing_ok=True)
     journal.append(out / "measurements.jsonl", measurements)
     picture = _picture(figures)
     write_file_whole(out / "claims.svg", figure.standalone(picture))
-    _write_page(out, settings, verdicts, picture)
+    _write_page(out, settings, verdicts, costs, picture)
     print(table + "\n" + summary(verdicts), end="\n")
     print(f"page: {out / 'claims.html'}", file=sys.stderr)
 
@@ -88,12 +89,17 @@ def _say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def markdown(verdicts: list[tuple[Claim, Verdict]]) -> str:
+def markdown(verdicts: list[tuple[Claim, Verdict]], costs: list[Spent]) -> str:
     """One line a claim."""
-    rows = ["| claim | test | here | the paper | verdict |", "|" + " --- |" * 5]
-    for claim, verdict in verdicts:
-        rows.append("| " + " | ".join((claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome)) + " |")
+    rows = ["| claim | test | here | the paper | verdict | trained, all seeds |", "|" + " --- |" * 6]
+    for (claim, verdict), cost in zip(verdicts, costs, strict=True):
+        cells = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def _spent(cost: Spent) -> str:
+    return f"{cost.tokens / 1e6:.1f} M tokens, {cost.seconds / 60:.0f} min" if cost.tokens else "nothing"
 
 
 def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
@@ -118,12 +124,15 @@ def _picture(figures: Figures) -> str:
     return figure.shares_with_intervals(shown, {name: of(measure) for name, measure in measures.items()})
 
 
-def _write_page(out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]], picture: str) -> None:
+def _write_page(
+    out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]], costs: list[Spent], picture: str
+) -> None:
     from memlm.reports import PageContent, write_page
     from memlm.training.run_folder import command_line, describe_versions
 
     facts = [
-        (f"{claim.text}: {verdict.outcome}", f"{verdict.ours} (paper: {claim.paper})") for claim, verdict in verdicts
+        (f"{claim.text}: {verdict.outcome}", f"{verdict.ours} (paper: {claim.paper}; trained: {_spent(cost)})")
+        for (claim, verdict), cost in zip(verdicts, costs, strict=True)
     ]
     shared = [(name, str(value)) for name, value in settings.model_dump().items()]
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
