@@ -207,7 +207,7 @@ def spent_on(cells: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
     named = list(cells)
     whole = {*named, *(e for name in named if (e := CELLS[name].encoder) is not None)}
     lasts = [_last_logged(_run_folder(name, seed, out)) for name in whole for seed in range(settings.seeds)]
-    return Spent(sum(int(last["tokens"]) for last in lasts), sum(float(last["seconds"]) for last in lasts))
+    return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
 
 
 def _last_logged(folder: Path) -> dict[str, Any]:
