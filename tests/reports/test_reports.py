@@ -89,6 +89,7 @@ def test_tables_fit_a_terminal_and_say_percent() -> None:
     assert "99.949 %" in printed
     assert "98.00 %" in printed
     assert "0.01234 nats/token" in printed
+    assert "…" not in printed
     assert [table.percent(x) for x in (0.999996, 0.99995, 0.9994, 1.0, 0.5)] == [
         "99.999",
         "99.995",

@@ -41,8 +41,10 @@ def terminal(measurements: Sequence[Measurement]) -> RenderableType:
     tables: list[RenderableType] = []
     for split, rows in by_split(measurements):
         table = Table(title=split, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for heading in HEADINGS[:4]:
-            table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right", no_wrap=True)
+        # where it is narrow names go on in a next line, and no figure is cut
+        table.add_column(HEADINGS[0], overflow="fold")
+        for heading in HEADINGS[1:4]:
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row[:4]))
         tables += [table, Text()]
