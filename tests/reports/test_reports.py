@@ -84,7 +84,9 @@ def test_a_journal_survives_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> N
 def test_tables_fit_a_terminal_and_say_percent() -> None:
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
-        console.print(table.terminal(MEASUREMENTS))
+        console.print(
+            table.terminal([*MEASUREMENTS, measured("bits_per_byte/another_memory/of_a_long/name_of_chunk_1")])
+        )
     printed = capture.get()
     assert "99.949 %" in printed
     assert "98.00 %" in printed

@@ -115,7 +115,8 @@ def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
     small: MemoryRunConfig, finished_run: Path, tmp_path: Path
 ) -> None:
     stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 2, "random_share": 0.5}
-    config = merge_run(frozen(small, finished_run), {"stages": [stage]})
+    # kept memories are asked for: it is the random tokens that keep them from being
+    config = merge_run(frozen(small, finished_run, keep_memories=True), {"stages": [stage]})
     run = train_run(config, tmp_path / "run", progress=False)
     assert run.log()[-1]["step"] == 2
     assert not list(run.path.glob("memories-*"))
@@ -124,7 +125,7 @@ def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
 def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(finished_run, encoder)
-    config = frozen(small, encoder)
+    config = frozen(small, encoder, keep_memories=True)
     run = train_run(config, tmp_path / "run", progress=False).path
     (run / "status.json").unlink()
     autoencoder = TextAutoencoder.from_pretrained(encoder)

@@ -5,7 +5,6 @@ A seed draws weights, order of rows and the split alike; held-out documents diff
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from memlm.evaluation.retention import claim_folder
 from memlm.files import write_file_whole
 from memlm.measurement import Measurement
 from memlm.recipes import get_recipe
-from memlm.training import train_run
+from memlm.training import RunFolder, train_run
 from memlm.training.callbacks import ProgressView
 from memlm.training.config import Settings
 from memlm.training.kinds import AnyRunConfig, merge_run, with_steps
@@ -149,9 +148,8 @@ def _needs(job: Job) -> Job | None:
 
 def _steps_done(folder: Path) -> int:
     """By the logs of a run's stages, or of a run without."""
-    logs = list(folder.glob("stages/*/log.jsonl")) or list(folder.glob("log.jsonl"))
-    lasts = [path.read_text(encoding="utf-8").splitlines()[-1:] for path in logs]
-    return sum(int(json.loads(line)["step"]) for last in lasts for line in last)
+    stages = list(folder.glob("stages/*")) or [folder]
+    return sum(int(line["step"]) for stage in stages for line in RunFolder(stage).log()[-1:])
 
 
 def _steps(config: AnyRunConfig) -> int:
@@ -196,7 +194,7 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
 
 @dataclass(frozen=True)
 class Spent:
-    """Training of some cells, over all seeds."""
+    """Training of some cells, over all seeds: tokens that were read, and seconds by the clock."""
 
     tokens: int
     seconds: float
@@ -206,12 +204,8 @@ def spent_on(cells: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
     """By the runs' logs; the encoders that are frozen into them count too."""
     named = list(cells)
     whole = {*named, *(e for name in named if (e := CELLS[name].encoder) is not None)}
-    lasts = [_last_logged(_run_folder(name, seed, out)) for name in whole for seed in range(settings.seeds)]
+    lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in whole for seed in range(settings.seeds)]
     return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
-
-
-def _last_logged(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
 def measure_name(m: Measurement) -> str:
