@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from memlm.claims import Claim, ClaimSettings, Figures, Spent, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
+_QUICK_DOCUMENTS = 100
+"""Less than half of the bundled text: so short a training reads but a part of it, and most of the time is measuring."""
 _MOST_WORKERS = 8
 """Each takes a gigabyte or so."""
 
@@ -37,7 +39,7 @@ class Claims:
     seeds: int = 3
     """Runs of each training."""
     quick: bool = False
-    """One seed and a tenth of the steps: whether it runs; too short to judge a claim by."""
+    """One seed, a tenth of the steps, 100 documents: whether it runs; too short to judge a claim by."""
     workers: int | None = None
     """Trainings side by side, each with its share of the cores; one a core by default, eight at most."""
 
@@ -74,7 +76,9 @@ def _settings(options: Claims) -> ClaimSettings:
 
     names = ("text", "max_documents", "share", "seeds")
     values = {name: getattr(options, name) for name in names}
-    return checked(ClaimSettings, values | QUICK if options.quick else values)
+    if options.quick:
+        values |= QUICK | {"max_documents": options.max_documents or _QUICK_DOCUMENTS}
+    return checked(ClaimSettings, values)
 
 
 def _workers(options: Claims) -> int:
