@@ -8,6 +8,8 @@
         ├── EncoderError                  an encoder that cannot be loaded, or has not what is asked of it
         ├── CheckpointError               a model or training checkpoint that cannot be read
         ├── RunFolderError                a run folder that exists, is missing or cannot be written
+        ├── StoreError                    a store of memories that is missing, taken, full, or of another model
+        │   └── DamagedStoreError         a store whose bytes are not those that were written
         └── MemoryShapeError              memories of another width, of no finite value, of the wrong rank
 
 Anything else that is raised is a defect of memlm.
@@ -49,6 +51,14 @@ class CheckpointError(UserError):
 
 class RunFolderError(UserError):
     """A run folder exists already, is missing, or cannot be written."""
+
+
+class StoreError(UserError):
+    """A store of memories is missing, in use, cannot be written, or belongs to another model."""
+
+
+class DamagedStoreError(StoreError):
+    """A store's bytes are not those that were written."""
 
 
 class MemoryShapeError(UserError):

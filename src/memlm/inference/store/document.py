@@ -1,0 +1,84 @@
+"""One document as a store keeps it: rounded memories, and what is needed beside them to give its text back exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memlm.errors import StoreError
+from memlm.inference.quantize import QuantizedMemories
+
+LONGEST_ID = 1024
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """A document's memories and corrections.
+
+    Attributes:
+        id: any text of 1 to 1,024 bytes without control characters.
+        memories: (chunks, memories, numbers), rounded.
+        tokens: (chunks,), tokens of each chunk.
+        right: (chunks,), those of them that the memory gives back by itself.
+        corrections: bytes that turn what the memories give back into the text.
+        text_sha256: of the text's UTF-8 bytes.
+        text_bytes: how many those are.
+    """
+
+    id: str
+    memories: QuantizedMemories
+    tokens: Int[Tensor, " chunks"]
+    right: Int[Tensor, " chunks"]
+    corrections: bytes
+    text_sha256: str
+    text_bytes: int
+
+    @property
+    def fidelity(self) -> Float[Tensor, " chunks"]:
+        """Share of each chunk's tokens that its memory gives back."""
+        return self.right / self.tokens.clamp(min=1)
+
+
+def check_id(name: str) -> None:
+    """An id is shown on one line and is bounded; it never becomes a path.
+
+    Raises:
+        StoreError: empty, too long, or with characters that cannot be shown.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise StoreError(f"id {ascii(name)[:60]} is not valid Unicode; give it another.") from None
+    if not 1 <= size <= LONGEST_ID:
+        raise StoreError(f"an id of {size} bytes; ids have 1 to {LONGEST_ID}.")
+    if not name.isprintable():
+        raise StoreError(f"id {ascii(name)[:60]} holds control characters; give it another.")
+
+
+def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
+    """Its tensors by the names they have in a segment, corrections as bytes."""
+    found = {
+        "values": document.memories.values,
+        "tokens": document.tokens.to(torch.int32),
+        "right": document.right.to(torch.int32),
+        "corrections": torch.frombuffer(bytearray(document.corrections or b"\0"), dtype=torch.uint8)[
+            : len(document.corrections)
+        ],
+    }
+    if document.memories.scale is not None:
+        found["scale"] = document.memories.scale
+    return found
+
+
+def data_hash(tensors: dict[str, Tensor]) -> str:
+    """Over names, kinds, shapes and bytes of a document's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
