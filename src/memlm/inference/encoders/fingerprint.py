@@ -15,11 +15,11 @@ def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *set
     """SHA-256 over weights, tokenizer and settings, 64 hexadecimal digits."""
     digest = hashlib.sha256(repr(settings).encode())
     hash_weights(digest, model)
-    digest.update(_vocabulary(tokenizer).encode())
+    digest.update(vocabulary_of(tokenizer).encode())
     return digest.hexdigest()
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """How text becomes ids; padding and truncation are left out, which each use of a tokenizer sets anew."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

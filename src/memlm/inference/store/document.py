@@ -14,6 +14,8 @@ from memlm.inference.quantize import QuantizedMemories
 
 LONGEST_ID = 1024
 """Bytes."""
+_PART = "\x1f"
+"""Between a long document's id and what counts its parts; no id has it (check_id)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,22 @@ class StoredDocument:
         return self.right / self.tokens.clamp(min=1)
 
 
+def part_id(name: str, generation: int, number: int) -> str:
+    """Under which a part of a long document is kept, hidden from lists.
+
+    Args:
+        name: the document's id.
+        generation: 0 or 1: the parts of a replacement stand beside those that it will replace.
+        number: of the part, from 0.
+    """
+    return f"{name}{_PART}{generation}{_PART}{number}"
+
+
+def is_part(name: str) -> bool:
+    """Whether this is a part's id."""
+    return _PART in name
+
+
 def check_id(name: str) -> None:
     """An id is shown on one line and is bounded; it never becomes a path.
 
@@ -56,7 +74,7 @@ def check_id(name: str) -> None:
         raise StoreError(f"id {ascii(name)[:60]} is not valid Unicode; give it another.") from None
     if not 1 <= size <= LONGEST_ID:
         raise StoreError(f"an id of {size} bytes; ids have 1 to {LONGEST_ID}.")
-    if not name.isprintable():
+    if not name.isprintable():  # _PART is not, either
         raise StoreError(f"id {ascii(name)[:60]} holds control characters; give it another.")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import write_whole
 from memlm.inference.quantize import QuantizedMemories
 from memlm.inference.store import seal
-from memlm.inference.store.document import StoredDocument, check_id, data_hash
+from memlm.inference.store.document import StoredDocument, check_id, data_hash, is_part
 from memlm.inference.store.header import StoreHeader, read_header, write_header
 from memlm.inference.store.index import NAME as INDEX
 from memlm.inference.store.index import Entry, Index
@@ -36,6 +37,8 @@ from memlm.inference.store.segments import (
 )
 
 _LOCK = "writer.lock"
+_NEAR = 10_000
+"""Documents among which a mistyped id is looked for."""
 _SEGMENT_CHUNKS = 2**16
 """Chunks after which a segment is closed and another begun."""
 Item = TypeVar("Item", StoredDocument, Entry)
@@ -137,15 +140,19 @@ class MemoryStore:
             self._lock.release()
 
     def __len__(self) -> int:
-        """Documents."""
-        return self._index.state().documents
+        """Documents, the parts of long ones not counted."""
+        return sum(1 for _ in self.documents())
 
     def __contains__(self, name: str) -> bool:
         """Whether a document of this id is there."""
         return self._index.find(name) is not None
 
+    def documents(self) -> Iterator[Entry]:
+        """What the index knows of each document, in the order in which they came; parts of long ones are left out."""
+        return (entry for entry in self._index.entries() if not is_part(entry.id))
+
     def entries(self) -> Iterator[Entry]:
-        """What the index knows of each document, in the order in which they came."""
+        """As `documents`, with the parts of long ones."""
         return self._index.entries()
 
     def segments(self) -> list[Segment]:
@@ -168,7 +175,9 @@ class MemoryStore:
         """
         found = self._index.find(name)
         if found is None:
-            near = did_you_mean(name, [entry.id for entry in self._index.entries()]) if len(self) else "It is empty."
+            near = (
+                did_you_mean(name, ids) if (ids := [e.id for e in islice(self.documents(), _NEAR)]) else "It is empty."
+            )
             raise StoreError(f"no document {ascii(name)[:80]} in '{self.folder}'. {near[:200]}")
         return found
 
@@ -189,26 +198,32 @@ class MemoryStore:
                 raise
             return self._read(again)
 
-    def add(self, documents: Sequence[StoredDocument], *, replace: bool = False) -> None:
-        """Write documents, all of them or none.
+    def add(self, documents: Sequence[StoredDocument], *, replace: bool = False, remove: Sequence[str] = ()) -> None:
+        """Write documents and remove others, all of it or nothing.
+
+        Args:
+            documents: each with an id of its own.
+            replace: whether they take the place of those of their ids.
+            remove: ids that are there.
 
         Raises:
             StoreError: an id that is there already (or twice here), memories of another shape, a full disk.
         """
         self._writing()
-        if not documents:
+        if not documents and not remove:
             return
         names = [document.id for document in documents]
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None) if _repeats(names) else None
         if twice is not None:
             raise StoreError(f"document {ascii(twice)[:80]} is given twice; give each an id of its own.")
         for document in documents:
-            check_id(document.id)
+            if not is_part(document.id):
+                check_id(document.id)
             self._check_shape(document)
         there = [name for name in names if name in self]
         if there and not replace:
             raise StoreError(f"document {ascii(there[0])[:80]} is in '{self.folder}' already; replace or delete it.")
-        self._commit(documents, remove=there)
+        self._commit(documents, remove=[*there, *remove])
 
     def delete(self, names: Sequence[str]) -> None:
         """Remove documents, all of them or none; `compact` gives their space back.
@@ -260,10 +275,10 @@ class MemoryStore:
             entries, segments = list(self._index.entries()), self._index.segments()
         tokens, chunks = sum(e.tokens for e in entries), sum(e.chunks for e in entries)
         return StoreStats(
-            documents=len(entries),
+            documents=sum(not is_part(e.id) for e in entries),
             chunks=chunks,
             tokens=tokens,
-            text_bytes=sum(e.text_bytes for e in entries),
+            text_bytes=sum(e.text_bytes for e in entries if not is_part(e.id)),
             correction_bytes=sum(e.num_bytes for e in entries),
             segment_bytes=sum(s.size for s in segments),
             dead_chunks=sum(s.chunks for s in segments) - chunks,

@@ -101,6 +101,27 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         chunks = split(ids, mask, chunk_length=self.config.chunk_length, pad_token_id=self.config.pad_token_id or 0)
         return self.encode_chunks(chunks.input_ids, chunks.attention_mask)
 
+    def decode(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks length vocabulary"]:
+        """What memories give back: logits of each chunk's tokens, each chunk by itself, as blank copies are read.
+
+        A memory fills all the groups of slots that stand between a text and its copy in training (half the chunks).
+
+        Raises:
+            MemoryShapeError: memories of another shape than the encoder writes, or values that are not finite.
+            UserError: the model's decoder reads no memories (a baseline).
+        """
+        if not self.config.use_memory:
+            raise UserError("this model never reads its memories (use_memory=False); nothing can be given back.")
+        groups = max(1, self.config.num_chunks // 2)
+        self._check_memories(memories[:, None], len(memories), 1)
+        if not bool(torch.isfinite(memories).all()):
+            raise MemoryShapeError("memories hold values that are NaN or infinite; encode the text again.")
+        shape = (len(memories), groups + 1, self.config.chunk_length)
+        blanks = torch.full(shape, self.config.pad_token_id or 0, device=memories.device)
+        document = ChunkedDocuments(blanks, torch.ones_like(blanks), None, None, None, shape[1] * shape[2])
+        asked = torch.arange(groups + 1, device=memories.device).expand(shape[:2]) == groups
+        return self._decode(document, memories[:, None].expand(-1, groups + 1, -1, -1), asked)
+
     def forward(
         self,
         input_ids: TokenIds,

@@ -1,0 +1,488 @@
+"""Texts in a store: remembered with what makes them exact, recalled byte for byte, long ones part by part.
+
+A text of more than one part (memlm.inference.parts) is kept as hidden documents, one a part, and becomes visible by one
+more that names them, committed when all are there. What was interrupted goes on behind the parts that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from memlm.errors import DamagedStoreError, StoreError
+from memlm.inference.codec import ChunkCodec, WrittenChunks, chunk_sizes
+from memlm.inference.exact import pack, unpack
+from memlm.inference.parts import parts_of
+from memlm.inference.quantize import Bits, QuantizedMemories, quantize
+from memlm.inference.store import Entry, MemoryStore, StoredDocument, StoreHeader
+from memlm.inference.store.document import check_id, part_id
+
+Outcome = Literal["written", "replaced", "unchanged"]
+_BATCH_CHARACTERS = 2**16
+"""Of texts that are written and committed at once, at least."""
+_PARTS = b"parts "
+"""What stands in place of corrections where a text has parts, with their generation and number."""
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What became of a document."""
+
+    id: str
+    outcome: Outcome
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A text, or part of one, to be written."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A document is all there: what makes it visible, what it takes the place of, and what is told."""
+
+    document: StoredDocument | None
+    remove: tuple[str, ...]
+    told: Remembered
+
+
+def write_units(codec: ChunkCodec, units: Sequence[Unit], bits: Bits) -> list[StoredDocument]:
+    """Texts as they are kept; what one becomes does not depend on the others."""
+    tokens = codec.tokens([unit.text for unit in units])
+    written = codec.write(tokens, bits)
+    counts = [len(chunk_sizes(len(ids), codec.chunk_length)) for ids in tokens]
+    found: list[StoredDocument] = []
+    first = 0
+    for unit, ids, count in zip(units, tokens, counts, strict=True):
+        found.append(_document(codec, unit, ids, _rows(written, slice(first, first + count))))
+        first += count
+    return found
+
+
+def _rows(written: WrittenChunks, rows: slice) -> WrittenChunks:
+    memories = written.memories
+    scale = None if memories.scale is None else memories.scale[rows]
+    kept = QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
+    return WrittenChunks(kept, written.ranks[rows], written.right[rows])
+
+
+def _document(codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks) -> StoredDocument:
+    content = unit.text.encode()
+    sizes = chunk_sizes(len(ids), codec.chunk_length)
+    # the last chunk alone may have places behind its text, so that the text's ranks come first
+    ranks = written.ranks.flatten()[: len(ids)]
+    by_tokens = codec.text(ids).encode() == content
+    return StoredDocument(
+        id=unit.id,
+        memories=written.memories,
+        tokens=torch.tensor(sizes, dtype=torch.int32),
+        right=written.right,
+        corrections=pack(ranks, torch.tensor(ids, dtype=torch.long), content, by_tokens=by_tokens),
+        text_sha256=hashlib.sha256(content).hexdigest(),
+        text_bytes=len(content),
+    )
+
+
+class TextStore:
+    """A store with the model that wrote it.
+
+    Example:
+        >>> with TextStore.open("notes.mem", "runs/memory", write=True) as texts:
+        ...     list(texts.remember([("a.md", ["any text"])]))
+        >>> TextStore.open("notes.mem", "runs/memory").recall("a.md")
+        'any text'
+    """
+
+    def __init__(self, store: MemoryStore, codec: ChunkCodec) -> None:
+        self.store = store
+        self.codec = codec
+        self._check(codec.header(store.header.bits))
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        model: str | Path | ChunkCodec,
+        *,
+        write: bool = False,
+        bits: Bits | None = None,
+        wait: float = 0.0,
+    ) -> TextStore:
+        """A store, made where there is none and it is opened for writing.
+
+        Args:
+            folder: of the store.
+            model: what reads and writes memories; a run's folder.
+            write: for the one writer.
+            bits: of a number in a new store, 8 by default; of an old one they are what they are.
+            wait: seconds to wait for another writer.
+
+        Raises:
+            StoreError: no store, of another model, or another process writes to it.
+            DamagedStoreError: a file is not what was written.
+        """
+        codec = model if isinstance(model, ChunkCodec) else ChunkCodec.load(model)
+        if write and not Path(folder).exists():
+            MemoryStore.create(folder, codec.header(bits or 8))
+        store = MemoryStore.open(folder, write=write, wait=wait)
+        try:
+            if bits is not None and bits != store.header.bits:
+                raise StoreError(
+                    f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave it out, or make another."
+                )
+            return cls(store, codec)
+        except BaseException:
+            store.close()
+            raise
+
+    def __enter__(self) -> TextStore:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.store.close()
+
+    def remember(
+        self,
+        documents: Iterable[tuple[str, Iterable[str]]],
+        *,
+        replace: bool = False,
+        write: Callable[[Iterator[list[Unit]]], Iterator[list[StoredDocument]]] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Remembered]:
+        """Write texts; each is told when it is committed.
+
+        A text that is there already is left as it is; what was interrupted goes on.
+
+        Args:
+            documents: ids and texts, each text in pieces of any size.
+            replace: where an id is there with another text, put the new one in its place.
+            write: units to documents, in their order, with as many lists as were given; here, one after the other.
+            progress: told the bytes of text that were committed or found.
+
+        Raises:
+            StoreError: an id that is there with another text; a full disk. What was told stays.
+        """
+        batches = _Batches(self._plan(documents, replace, progress or (lambda _: None)))
+        write = write or self._write_here
+        for written in write(iter(batches)):
+            finishes = batches.finishes.pop(0)
+            yield from self._commit(written, finishes, progress)
+        for finishes in batches.finishes:
+            yield from self._commit([], finishes, progress)
+
+    def recall(self, name: str) -> str:
+        """A document's text, byte for byte.
+
+        Raises:
+            StoreError: it is not there, or the store's corrections are of another model.
+            DamagedStoreError: its data is not what was written, or does not give its text back.
+        """
+        return b"".join(self.recall_parts(name)).decode()
+
+    def recall_parts(self, name: str) -> Iterator[bytes]:
+        """As `recall`, part by part; each part is checked before it is given, the whole at the end."""
+        entry = self.store.entry(name)
+        digest = hashlib.sha256()
+        for part in self.parts(name):
+            content = self._exact(part)
+            digest.update(content)
+            yield content
+        if digest.hexdigest() != entry.text_sha256:
+            raise DamagedStoreError(f"document {ascii(name)[:80]} does not come back as it was written; restore it.")
+
+    def reading(self, name: str) -> str:
+        """What the memories alone give back, uncorrected.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        return "".join(self._approximate(part) for part in self.parts(name))
+
+    def parts(self, name: str) -> Iterator[StoredDocument]:
+        """A document's parts in order; itself where it has none.
+
+        Raises:
+            StoreError: it is not there.
+            DamagedStoreError: its data is not what was written.
+        """
+        document = self.store.read(name)
+        found = named_parts(document)
+        if found is None:
+            yield document
+            return
+        for inner in part_ids(name, *found):
+            yield self.store.read(inner)
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Remove documents with their parts, all of them or none.
+
+        Raises:
+            StoreError: one that is not there.
+        """
+        inner = [part for name in names for part in self._parts_of(self.store.entry(name))]
+        self.store.delete([*names, *inner])
+
+    def tokens(self, document: StoredDocument) -> list[list[int]]:
+        """The exact tokens of each chunk of a document without parts.
+
+        Raises:
+            DamagedStoreError: its corrections are not what was written.
+        """
+        total = int(document.tokens.sum())
+        corrections = unpack(document.corrections, tokens=total, text_bytes=document.text_bytes)
+        if isinstance(corrections, bytes):
+            ids = self.codec.tokens([corrections.decode()])[0]
+        else:
+            ids = self._read(document, *corrections)
+        ends = document.tokens.cumsum(0).tolist()
+        return [ids[first:end] for first, end in zip([0, *ends], ends, strict=False)]
+
+    def _exact(self, document: StoredDocument) -> bytes:
+        total = int(document.tokens.sum())
+        corrections = unpack(document.corrections, tokens=total, text_bytes=document.text_bytes)
+        content = (
+            corrections
+            if isinstance(corrections, bytes)
+            else self.codec.text(self._read(document, *corrections)).encode(errors="surrogatepass")
+        )
+        if hashlib.sha256(content).hexdigest() != document.text_sha256:
+            raise DamagedStoreError(
+                f"document {ascii(document.id)[:80]} does not come back as it was written; restore the store from a "
+                "copy, or read it with the model that wrote it."
+            )
+        return content
+
+    def _approximate(self, document: StoredDocument) -> str:
+        total = int(document.tokens.sum())
+        return self.codec.text(self._read(document, torch.zeros(total, dtype=torch.uint8), torch.zeros(total).long()))
+
+    def _read(self, document: StoredDocument, ranks: Tensor, explicit: Tensor) -> list[int]:
+        chunks, length = len(document.tokens), self.codec.chunk_length
+        if not chunks:
+            return []
+        missing = chunks * length - len(ranks)
+        padded = [torch.nn.functional.pad(x, (0, missing)).view(chunks, length) for x in (ranks, explicit)]
+        return self.codec.read(document.memories, padded[0], padded[1]).flatten()[: len(ranks)].tolist()
+
+    def _write_here(self, batches: Iterator[list[Unit]]) -> Iterator[list[StoredDocument]]:
+        for batch in batches:
+            yield write_units(self.codec, batch, self.store.header.bits)
+
+    def _plan(
+        self, documents: Iterable[tuple[str, Iterable[str]]], replace: bool, progress: Callable[[int], None]
+    ) -> Iterator[Unit | Finish]:
+        seen: set[str] = set()
+        for name, stream in documents:
+            check_id(name)
+            if name in seen:
+                raise StoreError(f"document {ascii(name)[:80]} is given twice; give each an id of its own.")
+            seen.add(name)
+            yield from _DocumentPlan(self.store, name, replace=replace, progress=progress).units(stream)
+
+    def _parts_of(self, entry: Entry) -> list[str]:
+        found = named_parts(self.store.read(entry.id)) if entry.chunks == 0 else None
+        return [] if found is None else list(part_ids(entry.id, *found))
+
+    def _commit(
+        self,
+        written: list[StoredDocument],
+        finishes: list[Finish],
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[Remembered]:
+        whole = [finish.document for finish in finishes if finish.document is not None]
+        remove = [name for finish in finishes for name in finish.remove]
+        self.store.add([*written, *whole], replace=True, remove=remove)
+        if progress is not None:
+            progress(sum(document.text_bytes for document in written))
+        yield from (finish.told for finish in finishes)
+
+    def _check(self, wanted: StoreHeader) -> None:
+        kept = self.store.header
+        names = {"encoder": "encoder", "tokenizer": "tokenizer", "decoder": "decoder, whose reading is corrected"}
+        for field, name in names.items():
+            if getattr(kept, field) != getattr(wanted, field):
+                raise StoreError(
+                    f"'{self.store.folder}' was written by another {name} ({getattr(kept, field)[:12]}) than this "
+                    f"model's ({getattr(wanted, field)[:12]}); give the model that wrote it."
+                )
+
+
+class _Batches:
+    """Units in lists of enough chunks, and what is finished behind each list."""
+
+    def __init__(self, plan: Iterator[Unit | Finish]) -> None:
+        self.plan = plan
+        self.finishes: list[list[Finish]] = []
+
+    def __iter__(self) -> Iterator[list[Unit]]:
+        batch: list[Unit] = []
+        finished: list[Finish] = []
+        size = 0
+        for item in self.plan:
+            if isinstance(item, Finish):
+                finished.append(item)
+                continue
+            if size >= _BATCH_CHARACTERS:
+                self.finishes.append(finished)
+                yield batch
+                batch, finished, size = [], [], 0
+            batch.append(item)
+            size += len(item.text)
+        self.finishes.append(finished)
+        if batch:
+            yield batch
+
+
+class _DocumentPlan:
+    """What is to be written of one text."""
+
+    def __init__(self, store: MemoryStore, name: str, *, replace: bool, progress: Callable[[int], None]) -> None:
+        self.store, self.name, self.replace, self.progress = store, name, replace, progress
+        self.there = store.entry(name) if name in store else None
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def units(self, stream: Iterable[str]) -> Iterator[Unit | Finish]:
+        parts = parts_of(stream)
+        first = next(parts)
+        second = next(parts, None)
+        if second is None:
+            yield from self._short(first)
+            return
+
+        def again() -> Iterator[str]:
+            yield first
+            yield second
+            yield from parts
+
+        yield from self._long(again())
+
+    def _short(self, text: str) -> Iterator[Unit | Finish]:
+        content = self._counted(text)
+        if self._same():
+            yield self._unchanged()
+            return
+        remove = self._old_parts()
+        self._refuse_other()
+        yield Unit(self.name, text)
+        yield Finish(None, remove, Remembered(self.name, self._outcome(), len(content)))
+
+    def _long(self, parts: Iterator[str]) -> Iterator[Unit | Finish]:
+        old = None if self.there is None else named_parts(self.store.read(self.name))
+        if self.there is not None and not self.replace:
+            yield from self._compared(parts, old)
+            return
+        generation = 0 if old is None else 1 - old[0]
+        count = 0
+        for number, text in enumerate(parts):
+            inner = part_id(self.name, generation, number)
+            content = self._counted(text)
+            if not self._holds(inner, content):
+                yield Unit(inner, text)
+            else:
+                self.progress(len(content))
+            count = number + 1
+        stale = list(self._from(generation, count))
+        whole = self._manifest(generation, count)
+        yield Finish(whole, (*self._old_parts(), *stale), Remembered(self.name, self._outcome(), self.size))
+
+    def _compared(self, parts: Iterator[str], old: tuple[int, int] | None) -> Iterator[Finish]:
+        for number, text in enumerate(parts):
+            content = self._counted(text)
+            if old is None or number >= old[1] or not self._holds(part_id(self.name, old[0], number), content):
+                self._refuse_other()
+        if not self._same():
+            self._refuse_other()
+        yield self._unchanged()
+
+    def _counted(self, text: str) -> bytes:
+        content = _utf8(text, self.name)
+        self.digest.update(content)
+        self.size += len(content)
+        return content
+
+    def _same(self) -> bool:
+        return self.there is not None and self.there.text_sha256 == self.digest.hexdigest()
+
+    def _unchanged(self) -> Finish:
+        self.progress(self.size)
+        return Finish(None, (), Remembered(self.name, "unchanged", self.size))
+
+    def _outcome(self) -> Outcome:
+        return "written" if self.there is None else "replaced"
+
+    def _refuse_other(self) -> None:
+        if self.there is not None and not self.replace:
+            raise StoreError(
+                f"document {ascii(self.name)[:80]} is in '{self.store.folder}' with another text; "
+                "replace it (--replace), or give this one another id."
+            )
+
+    def _old_parts(self) -> tuple[str, ...]:
+        found = None if self.there is None else named_parts(self.store.read(self.name))
+        return () if found is None else tuple(part_ids(self.name, *found))
+
+    def _holds(self, inner: str, content: bytes) -> bool:
+        if inner not in self.store:
+            return False
+        return self.store.entry(inner).text_sha256 == hashlib.sha256(content).hexdigest()
+
+    def _from(self, generation: int, number: int) -> Iterator[str]:
+        while (inner := part_id(self.name, generation, number)) in self.store:
+            yield inner
+            number += 1
+
+    def _manifest(self, generation: int, count: int) -> StoredDocument:
+        header = self.store.header
+        shape = (0, header.memories_per_chunk, header.numbers)
+        return StoredDocument(
+            id=self.name,
+            memories=quantize(torch.zeros(shape), header.bits),
+            tokens=torch.zeros(0, dtype=torch.int32),
+            right=torch.zeros(0, dtype=torch.int32),
+            corrections=_PARTS + f"{generation} {count}".encode(),
+            text_sha256=self.digest.hexdigest(),
+            text_bytes=self.size,
+        )
+
+
+def named_parts(document: StoredDocument) -> tuple[int, int] | None:
+    """Generation and number of a document's parts; None where it is a text of its own."""
+    if len(document.tokens) or not document.corrections.startswith(_PARTS):
+        return None
+    try:
+        generation, count = map(int, document.corrections[len(_PARTS) :].split())
+    except ValueError:
+        raise DamagedStoreError(f"document {ascii(document.id)[:80]} names no parts; restore it.") from None
+    return generation, count
+
+
+def part_ids(name: str, generation: int, count: int) -> Iterator[str]:
+    """Of a document's parts, in order."""
+    return (part_id(name, generation, number) for number in range(count))
+
+
+def _utf8(text: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"document {ascii(name)[:80]} holds half of a surrogate pair at character {error.start}, which is not "
+            "UTF-8; decode it with errors='replace'."
+        ) from None
