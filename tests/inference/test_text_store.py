@@ -252,14 +252,20 @@ def test_a_model_in_another_precision_is_refused(memory_run: Path) -> None:
         ChunkCodec(codec.model.float(), codec.tokenizer)
 
 
-def test_wrong_text_is_never_given_as_exact(codecs: dict[Kind, ChunkCodec], tmp_path: Path) -> None:
-    codec = codecs["memory"]
-    remembered(tmp_path / "s", codec, {"a": speech(1)})
+def test_what_reads_perfectly_needs_no_correction_and_wrong_text_is_never_given_as_exact(
+    codecs: dict[Kind, ChunkCodec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, text = codecs["memory"], speech(1)
+    ids = torch.tensor(codec.tokens([text])[0])
+    ids = torch.nn.functional.pad(ids, (0, -len(ids) % codec.chunk_length)).view(-1, codec.chunk_length)
+    perfect = 9.0 * torch.nn.functional.one_hot(ids, codec.model.config.reader.vocab_size)  # type: ignore[union-attr]
+    monkeypatch.setattr(codec.model, "decode", lambda _: perfect)
+    monkeypatch.setattr(codec_module, "ROWS", 10_000)
+    remembered(tmp_path / "s", codec, {"a": text})
     with TextStore.open(tmp_path / "s", codec) as store:
-        read = codec.model.decode
-        codec.model.decode = lambda m: read(m).roll(1, -1)  # type: ignore[method-assign]
-        try:
-            with pytest.raises(DamagedStoreError, match="does not come back as it was written"):
-                store.recall("a")
-        finally:
-            codec.model.decode = read  # type: ignore[method-assign]
+        assert store.store.read("a").corrections == b""
+        assert store.store.entry("a").fidelity == 1
+        assert store.recall("a") == store.reading("a") == text
+        monkeypatch.setattr(codec.model, "decode", lambda _: perfect.roll(1, -1))
+        with pytest.raises(DamagedStoreError, match="does not come back as it was written"):
+            store.recall("a")

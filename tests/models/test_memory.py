@@ -161,7 +161,7 @@ def test_prompts_with_slots_equal_documents_cached_uncached_and_padded(name: str
     ids = documents()
     whole = model(ids[:, :11]).logits[:, 8:11]
     memories = model.remember(ids[:, :8])
-    prompt = model.prompt(ids[:, 8:11], torch.ones(2, 3, dtype=torch.long), memories, torch.tensor([2, 2]))
+    prompt = model.prompt([[memories[row], ids[row, 8:11].tolist()] for row in range(2)])
     for use_cache in (True, False):
         inputs = model.prepare_inputs_for_generation(**prompt, use_cache=use_cache)
         torch.testing.assert_close(model(**inputs).logits[:, -3:], whole, rtol=1e-5, atol=1e-5)
@@ -170,9 +170,7 @@ def test_prompts_with_slots_equal_documents_cached_uncached_and_padded(name: str
     assert torch.equal(cached, model.generate(**prompt, use_cache=False, **arguments))
 
     # a row with one memory and a shorter tail beside it changes nothing
-    tail = torch.cat([ids[:1, 8:11], torch.tensor([[0, 0, int(ids[1, 4])]])])
-    tail_mask = torch.tensor([[1, 1, 1], [0, 0, 1]])
-    both = model.prompt(tail, tail_mask, memories, torch.tensor([2, 1]))
+    both = model.prompt([[memories[0], ids[0, 8:11].tolist()], [memories[1, :1], ids[1, 4:5].tolist()]])
     mixed = model.generate(**both, use_cache=True, **arguments)
     assert torch.equal(mixed[0, -5:], cached[0, -5:])
     short = model(ids[1:, :5]).logits[:, 4]
@@ -185,7 +183,7 @@ def test_no_generated_token_stands_for_a_slot() -> None:
     with torch.no_grad():  # a head that would write nothing else
         model.get_output_embeddings().weight.zero_()
     memories = model.remember(documents()[:, :8])
-    prompt = model.prompt(documents()[:, 8:11], torch.ones(2, 3, dtype=torch.long), memories, torch.tensor([2, 2]))
+    prompt = model.prompt([[memories[row], documents()[row, 8:11].tolist()] for row in range(2)])
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(VOCAB), 9.0))
     written = model.generate(**prompt, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert not bool((written[:, -3:] == VOCAB).any())
@@ -280,4 +278,4 @@ def test_errors_name_both_values() -> None:
     with pytest.raises(UserError, match="give the memories too"):
         model(torch.full((1, 2), VOCAB), use_cache=False)
     with pytest.raises(UserError, match="prompts need masked fillers"):
-        memory_model("paper").prompt(ids, torch.ones_like(ids), torch.zeros(2, 1, 1, 8), torch.tensor([1, 1]))
+        memory_model("paper").prompt([[torch.zeros(1, 1, 8), [3]]])

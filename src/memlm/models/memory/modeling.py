@@ -12,6 +12,7 @@ a frozen encoder keeps its own token table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -32,6 +33,7 @@ from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
 from memlm.models.memory.introduction import Introduction
 from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
+from memlm.models.memory.prompt import Piece, lay_out, places_of, positions_of
 from memlm.models.memory.slots import SlotReadout, SlotSettings
 from memlm.models.outputs import MemoryModelOutput
 from memlm.models.readout import READOUTS
@@ -137,6 +139,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         past_key_values: Cache | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
         logits_to_keep: int = 0,
+        token_places: Int[Tensor, "rows tokens"] | None = None,
         **kwargs: Any,
     ) -> MemoryModelOutput | ModelOutput:
         """Read whole documents, or (with `use_cache` True or False, as `generate()` sets it) a prompt with slots.
@@ -156,6 +159,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             past_key_values: of a prompt that is continued.
             position_ids: of a prompt.
             logits_to_keep: last positions of a prompt to give logits of; 0 for all.
+            token_places: of a prompt, each token's place in its chunk.
             kwargs: ignored; Trainer passes settings of other models.
 
         Raises:
@@ -164,7 +168,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """
         if use_cache is not None:
             slots = _PromptSlots(input_ids == self.config.memory_token_id, memories)
-            embedded = self._embed_prompt(input_ids, slots, position_ids)
+            embedded = self._embed_prompt(input_ids, slots, token_places)
             return self.decoder(
                 inputs_embeds=embedded,
                 attention_mask=attention_mask,
@@ -335,59 +339,34 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         labels = document.reconstruction.flatten(0, 1)
         return sums_by_objective(logits, labels, torch.zeros(len(labels), dtype=torch.long), count=1)
 
-    def prompt(
-        self, input_ids: TokenIds, attention_mask: TokenMask, memories: DocumentMemories, counts: Int[Tensor, " rows"]
-    ) -> dict[str, Tensor]:
-        """What `generate()` takes for texts behind memories: placeholders, mask and memories of equal number.
+    def prompt(self, rows: Sequence[Sequence[Piece]]) -> dict[str, Tensor]:
+        """What `generate()` takes: placeholders, mask and memories, padded on the left.
 
         Args:
-            input_ids: (rows, tokens), the newest tokens as they are, padded on the left.
-            attention_mask: (rows, tokens).
-            memories: (rows, chunks, memories, numbers), oldest first, unused ones at the end.
-            counts: (rows,), how many of them each row has.
+            rows: of each, memories (chunks, memories, numbers) and lists of tokens in the order in which they were
+                read; the newest tokens stand last.
 
         Raises:
-            UserError: a layout or filler that has no prompts.
+            UserError: a layout or filler that has no prompts; no rows.
+            MemoryShapeError: memories of another shape than the encoder writes.
         """
-        if self.config.filler != "masked" or self.config.layout not in ("aligned", "variable"):
-            raise UserError(
-                f"prompts need masked fillers and the aligned or variable layout; this model has filler "
-                f"'{self.config.filler}' and layout '{self.config.layout}'."
-            )
-        groups = max(self.config.num_chunks - 1, int(counts.max()) if len(counts) else 0)
-        per_chunk, device = self.config.slots_per_chunk, input_ids.device
-        held = torch.arange(groups, device=device) - groups + counts[:, None].to(device)
-        used = held >= 0
-        padded = F.pad(memories, (0, 0, 0, 0, 0, 1))
-        placed = padded.gather(1, held.clamp(min=0)[:, :, None, None].expand(-1, -1, *memories.shape[2:]))
-        slots = torch.full((len(input_ids), groups * per_chunk), self.config.memory_token_id, device=device)
-        ids = torch.cat([slots, input_ids], 1)
-        mask = torch.cat([used.repeat_interleave(per_chunk, 1).long(), attention_mask.long()], 1)
-        # padding goes to the very front: slots and text are consecutive, as in training
-        order = ((ids == self.config.memory_token_id) | mask.bool()).long().argsort(dim=1, stable=True)
-        return {"input_ids": ids.gather(1, order), "attention_mask": mask.gather(1, order), "memories": placed}
+        return lay_out(self.config, rows, self.device)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers does it, with the positions that training gave slots and tokens."""
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        kwargs["position_ids"] = self._prompt_positions(input_ids, mask)
-        prepare = cast(Any, super()).prepare_inputs_for_generation
-        return prepare(input_ids, *args, **kwargs)
+        kwargs["position_ids"] = positions_of(self.config, input_ids, mask)
+        inputs = cast(Any, super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        if self.token_places is not None:
+            places = places_of(self.config, input_ids, mask)
+            inputs["token_places"] = places[:, -inputs["input_ids"].shape[1] :]
+        return inputs
 
-    def _prompt_positions(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        is_slot = input_ids == self.config.memory_token_id
-        if self.config.layout == "variable":
-            return (mask.bool().long().cumsum(-1) - 1).clamp(min=0)
-        # masked slots keep their place; a row without slots has its text where training had it
-        places = (mask.bool() | is_slot).long().cumsum(-1) - 1
-        missing = ~is_slot.any(-1, keepdim=True) * (self.config.num_chunks - 1) * self.config.slots_per_chunk
-        return (places + missing).clamp(min=0)
-
-    def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots, position_ids: Tensor | None) -> Tensor:
+    def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots, places: Tensor | None) -> Tensor:
         tokens = self.get_input_embeddings()(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
-        if self.token_places is not None and position_ids is not None:
-            tokens = tokens + self.token_places(self._places_in_chunk(position_ids, slots.memories))
+        if self.token_places is not None and places is not None:
+            tokens = tokens + self.token_places(places)
         if not bool(slots.places.any()):
             return tokens
         if slots.memories is None:
@@ -398,11 +377,6 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
                 f"{int(slots.places.sum())} places in the prompt do not fit {len(read)} slots; build it with `prompt`."
             )
         return tokens.masked_scatter(slots.places[..., None], read.to(tokens.dtype))
-
-    def _places_in_chunk(self, position_ids: Tensor, memories: DocumentMemories | None) -> Tensor:
-        """Text begins behind all groups of slots; what is longer than a chunk stays at its last place."""
-        groups = max(self.config.num_chunks - 1, 0 if memories is None else memories.shape[1])
-        return (position_ids - groups * self.config.slots_per_chunk).clamp(0, self.config.chunk_length - 1)
 
     def _check_memories(self, memories: Tensor, documents: int, needed: int) -> None:
         writer = cast(ChunkEncoderConfig, self.config.writer)

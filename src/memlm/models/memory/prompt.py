@@ -1,0 +1,108 @@
+"""Prompts of memories and tokens, in any order: what `generate()` takes. R rows, G groups of slots.
+
+    [padding | masked slots | slots of chunk 1 | tokens of chunk 2 | slots of chunk 3 | newest tokens]
+
+Masked slots stand for the memories that a shorter history lacks, so that text stands where training had it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memlm.errors import MemoryShapeError, UserError
+from memlm.models.memory.configuration import MemoryModelConfig
+from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
+from memlm.shapes import TokenIds, TokenMask
+
+Piece = Float[Tensor, "_ memories numbers"] | Sequence[int]
+"""Memories of chunks, or tokens."""
+
+
+def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: torch.device) -> dict[str, Tensor]:
+    """Placeholders, mask and memories of rows, each a history in the order in which it was read.
+
+    Args:
+        config: of a model with masked fillers and the aligned or variable layout.
+        rows: pieces of each row.
+        device: where the model is.
+
+    Raises:
+        UserError: a layout or filler that has no prompts; no rows.
+        MemoryShapeError: memories of another shape than the encoder writes.
+    """
+    if config.filler != "masked" or config.layout not in ("aligned", "variable"):
+        raise UserError(
+            f"prompts need masked fillers and the aligned or variable layout; this model has filler "
+            f"'{config.filler}' and layout '{config.layout}'."
+        )
+    if not rows:
+        raise UserError("a prompt needs at least one row; give a text.")
+    held = [_memories(config, pieces, device) for pieces in rows]
+    groups = max(len(own) + _missing(config, pieces) for own, pieces in zip(held, rows, strict=True))
+    masked = [groups - len(own) for own in held]
+    ids = [_ids(config, pieces, masked=count) for count, pieces in zip(masked, rows, strict=True)]
+    width, pad = max(map(len, ids)), config.pad_token_id or 0
+    unread = [width - len(row) + count * config.slots_per_chunk for row, count in zip(ids, masked, strict=True)]
+    empty = [own.new_zeros(count, *own.shape[1:]) for own, count in zip(held, masked, strict=True)]
+    return {
+        "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device),
+        "attention_mask": torch.tensor([[0] * count + [1] * (width - count) for count in unread], device=device),
+        "memories": torch.stack([torch.cat(pair) for pair in zip(empty, held, strict=True)]),
+    }
+
+
+def positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
+    """What training gave slots and tokens; masked slots keep their place but in the variable layout."""
+    if config.layout == "variable":
+        return (attention_mask.bool().long().cumsum(-1) - 1).clamp(min=0)
+    is_slot = input_ids == config.memory_token_id
+    places = (attention_mask.bool() | is_slot).long().cumsum(-1) - 1
+    # a row without slots has its text where training had it
+    missing = ~is_slot.any(-1, keepdim=True) * (config.num_chunks - 1) * config.slots_per_chunk
+    return (places + missing).clamp(min=0)
+
+
+def places_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
+    """Each token's place in its chunk: chunks begin behind slots, and one behind the other; 0 for slots."""
+    is_slot = input_ids == config.memory_token_id
+    counted = (attention_mask.bool() & ~is_slot).long().cumsum(-1)
+    before = torch.where(is_slot, counted, 0).cummax(-1).values
+    return (counted - before - 1).clamp(min=0) % config.chunk_length
+
+
+def span_of(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
+    """Decoder positions that a history takes."""
+    return sum(len(p) * (config.slots_per_chunk if isinstance(p, Tensor) else 1) for p in pieces)
+
+
+def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
+    """Groups of slots that a history is shorter than training's; its newest tokens stand behind all slots."""
+    newest = 0 if not pieces or isinstance(pieces[-1], Tensor) else len(pieces[-1])
+    trained = (config.num_chunks - 1) * config.slots_per_chunk
+    return max(0, -(-(trained - span_of(config, pieces) + newest) // config.slots_per_chunk))
+
+
+def _memories(config: MemoryModelConfig, pieces: Sequence[Piece], device: torch.device) -> Tensor:
+    writer = cast(ChunkEncoderConfig, config.writer)
+    expected = (writer.memories_per_chunk, writer.bottleneck_size)
+    found = [piece.to(device) for piece in pieces if isinstance(piece, Tensor)]
+    for memories in found:
+        if memories.ndim != 3 or tuple(memories.shape[1:]) != expected:
+            raise MemoryShapeError(
+                f"memories of shape {tuple(memories.shape)} do not fit this model, which writes {expected} "
+                "(memories, numbers) per chunk."
+            )
+    return torch.cat([torch.zeros(0, *expected, device=device), *found])
+
+
+def _ids(config: MemoryModelConfig, pieces: Sequence[Piece], *, masked: int) -> list[int]:
+    slot, per_chunk = config.memory_token_id, config.slots_per_chunk
+    ids = [slot] * (masked * per_chunk)
+    for piece in pieces:
+        ids += [slot] * (len(piece) * per_chunk) if isinstance(piece, Tensor) else list(piece)
+    return ids
