@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from memlm.errors import DamagedStoreError, StoreError
@@ -64,16 +65,17 @@ def write_units(codec: ChunkCodec, units: Sequence[Unit], bits: Bits) -> list[St
     found: list[StoredDocument] = []
     first = 0
     for unit, ids, count in zip(units, tokens, counts, strict=True):
-        found.append(_document(codec, unit, ids, _rows(written, slice(first, first + count))))
+        rows = slice(first, first + count)
+        part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.right[rows])
+        found.append(_document(codec, unit, ids, part))
         first += count
     return found
 
 
-def _rows(written: WrittenChunks, rows: slice) -> WrittenChunks:
-    memories = written.memories
+def rows_of(memories: QuantizedMemories, rows: slice | Int[Tensor, " chosen"]) -> QuantizedMemories:
+    """Some of the memories."""
     scale = None if memories.scale is None else memories.scale[rows]
-    kept = QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
-    return WrittenChunks(kept, written.ranks[rows], written.right[rows])
+    return QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
 
 
 def _document(codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks) -> StoredDocument:
@@ -238,20 +240,21 @@ class TextStore:
         inner = [part for name in names for part in self._parts_of(self.store.entry(name))]
         self.store.delete([*names, *inner])
 
-    def tokens(self, document: StoredDocument) -> list[list[int]]:
-        """The exact tokens of each chunk of a document without parts.
+    def tokens(self, document: StoredDocument, chunks: Sequence[int]) -> dict[int, list[int]]:
+        """The exact tokens of some chunks of a document without parts.
 
         Raises:
             DamagedStoreError: its corrections are not what was written.
         """
-        total = int(document.tokens.sum())
-        corrections = unpack(document.corrections, tokens=total, text_bytes=document.text_bytes)
+        sizes = document.tokens.tolist()
+        corrections = unpack(document.corrections, tokens=sum(sizes), text_bytes=document.text_bytes)
         if isinstance(corrections, bytes):
-            ids = self.codec.tokens([corrections.decode()])[0]
-        else:
-            ids = self._read(document, *corrections)
-        ends = document.tokens.cumsum(0).tolist()
-        return [ids[first:end] for first, end in zip([0, *ends], ends, strict=False)]
+            ids = torch.tensor(self.codec.tokens([corrections.decode()])[0]).split(sizes)
+            return {chunk: ids[chunk].tolist() for chunk in chunks}
+        rows = torch.tensor(list(chunks), dtype=torch.long)
+        ranks, explicit = (self._by_chunk(x, len(sizes))[rows] for x in corrections)
+        found = self.codec.read(rows_of(document.memories, rows), ranks, explicit).tolist()
+        return {chunk: ids[: sizes[chunk]] for chunk, ids in zip(chunks, found, strict=True)}
 
     def _exact(self, document: StoredDocument) -> bytes:
         total = int(document.tokens.sum())
@@ -273,12 +276,13 @@ class TextStore:
         return self.codec.text(self._read(document, torch.zeros(total, dtype=torch.uint8), torch.zeros(total).long()))
 
     def _read(self, document: StoredDocument, ranks: Tensor, explicit: Tensor) -> list[int]:
-        chunks, length = len(document.tokens), self.codec.chunk_length
-        if not chunks:
-            return []
-        missing = chunks * length - len(ranks)
-        padded = [torch.nn.functional.pad(x, (0, missing)).view(chunks, length) for x in (ranks, explicit)]
+        padded = [self._by_chunk(x, len(document.tokens)) for x in (ranks, explicit)]
         return self.codec.read(document.memories, padded[0], padded[1]).flatten()[: len(ranks)].tolist()
+
+    def _by_chunk(self, places: Tensor, chunks: int) -> Tensor:
+        """The last chunk alone may have places behind its text."""
+        length = self.codec.chunk_length
+        return torch.nn.functional.pad(places, (0, chunks * length - len(places))).view(chunks, length)
 
     def _write_here(self, batches: Iterator[list[Unit]]) -> Iterator[list[StoredDocument]]:
         for batch in batches:

@@ -127,7 +127,10 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
     def forward(
         self,
         input_ids: TokenIds,
-        attention_mask: Int[Tensor, "batch seen"] | Bool[Tensor, "batch seen"] | None = None,
+        attention_mask: Int[Tensor, "batch seen"]
+        | Bool[Tensor, "batch seen"]
+        | Bool[Tensor, "batch 1 tokens kept"]
+        | None = None,
         labels: Labels | None = None,
         memories: DocumentMemories | None = None,
         objective: Int[Tensor, " documents"] | None = None,
@@ -146,7 +149,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
 
         Args:
             input_ids: (documents, tokens). In a prompt, `memory_token_id` stands where each slot goes (see `prompt`).
-            attention_mask: (documents, tokens), nonzero for text, on any side.
+            attention_mask: (documents, tokens), nonzero for text, on any side; of a prompt with a static cache,
+                what each token may read of what is kept.
             labels: (documents, tokens), what is asked of each position, else IGNORE_INDEX; not shifted here.
                 In training only the chunks that are asked for something are decoded, and no logits are returned.
             memories: (documents, chunks, memories, numbers): what `remember` gave; encoded here where None.
@@ -371,7 +375,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             return tokens
         if slots.memories is None:
             raise UserError("the prompt has places for memories; give the memories too (see `prompt`).")
-        read = cast(SlotReadout, self.readout)(slots.memories.flatten(0, 1)).flatten(0, 1)
+        read = cast(SlotReadout, self.readout)(slots.memories.flatten(0, 1).to(self.dtype)).flatten(0, 1)
         if len(read) != int(slots.places.sum()):
             raise MemoryShapeError(
                 f"{int(slots.places.sum())} places in the prompt do not fit {len(read)} slots; build it with `prompt`."
