@@ -12,7 +12,10 @@ from importlib import import_module
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
-COMMANDS = ("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes")
+COMMANDS = (
+    *("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
+    *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate"),
+)
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
 
 _HELP = f"""memlm {__version__}: memory models for language
@@ -28,6 +31,15 @@ usage: memlm COMMAND [--help]
   regenerate  send a text through a run's memory and print what comes back
   report      write a run's report page again
   recipes     list the recipes, or print one as YAML to change
+
+  remember    write text files to a store of memories, each verified
+  stats       how much a store holds, and how faithfully
+  verify      check every byte of a store
+  recall      print a document of a store, byte for byte
+  search      the chunks of a store nearest to a text
+  forget      remove documents from a store
+  compact     give the space of removed documents back
+  generate    continue a text behind what was read as memories
 
 a first look:
   memlm demo --quick

@@ -1,6 +1,8 @@
 """Memories in use: strings in and out, and memories in fewer bits."""
 
+from memlm.inference.codec import ChunkCodec
 from memlm.inference.encoders import Encoder, FunctionEncoder, open_encoder
+from memlm.inference.parts import stream_file
 from memlm.inference.quantize import (
     ROUNDINGS,
     Bits,
@@ -10,16 +12,29 @@ from memlm.inference.quantize import (
     quantize,
     rounded,
 )
+from memlm.inference.search import Hit, StoreSearch
+from memlm.inference.session import MemorySession, SessionStats
+from memlm.inference.store import MemoryStore
 from memlm.inference.text_memory import TextMemory, load
+from memlm.inference.text_store import Remembered, TextStore
 from memlm.inference.vectors import default_cache, embed
+from memlm.inference.workers import write_side_by_side
 
 __all__ = [
     "ROUNDINGS",
     "Bits",
+    "ChunkCodec",
     "Encoder",
     "FunctionEncoder",
+    "Hit",
+    "MemorySession",
+    "MemoryStore",
     "QuantizedMemories",
+    "Remembered",
+    "SessionStats",
+    "StoreSearch",
     "TextMemory",
+    "TextStore",
     "bits_per_vector",
     "default_cache",
     "dequantize",
@@ -28,4 +43,6 @@ __all__ = [
     "open_encoder",
     "quantize",
     "rounded",
+    "stream_file",
+    "write_side_by_side",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.chunking import chunk_texts
-from memlm.data import decode_ids, encode_texts, eos_id, pad_id
+from memlm.data import decode_ids, decode_piece, encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.inference.encoders.fingerprint import model_fingerprint, vocabulary_of
 from memlm.inference.exact import stable_ranks, tokens_of
@@ -96,6 +96,10 @@ class ChunkCodec:
     def text(self, tokens: list[int]) -> str:
         """Of ids."""
         return decode_ids(self.tokenizer, tokens)
+
+    def piece(self, tokens: list[int]) -> str:
+        """Of ids from the middle of a text."""
+        return decode_piece(self.tokenizer, tokens)
 
     @torch.inference_mode()
     def encode(self, texts: list[list[int]]) -> Float[Tensor, "chunks memories numbers"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.errors import MemoryShapeError, did_you_mean
@@ -76,6 +76,12 @@ def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
         return quantized.values.float()
     codes = quantized.values if quantized.bits == 8 else _unpacked(quantized.values)[..., : quantized.numbers]
     return codes.float() * quantized.scale.float()
+
+
+def rows_of(memories: QuantizedMemories, rows: slice | Int[Tensor, " chosen"]) -> QuantizedMemories:
+    """Some of the memories."""
+    scale = None if memories.scale is None else memories.scale[rows]
+    return QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
 
 
 ROUNDINGS = ("none", "fp16", "int8", "int4", "binary")

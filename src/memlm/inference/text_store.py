@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
-from memlm.errors import DamagedStoreError, StoreError
+from memlm.errors import DamagedStoreError, StoreError, UserError
 from memlm.inference.codec import ChunkCodec, WrittenChunks, chunk_sizes
+from memlm.inference.encoders import Encoder, open_encoder
 from memlm.inference.exact import pack, unpack
 from memlm.inference.parts import parts_of
-from memlm.inference.quantize import Bits, QuantizedMemories, quantize
-from memlm.inference.store import Entry, MemoryStore, StoredDocument, StoreHeader
-from memlm.inference.store.document import check_id, part_id
+from memlm.inference.quantize import Bits, QuantizedMemories, quantize, rows_of
+from memlm.inference.search import Hit, StoreSearch
+from memlm.inference.store import MemoryStore, StoredDocument, StoreHeader, with_parts
+from memlm.inference.store.document import check_id, manifest_of, named_parts, part_id, part_ids
 
 Outcome = Literal["written", "replaced", "unchanged"]
 _BATCH_CHARACTERS = 2**16
 """Of texts that are written and committed at once, at least."""
-_PARTS = b"parts "
-"""What stands in place of corrections where a text has parts, with their generation and number."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,34 @@ class Finish:
     told: Remembered
 
 
-def write_units(codec: ChunkCodec, units: Sequence[Unit], bits: Bits) -> list[StoredDocument]:
+def write_units(
+    codec: ChunkCodec, units: Sequence[Unit], bits: Bits, retrieval: Encoder | None = None
+) -> list[StoredDocument]:
     """Texts as they are kept; what one becomes does not depend on the others."""
     tokens = codec.tokens([unit.text for unit in units])
     written = codec.write(tokens, bits)
+    vectors = None if retrieval is None else _vectors(codec, tokens, bits, retrieval)
     counts = [len(chunk_sizes(len(ids), codec.chunk_length)) for ids in tokens]
     found: list[StoredDocument] = []
     first = 0
     for unit, ids, count in zip(units, tokens, counts, strict=True):
         rows = slice(first, first + count)
         part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.right[rows])
-        found.append(_document(codec, unit, ids, part))
+        own = None if vectors is None else rows_of(vectors, rows)
+        found.append(_document(codec, unit, ids, part, own))
         first += count
     return found
 
 
-def rows_of(memories: QuantizedMemories, rows: slice | Int[Tensor, " chosen"]) -> QuantizedMemories:
-    """Some of the memories."""
-    scale = None if memories.scale is None else memories.scale[rows]
-    return QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
+def _vectors(codec: ChunkCodec, tokens: list[list[int]], bits: Bits, retrieval: Encoder) -> QuantizedMemories:
+    length = codec.chunk_length
+    texts = [codec.piece(ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)]
+    return quantize(retrieval.encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
 
 
-def _document(codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks) -> StoredDocument:
+def _document(
+    codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks, vectors: QuantizedMemories | None
+) -> StoredDocument:
     content = unit.text.encode()
     sizes = chunk_sizes(len(ids), codec.chunk_length)
     # the last chunk alone may have places behind its text, so that the text's ranks come first
@@ -92,6 +98,7 @@ def _document(codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChu
         corrections=pack(ranks, torch.tensor(ids, dtype=torch.long), content, by_tokens=by_tokens),
         text_sha256=hashlib.sha256(content).hexdigest(),
         text_bytes=len(content),
+        vectors=vectors,
     )
 
 
@@ -105,9 +112,11 @@ class TextStore:
         'any text'
     """
 
-    def __init__(self, store: MemoryStore, codec: ChunkCodec) -> None:
+    def __init__(self, store: MemoryStore, codec: ChunkCodec, retrieval: Encoder | None = None) -> None:
         self.store = store
         self.codec = codec
+        self.retrieval = retrieval
+        self._search: tuple[int, tuple[str, ...] | None, StoreSearch] | None = None
         self._check(codec.header(store.header.bits))
 
     @classmethod
@@ -118,6 +127,7 @@ class TextStore:
         *,
         write: bool = False,
         bits: Bits | None = None,
+        retrieval: Encoder | str | None = None,
         wait: float = 0.0,
     ) -> TextStore:
         """A store, made where there is none and it is opened for writing.
@@ -127,6 +137,8 @@ class TextStore:
             model: what reads and writes memories; a run's folder.
             write: for the one writer.
             bits: of a number in a new store, 8 by default; of an old one they are what they are.
+            retrieval: an encoder of your own, whose vectors of the chunks' texts are kept and searched in place of
+                memories; of an old store the one that it was made with.
             wait: seconds to wait for another writer.
 
         Raises:
@@ -134,15 +146,20 @@ class TextStore:
             DamagedStoreError: a file is not what was written.
         """
         codec = model if isinstance(model, ChunkCodec) else ChunkCodec.load(model)
+        encoder = open_encoder(retrieval) if isinstance(retrieval, str) else retrieval
         if write and not Path(folder).exists():
-            MemoryStore.create(folder, codec.header(bits or 8))
+            hints = {
+                "model": None if isinstance(model, ChunkCodec) else str(Path(model).absolute()),
+                "retrieval_model": retrieval if isinstance(retrieval, str) else None,
+            }
+            MemoryStore.create(folder, new_header(codec, bits or 8, encoder, hints))
         store = MemoryStore.open(folder, write=write, wait=wait)
         try:
             if bits is not None and bits != store.header.bits:
                 raise StoreError(
                     f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave it out, or make another."
                 )
-            return cls(store, codec)
+            return cls(store, codec, encoder)
         except BaseException:
             store.close()
             raise
@@ -231,14 +248,56 @@ class TextStore:
         for inner in part_ids(name, *found):
             yield self.store.read(inner)
 
+    def search(self, query: str, k: int = 10, *, documents: Sequence[str] | None = None) -> list[Hit]:
+        """The chunks nearest to a text, best first, by exact cosine; those nearest to any chunk of a long query.
+
+        The first search reads all vectors, and they are kept while nothing is written.
+
+        Args:
+            query: a text.
+            k: how many.
+            documents: ids to search in; all where None.
+
+        Raises:
+            UserError: an empty query, or k below 1.
+            StoreError: an id that is not there; the store's retrieval encoder is missing.
+            DamagedStoreError: a file is not what was written.
+        """
+        if not query:
+            raise UserError("the query is empty; give at least one character.")
+        commits, chosen = self.store.commits, None if documents is None else tuple(documents)
+        if self._search is None or self._search[:2] != (commits, chosen):
+            self._search = (commits, chosen, StoreSearch(self.store, documents=chosen))
+        return self._search[2].nearest(self.vectors_of(query), k)
+
+    def vectors_of(self, query: str) -> Float[Tensor, "queries numbers"]:
+        """What is compared with the store's vectors.
+
+        Raises:
+            StoreError: the store has vectors of a retrieval encoder and there is none.
+        """
+        if self.store.header.retrieval is None:
+            return self.codec.encode(self.codec.tokens([query])).flatten(1)
+        if self.retrieval is None:
+            raise StoreError(
+                f"'{self.store.folder}' is searched by a retrieval encoder; give the one it was made with."
+            )
+        return self.retrieval.encode([query])
+
+    def text_of(self, hit: Hit) -> str:
+        """The exact text of a chunk that was found; a character may be cut at either end."""
+        for number, part in enumerate(self.parts(hit.id)):
+            if number == (hit.part or 0):
+                return self.codec.piece(self.tokens(part, [hit.chunk])[hit.chunk])
+        raise StoreError(f"document {ascii(hit.id)[:80]} has no part {hit.part}; search again.")
+
     def delete(self, names: Sequence[str]) -> None:
         """Remove documents with their parts, all of them or none.
 
         Raises:
             StoreError: one that is not there.
         """
-        inner = [part for name in names for part in self._parts_of(self.store.entry(name))]
-        self.store.delete([*names, *inner])
+        self.store.delete(with_parts(self.store, names))
 
     def tokens(self, document: StoredDocument, chunks: Sequence[int]) -> dict[int, list[int]]:
         """The exact tokens of some chunks of a document without parts.
@@ -286,7 +345,7 @@ class TextStore:
 
     def _write_here(self, batches: Iterator[list[Unit]]) -> Iterator[list[StoredDocument]]:
         for batch in batches:
-            yield write_units(self.codec, batch, self.store.header.bits)
+            yield write_units(self.codec, batch, self.store.header.bits, self.retrieval)
 
     def _plan(
         self, documents: Iterable[tuple[str, Iterable[str]]], replace: bool, progress: Callable[[int], None]
@@ -298,10 +357,6 @@ class TextStore:
                 raise StoreError(f"document {ascii(name)[:80]} is given twice; give each an id of its own.")
             seen.add(name)
             yield from _DocumentPlan(self.store, name, replace=replace, progress=progress).units(stream)
-
-    def _parts_of(self, entry: Entry) -> list[str]:
-        found = named_parts(self.store.read(entry.id)) if entry.chunks == 0 else None
-        return [] if found is None else list(part_ids(entry.id, *found))
 
     def _commit(
         self,
@@ -325,6 +380,21 @@ class TextStore:
                     f"'{self.store.folder}' was written by another {name} ({getattr(kept, field)[:12]}) than this "
                     f"model's ({getattr(wanted, field)[:12]}); give the model that wrote it."
                 )
+        given = None if self.retrieval is None else self.retrieval.fingerprint
+        if given is not None and given != kept.retrieval:
+            raise StoreError(
+                f"'{self.store.folder}' is searched by "
+                f"{'memories' if kept.retrieval is None else 'vectors of another encoder'}, not by this retrieval "
+                "encoder's; leave it out, or make another store."
+            )
+
+
+def new_header(codec: ChunkCodec, bits: Bits, retrieval: Encoder | None, hints: dict[str, str | None]) -> StoreHeader:
+    """Of a store that these write; `hints` say where they lie."""
+    found: dict[str, object] = dict(hints)
+    if retrieval is not None:
+        found |= {"retrieval": retrieval.fingerprint, "retrieval_numbers": retrieval.width}
+    return codec.header(bits).model_copy(update=found)
 
 
 class _Batches:
@@ -455,31 +525,17 @@ class _DocumentPlan:
     def _manifest(self, generation: int, count: int) -> StoredDocument:
         header = self.store.header
         shape = (0, header.memories_per_chunk, header.numbers)
+        numbers = header.retrieval_numbers
         return StoredDocument(
             id=self.name,
             memories=quantize(torch.zeros(shape), header.bits),
+            vectors=None if numbers is None else quantize(torch.zeros(0, numbers), header.bits),
             tokens=torch.zeros(0, dtype=torch.int32),
             right=torch.zeros(0, dtype=torch.int32),
-            corrections=_PARTS + f"{generation} {count}".encode(),
+            corrections=manifest_of(generation, count),
             text_sha256=self.digest.hexdigest(),
             text_bytes=self.size,
         )
-
-
-def named_parts(document: StoredDocument) -> tuple[int, int] | None:
-    """Generation and number of a document's parts; None where it is a text of its own."""
-    if len(document.tokens) or not document.corrections.startswith(_PARTS):
-        return None
-    try:
-        generation, count = map(int, document.corrections[len(_PARTS) :].split())
-    except ValueError:
-        raise DamagedStoreError(f"document {ascii(document.id)[:80]} names no parts; restore it.") from None
-    return generation, count
-
-
-def part_ids(name: str, generation: int, count: int) -> Iterator[str]:
-    """Of a document's parts, in order."""
-    return (part_id(name, generation, number) for number in range(count))
 
 
 def _utf8(text: str, name: str) -> bytes:

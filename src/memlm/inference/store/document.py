@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memlm.errors import StoreError
+from memlm.errors import DamagedStoreError, StoreError
 from memlm.inference.quantize import QuantizedMemories
+from memlm.inference.store.header import StoreHeader
 
 LONGEST_ID = 1024
 """Bytes."""
 _PART = "\x1f"
 """Between a long document's id and what counts its parts; no id has it (check_id)."""
+_MANIFEST = b"parts "
+"""No corrections begin so (memlm.inference.exact)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class StoredDocument:
         corrections: bytes that turn what the memories give back into the text.
         text_sha256: of the text's UTF-8 bytes.
         text_bytes: how many those are.
+        vectors: (chunks, numbers), rounded: a retrieval encoder's of each chunk's text, where the store has one.
     """
 
     id: str
@@ -39,6 +44,7 @@ class StoredDocument:
     corrections: bytes
     text_sha256: str
     text_bytes: int
+    vectors: QuantizedMemories | None = None
 
     @property
     def fidelity(self) -> Float[Tensor, " chunks"]:
@@ -60,6 +66,37 @@ def part_id(name: str, generation: int, number: int) -> str:
 def is_part(name: str) -> bool:
     """Whether this is a part's id."""
     return _PART in name
+
+
+def owner_of(name: str) -> tuple[str, int | None, int | None]:
+    """The document that an id belongs to, and the generation and number of its part, None where it is no part."""
+    owner, *part = name.split(_PART)
+    return (owner, int(part[0]), int(part[1])) if part else (owner, None, None)
+
+
+def part_ids(name: str, generation: int, count: int) -> Iterator[str]:
+    """Of a document's parts, in order."""
+    return (part_id(name, generation, number) for number in range(count))
+
+
+def manifest_of(generation: int, count: int) -> bytes:
+    """What stands in place of a long document's corrections: which parts it has."""
+    return _MANIFEST + f"{generation} {count}".encode()
+
+
+def named_parts(document: StoredDocument) -> tuple[int, int] | None:
+    """Generation and number of a long document's parts; None where it is a text of its own.
+
+    Raises:
+        DamagedStoreError: it names no parts that could be.
+    """
+    if len(document.tokens) or not document.corrections.startswith(_MANIFEST):
+        return None
+    try:
+        generation, count = map(int, document.corrections[len(_MANIFEST) :].split())
+    except ValueError:
+        raise DamagedStoreError(f"document {ascii(document.id)[:80]} names no parts; restore it.") from None
+    return generation, count
 
 
 def check_id(name: str) -> None:
@@ -90,7 +127,35 @@ def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
     }
     if document.memories.scale is not None:
         found["scale"] = document.memories.scale
+    if document.vectors is not None:
+        found["vectors"] = document.vectors.values
+        if document.vectors.scale is not None:
+            found["vector_scale"] = document.vectors.scale
     return found
+
+
+def document_of(
+    tensors: dict[str, Tensor], header: StoreHeader, *, name: str, text_sha256: str, text_bytes: int
+) -> StoredDocument:
+    """What `tensors_of` took apart."""
+    memories = QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
+    return StoredDocument(
+        id=name,
+        memories=memories,
+        tokens=tensors["tokens"],
+        right=tensors["right"],
+        corrections=tensors["corrections"].numpy().tobytes(),
+        text_sha256=text_sha256,
+        text_bytes=text_bytes,
+        vectors=vectors_of(tensors, header),
+    )
+
+
+def vectors_of(tensors: dict[str, Tensor], header: StoreHeader) -> QuantizedMemories | None:
+    """A retrieval encoder's vectors, where the store has one."""
+    if header.retrieval_numbers is None:
+        return None
+    return QuantizedMemories(tensors["vectors"], tensors.get("vector_scale"), header.bits, header.retrieval_numbers)
 
 
 def data_hash(tensors: dict[str, Tensor]) -> str:

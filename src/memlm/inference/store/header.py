@@ -40,6 +40,14 @@ class StoreHeader(BaseModel):
     """Numbers in one vector."""
     bits: Literal[16, 8, 4] = 8
     """Bits that one number is kept in."""
+    model: Annotated[str, Field(max_length=4096)] | None = None
+    """Where that model was: a hint, checked against the fingerprints."""
+    retrieval: Annotated[str, Field(max_length=256)] | None = None
+    """Fingerprint of an encoder whose vectors are searched; memories are where there is none."""
+    retrieval_numbers: Size | None = None
+    """Numbers in one of its vectors, kept in as many bits each."""
+    retrieval_model: Annotated[str, Field(max_length=4096)] | None = None
+    """Where it was: a hint."""
 
 
 def write_header(folder: Path, header: StoreHeader) -> None:

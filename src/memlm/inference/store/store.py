@@ -22,7 +22,16 @@ from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import write_whole
 from memlm.inference.quantize import QuantizedMemories
 from memlm.inference.store import seal
-from memlm.inference.store.document import StoredDocument, check_id, data_hash, is_part
+from memlm.inference.store.document import (
+    StoredDocument,
+    check_id,
+    data_hash,
+    document_of,
+    is_part,
+    named_parts,
+    part_ids,
+    vectors_of,
+)
 from memlm.inference.store.header import StoreHeader, read_header, write_header
 from memlm.inference.store.index import NAME as INDEX
 from memlm.inference.store.index import Entry, Index
@@ -138,6 +147,11 @@ class MemoryStore:
         self._index.close()
         if self._lock is not None:
             self._lock.release()
+
+    @property
+    def commits(self) -> int:
+        """How often the store was changed."""
+        return self._index.state().commits
 
     def __len__(self) -> int:
         """Documents, the parts of long ones not counted."""
@@ -269,6 +283,34 @@ class MemoryStore:
         self._settle()
         self._sweep()
 
+    def searched(self) -> Iterator[tuple[Segment, QuantizedMemories]]:
+        """What is searched, segment by segment: vectors of a retrieval encoder, or memories (chunks, all numbers).
+
+        Raises:
+            DamagedStoreError: a segment is not what was written.
+        """
+        for segment in self._index.segments():
+            yield segment, self._searched(segment)
+
+    def _searched(self, segment: Segment) -> QuantizedMemories:
+        path = segment_path(self.folder, segment.number)
+        tensors = read_tensors_at(self.folder, Place(segment.number, 0, segment.chunks, 0, 0))
+        if file_hash(path) != segment.sha256:
+            raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
+        vectors = vectors_of(tensors, self.header)
+        return vectors or QuantizedMemories(
+            tensors["values"], tensors.get("scale"), self.header.bits, self.header.numbers
+        )
+
+    def chunks_below(self, fidelity: float) -> tuple[int, int]:
+        """How many chunks of documents that are there have a smaller share of right tokens, and how many there are."""
+        below = total = 0
+        for entry in self._index.entries():
+            if entry.chunks:
+                shares = self._read(entry).fidelity
+                below, total = below + int((shares < fidelity).sum()), total + len(shares)
+        return below, total
+
     def stats(self) -> StoreStats:
         """How much there is; of one moment."""
         with self._index.snapshot():
@@ -325,15 +367,8 @@ class MemoryStore:
                 f"document {ascii(entry.id)[:80]} in '{self.folder}' is damaged (its data is not what was written); "
                 "restore the store from a copy, or delete the document."
             )
-        bits, numbers = self.header.bits, self.header.numbers
-        return StoredDocument(
-            id=entry.id,
-            memories=QuantizedMemories(tensors["values"], tensors.get("scale"), bits, numbers),
-            tokens=tensors["tokens"],
-            right=tensors["right"],
-            corrections=tensors["corrections"].numpy().tobytes(),
-            text_sha256=entry.text_sha256,
-            text_bytes=entry.text_bytes,
+        return document_of(
+            tensors, self.header, name=entry.id, text_sha256=entry.text_sha256, text_bytes=entry.text_bytes
         )
 
     def _commit(self, documents: Sequence[StoredDocument], *, remove: list[str]) -> None:
@@ -389,11 +424,31 @@ class MemoryStore:
         wanted = (self.header.memories_per_chunk, self.header.numbers, self.header.bits)
         memories = document.memories
         found = (memories.values.shape[1] if memories.values.ndim == 3 else None, memories.numbers, memories.bits)
+        numbers = None if document.vectors is None else document.vectors.numbers
+        if numbers != self.header.retrieval_numbers:
+            raise StoreError(
+                f"vectors of {numbers} numbers do not fit '{self.folder}' of {self.header.retrieval_numbers}; "
+                "use the retrieval encoder that the store was made with."
+            )
         if found != wanted:
             raise StoreError(
                 f"memories of {found} (a chunk's vectors, numbers, bits) do not fit '{self.folder}' of {wanted}; "
                 "use the model that the store was made with."
             )
+
+
+def with_parts(store: MemoryStore, names: Sequence[str]) -> list[str]:
+    """These ids, and those of the parts of long documents among them.
+
+    Raises:
+        StoreError: one that is not there.
+    """
+    found = list(names)
+    for name in names:
+        entry = store.entry(name)
+        named = named_parts(store.read(name)) if not entry.chunks else None
+        found += [] if named is None else part_ids(name, *named)
+    return found
 
 
 def _locked(folder: Path, wait: float) -> FileLock:

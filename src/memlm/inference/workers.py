@@ -1,0 +1,76 @@
+"""Documents written by several processes, in their order; each has the model and its share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from memlm.inference.codec import ChunkCodec
+from memlm.inference.encoders import Encoder, open_encoder
+from memlm.inference.quantize import Bits
+from memlm.inference.store import StoredDocument, StoreHeader
+from memlm.inference.store.document import document_of, tensors_of
+from memlm.inference.text_store import Unit, write_units
+
+_AHEAD = 2
+"""Lists that each worker has waiting, so that none is idle and memory stays bounded."""
+_Sent = tuple[str, bytes, str, int]
+
+
+def write_side_by_side(
+    batches: Iterator[list[Unit]], *, model: Path, header: StoreHeader, retrieval: str | None, workers: int
+) -> Iterator[list[StoredDocument]]:
+    """What `write_units` gives for each list, in order.
+
+    Args:
+        batches: texts to write.
+        model: folder that each worker loads.
+        header: of the store that they are for.
+        retrieval: encoder that each worker loads.
+        workers: processes.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    start = (str(model), header.bits, retrieval, threads)
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=start) as pool:
+        waiting: deque[Future[list[_Sent]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(_work, [(unit.id, unit.text) for unit in batch]))
+                if len(waiting) > workers * _AHEAD:
+                    yield _received(waiting.popleft().result(), header)
+            while waiting:
+                yield _received(waiting.popleft().result(), header)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _received(sent: list[_Sent], header: StoreHeader) -> list[StoredDocument]:
+    return [
+        document_of(load(tensors), header, name=name, text_sha256=digest, text_bytes=size)
+        for name, tensors, digest, size in sent
+    ]
+
+
+_here: dict[str, Any] = {}
+"""A worker's model, encoder and bits."""
+
+
+def _start(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
+    torch.set_num_threads(threads)
+    encoder: Encoder | None = None if retrieval is None else open_encoder(retrieval)
+    _here.update(codec=ChunkCodec.load(model), bits=bits, retrieval=encoder)
+
+
+def _work(units: list[tuple[str, str]]) -> list[_Sent]:
+    # tensors go as safetensors: torch would hand over a file for each of them
+    documents = write_units(_here["codec"], [Unit(*unit) for unit in units], _here["bits"], _here["retrieval"])
+    return [(d.id, save(tensors_of(d)), d.text_sha256, d.text_bytes) for d in documents]
