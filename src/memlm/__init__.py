@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from memlm.evaluation import evaluate_run
     from memlm.evaluation.probe_settings import ProbeSettings
     from memlm.evaluation.retention import Retention
-    from memlm.inference import FunctionEncoder, TextMemory, dequantize, load, open_encoder, quantize
+    from memlm.inference import (
+        FunctionEncoder,
+        MemorySession,
+        MemoryStore,
+        TextMemory,
+        TextStore,
+        dequantize,
+        load,
+        open_encoder,
+        quantize,
+    )
     from memlm.measurement import Measurement
     from memlm.models import (
         MemoryModelConfig,
@@ -45,7 +55,13 @@ _WHERE = {
         ],
         "models",
     ),
-    **dict.fromkeys(["FunctionEncoder", "TextMemory", "dequantize", "load", "open_encoder", "quantize"], "inference"),
+    **dict.fromkeys(
+        [
+            *("FunctionEncoder", "TextMemory", "dequantize", "load", "open_encoder", "quantize"),
+            *("MemorySession", "MemoryStore", "TextStore"),
+        ],
+        "inference",
+    ),
     **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
     **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),
     "Measurement": "measurement",
@@ -61,6 +77,8 @@ __all__ = [
     "MemlmError",
     "MemoryModelConfig",
     "MemoryModelForCausalLM",
+    "MemorySession",
+    "MemoryStore",
     "MixerConfig",
     "MixerForCausalLM",
     "MixerModel",
@@ -72,6 +90,7 @@ __all__ = [
     "TextAutoencoder",
     "TextAutoencoderConfig",
     "TextMemory",
+    "TextStore",
     "UserError",
     "__version__",
     "dequantize",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -57,7 +57,8 @@ def run(arguments: list[str]) -> None:
         file=sys.stderr,
     )
     torch.manual_seed(options.seed)
-    sampling = {"do_sample": True, "temperature": options.temperature} if options.sample else {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": options.sample}
+    sampling |= {"temperature": options.temperature} if options.sample else {}
     streamer = TextStreamer(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
     session.generate(max_new_tokens=options.max_new_tokens, streamer=streamer, **sampling)
     if options.session is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import tyro
@@ -34,15 +34,13 @@ def run(arguments: list[str]) -> None:
     import json
 
     options = parse(Search, arguments, command="search")
-    from memlm.cli.stores import open_texts
+    from memlm.cli.stores import one_line, open_texts
 
     with open_texts(options.store, options.model, retrieval=True) as store:
         for hit in store.search(options.query, options.k, documents=options.document or None):
-            place = f"{hit.id} {hit.chunk}" if hit.part is None else f"{hit.id} {hit.part}:{hit.chunk}"
             text = store.text_of(hit)
             if options.json:
-                print(
-                    json.dumps({"id": hit.id, "part": hit.part, "chunk": hit.chunk, "score": hit.score, "text": text})
-                )
-            else:
-                print(f"{hit.score:.4f}  {place}  {' '.join(text.split())}")
+                print(json.dumps({**asdict(hit), "text": text}))
+                continue
+            place = str(hit.chunk) if hit.part is None else f"{hit.part}:{hit.chunk}"
+            print(f"{hit.score:.4f}  {hit.id} {place}  {one_line(text)}")

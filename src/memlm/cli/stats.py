@@ -52,16 +52,12 @@ def run(arguments: list[str]) -> None:
         f"{stats.text_bytes} bytes of text\n"
         f"memories: {header.memories_per_chunk} x {header.numbers} numbers a chunk, {header.bits} bits each\n"
         f"fidelity: {100 * stats.fidelity:.2f} % of tokens come back from memory alone; "
-        f"{low} of {chunks} chunks ({100 * low / max(chunks, 1):.1f} %) are below {options.fidelity} and read as tokens\n"
+        f"{low} of {chunks} chunks ({100 * low / max(chunks, 1):.1f} %) are below {options.fidelity}: read as tokens\n"
         f"bytes per byte of text: {found['store_bytes_per_byte']:.3f} all together, "
         f"{found['correction_bytes_per_byte']:.3f} of them corrections"
     )
     if options.compare:
-        print(
-            ", ".join(
-                f"{name.split('_')[0]} {found[name]:.3f}" for name in ("gzip_bytes_per_byte", "xz_bytes_per_byte")
-            )
-        )
+        print(f"the same text by gzip {found['gzip_bytes_per_byte']:.3f}, by xz {found['xz_bytes_per_byte']:.3f}")
     if stats.dead_chunks:
         print(f"{stats.dead_chunks} chunks of deleted documents; memlm compact {options.store} gives their space back")
 

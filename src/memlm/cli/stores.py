@@ -25,6 +25,12 @@ def open_texts(folder: str, model: str | None, *, retrieval: bool = False) -> Te
     return TextStore.open(folder, model or model_of(folder), retrieval=encoder)
 
 
+def one_line(text: str) -> str:
+    """A text for the terminal: spaces as one, and nothing in it that would move a cursor or change a colour."""
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
 def model_of(folder: str) -> str:
     """Where the model of a store lies.
 

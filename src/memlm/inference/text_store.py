@@ -7,7 +7,7 @@ more that names them, committed when all are there. What was interrupted goes on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -183,7 +183,7 @@ class TextStore:
         replace: bool = False,
         write: Callable[[Iterator[list[Unit]]], Iterator[list[StoredDocument]]] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Remembered]:
+    ) -> Generator[Remembered]:
         """Write texts; each is told when it is committed.
 
         A text that is there already is left as it is; what was interrupted goes on.
