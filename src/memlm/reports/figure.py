@@ -142,6 +142,25 @@ def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Int
     return _svg(draw, title="What comes back from memory", name="shares")
 
 
+def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
+    """How many times better something is over the length of a text, both in powers, as SVG; up to four series."""
+
+    def draw(axes: Any) -> None:
+        styles = ((_FIRST, "-"), (_FIRST, "--"), (_SECOND, "-"), (_SECOND, "--"))
+        for (name, values), (colour, line) in zip(series.items(), styles, strict=False):
+            axes.plot(lengths, values, color=colour, linestyle=line, linewidth=2.0, marker="o", label=name)
+        axes.axhline(1, color=_SOFT, linewidth=1.0)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel("tokens of context")
+        axes.set_ylabel("times better than full context")
+        axes.legend(loc="upper left", frameon=False, fontsize=9)
+
+    return _svg(draw, title="Memory against full context", name="times")
+
+
 def standalone(svg: str) -> str:
     """A figure as a file of its own, light and dark as its reader asks."""
     light = "--ink:#1b2330;--soft:#b9c1cd;--first:#1666b0;--second:#b4561a;--font:system-ui,sans-serif"

@@ -1,0 +1,111 @@
+"""`memlm bench inference`: memory against full context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from memlm.cli.arguments import parse
+
+if TYPE_CHECKING:
+    from memlm.evaluation.efficiency import Comparison, EfficiencySettings
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time one decoder on one text, read as memories and as all of its tokens: first token, each token, cache, memory.
+
+    Weights are fresh: they do not matter to time. All sizes can be changed.
+    """
+
+    what: Positional[Literal["inference"]]
+    """What is timed."""
+    out: str = "runs/bench"
+    """Folder of table, picture and figures."""
+    lengths: tuple[int, ...] = (256, 1024, 4096, 16384)
+    """Tokens of context."""
+    batch_sizes: tuple[int, ...] = (1, 8)
+    """Texts read side by side."""
+    chunk_length: int = 128
+    """Tokens per chunk."""
+    slots_per_chunk: int = 8
+    """Decoder inputs that a chunk's memory takes."""
+    hidden_size: int = 256
+    """Width of the decoder."""
+    num_layers: int = 4
+    """Of the decoder."""
+    num_heads: int = 4
+    """Of the decoder."""
+    encoder_hidden_size: int = 128
+    """Width of the encoder."""
+    encoder_num_layers: int = 2
+    """Of the encoder."""
+    bottleneck_size: int = 512
+    """Numbers in a chunk's memory."""
+    new_tokens: int = 16
+    """Written after the first one, to time them."""
+    threads: int = 0
+    """Of torch; 0 leaves the choice to it."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, time, write, print."""
+    options = parse(Bench, arguments, command="bench")
+    from memlm.evaluation.efficiency import compare_efficiency, measurements_of
+    from memlm.files import write_file_whole
+    from memlm.reports import figure, journal
+    from memlm.training.callbacks import ProgressView
+
+    settings = _settings(options)
+    view = ProgressView(len(settings.lengths) * len(settings.batch_sizes), shown=True, noun="case")
+    found: list[Comparison] = []
+    view.start(0)
+    try:
+        for comparison in compare_efficiency(settings):
+            found.append(comparison)
+            view.update(len(found), f"{comparison.length} tokens, batch {comparison.batch_size}")
+    finally:
+        view.stop()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "measurements.jsonl").unlink(missing_ok=True)
+    journal.append(out / "measurements.jsonl", measurements_of(found))
+    first = [c for c in found if c.batch_size == settings.batch_sizes[0]]
+    ratios = {
+        name: [c.ratios[name] for c in first] for name in ("first_token", "first_token_with_encoding", "each_token")
+    }
+    picture = figure.times_over_length([c.length for c in first], {k.replace("_", " "): v for k, v in ratios.items()})
+    write_file_whole(out / "efficiency.svg", figure.standalone(picture))
+    table = markdown(found)
+    write_file_whole(out / "efficiency.md", table)
+    print(table, end="")
+
+
+def _settings(options: Bench) -> EfficiencySettings:
+    from memlm.evaluation.efficiency import EfficiencySettings
+    from memlm.training.config import checked
+
+    return checked(EfficiencySettings, {n: v for n, v in vars(options).items() if n not in ("what", "out")})
+
+
+def markdown(comparisons: list[Comparison]) -> str:
+    """One line a length and batch size; memory first, then full context, then how many times better memory is."""
+    head = ["tokens", "batch", "encode, s", "first token, s", "each token, ms", "KV cache, MB", "peak memory, MB"]
+    lines = ["| " + " | ".join(head) + " | times better: first, first with encoding, each, KV |", "|" + " --- |" * 8]
+    for c in comparisons:
+        m, f = c.memory, c.full
+        cells = [
+            str(c.length),
+            str(c.batch_size),
+            f"{m.encode_seconds:.3f}",
+            f"{m.first_seconds:.3f} / {f.first_seconds:.3f}",
+            f"{1e3 * m.token_seconds:.1f} / {1e3 * f.token_seconds:.1f}",
+            f"{m.kv_bytes / 1e6:.1f} / {f.kv_bytes / 1e6:.1f}",
+            f"{m.rss_bytes / 1e6:.0f} / {f.rss_bytes / 1e6:.0f}",
+            ", ".join(f"{value:.1f}" for value in c.ratios.values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,239 @@
+"""What reading memories saves at inference: the same decoder on the same text, as memories and as tokens.
+
+A context of T tokens is read by the decoder as all of its tokens with a KV cache (full context), or as the memories of
+all chunks but the last, and the last chunk's tokens (memory), as sessions do. Both are timed through `generate()`.
+Weights are fresh, as they do not matter to time. Each case runs in a process of its own, so that its peak memory is its.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from memlm.errors import ConfigError
+from memlm.measurement import Measurement
+from memlm.models import MemoryModelConfig, MemoryModelForCausalLM
+from memlm.training.config import Settings
+
+Size = Annotated[int, Field(ge=1, le=2**20)]
+_VOCABULARY = 1024
+_SLOW = 5.0
+"""Seconds: what takes longer is timed once."""
+_TIMES = 3
+
+
+class EfficiencySettings(Settings):
+    """The model's sizes and what it reads."""
+
+    lengths: tuple[Size, ...] = (256, 1024, 4096, 16384)
+    """Tokens of context."""
+    batch_sizes: tuple[Size, ...] = (1, 8)
+    """Texts read side by side."""
+    chunk_length: Size = 128
+    """Tokens per chunk."""
+    slots_per_chunk: Size = 8
+    """Decoder inputs that a chunk's memory takes."""
+    hidden_size: Size = 256
+    """Width of the decoder; Llama's layers."""
+    num_layers: Size = 4
+    """Of the decoder."""
+    num_heads: Size = 4
+    """Of the decoder."""
+    encoder_hidden_size: Size = 128
+    """Width of the encoder."""
+    encoder_num_layers: Size = 2
+    """Of the encoder."""
+    bottleneck_size: Size = 512
+    """Numbers in a chunk's memory."""
+    new_tokens: Size = 16
+    """Written after the first one, to time them."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Of torch; 0 leaves the choice to it."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One way of reading, at one length and batch size.
+
+    Attributes:
+        encode_seconds: to write the memories; 0 for full context.
+        first_seconds: from a prompt to its first token, memories kept.
+        token_seconds: for each token after it.
+        kv_bytes: of the cache when the first token is there, all rows together.
+        rss_bytes: peak of the process above what it had with the model loaded.
+    """
+
+    encode_seconds: float
+    first_seconds: float
+    token_seconds: float
+    kv_bytes: int
+    rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways at one length and batch size."""
+
+    length: int
+    batch_size: int
+    memory: Speed
+    full: Speed
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """How many times better memory is, by figure."""
+        m, f = self.memory, self.full
+        return {
+            "first_token": f.first_seconds / m.first_seconds,
+            "first_token_with_encoding": f.first_seconds / (m.first_seconds + m.encode_seconds),
+            "each_token": f.token_seconds / m.token_seconds,
+            "kv_bytes": f.kv_bytes / m.kv_bytes,
+        }
+
+
+def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
+    """Each length and batch size, one after the other.
+
+    Raises:
+        ConfigError: a length that is no multiple of chunk_length, or holds fewer than two chunks.
+    """
+    for length in settings.lengths:
+        if length % settings.chunk_length or length < 2 * settings.chunk_length:
+            raise ConfigError(
+                f"a context of {length} tokens must be two or more chunks of {settings.chunk_length}; change either."
+            )
+    for batch_size in settings.batch_sizes:
+        for length in settings.lengths:
+            memory, full = (_alone(settings, way, length, batch_size) for way in ("memory", "full"))
+            yield Comparison(length, batch_size, memory, full)
+
+
+def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
+    """All figures, for a journal."""
+    found: list[Measurement] = []
+    for one in comparisons:
+        place = f"{one.length}_tokens/batch_{one.batch_size}"
+        for way, speed in (("memory", one.memory), ("full_context", one.full)):
+            units = {
+                "encode_seconds": "s",
+                "first_seconds": "s",
+                "token_seconds": "s",
+                "kv_bytes": "B",
+                "rss_bytes": "B",
+            }
+            for name, unit in units.items():
+                found.append(_figure(f"{place}/{way}/{name}", getattr(speed, name), unit))
+        found += [_figure(f"{place}/ratio/{name}", value, "times") for name, value in one.ratios.items()]
+    return found
+
+
+def _figure(name: str, value: float, unit: str) -> Measurement:
+    return Measurement(name=name, value=float(value), unit=unit, count=1, split="random_tokens", protocol="timed")
+
+
+def _alone(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(measure, settings, way, length, batch_size).result()
+
+
+@torch.inference_mode()
+def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
+    """One case, in this process."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    model = model_of(settings, longest=max(settings.lengths))
+    ids = torch.randint(2, _VOCABULARY, (batch_size, length))
+    before = _peak()
+    if way == "full":
+        return _speed(model.decoder, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, 0.0, before)
+    older, newest = ids[:, : -settings.chunk_length], ids[:, -settings.chunk_length :]
+    memories, encoding = _timed(lambda: model.remember(older))
+    prompt = model.prompt([[m, n.tolist()] for m, n in zip(memories, newest, strict=True)])
+    return _speed(model, prompt, settings, encoding, before)
+
+
+def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCausalLM:
+    """With fresh weights; its decoder has positions for full context."""
+    config = MemoryModelConfig(
+        encoder={
+            "model_type": "memlm_chunk_encoder",
+            "vocab_size": _VOCABULARY,
+            "chunk_length": settings.chunk_length,
+            "hidden_size": settings.encoder_hidden_size,
+            "num_encoder_layers": settings.encoder_num_layers,
+            "bottleneck_size": settings.bottleneck_size,
+        },
+        decoder={
+            "model_type": "llama",
+            "vocab_size": _VOCABULARY + 1,
+            "hidden_size": settings.hidden_size,
+            "intermediate_size": 11 * settings.hidden_size // 4,
+            "num_hidden_layers": settings.num_layers,
+            "num_attention_heads": settings.num_heads,
+            "num_key_value_heads": settings.num_heads,
+            "max_position_embeddings": longest + settings.new_tokens + 1,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        },
+        chunk_length=settings.chunk_length,
+        slots_per_chunk=settings.slots_per_chunk,
+        num_chunks=2,
+        memory_token_id=_VOCABULARY,
+    )
+    return MemoryModelForCausalLM(config).eval()
+
+
+def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, encoding: float, before: int) -> Speed:
+    def write(tokens: int) -> Any:
+        return model.generate(
+            **prompt,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+        )
+
+    first, first_seconds = _timed(lambda: write(1))
+    kv_bytes = _cache_bytes(first.past_key_values)
+    del first
+    _, all_seconds = _timed(lambda: write(1 + settings.new_tokens))
+    token_seconds = max(all_seconds - first_seconds, 1e-9) / settings.new_tokens
+    return Speed(encoding, first_seconds, token_seconds, kv_bytes, _peak() - before)
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What came of it, and the median of a few times."""
+    seconds: list[float] = []
+    result = None
+    while len(seconds) < _TIMES:
+        began = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - began)
+        if seconds[0] > _SLOW:
+            break
+    return result, statistics.median(seconds)
+
+
+def _cache_bytes(cache: Any) -> int:
+    tensors = [t for layer in cast(Any, cache).layers for t in (layer.keys, layer.values)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _peak() -> int:
+    """Bytes; Linux counts in units of 1,024, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
