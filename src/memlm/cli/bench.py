@@ -74,10 +74,9 @@ def run(arguments: list[str]) -> None:
     (out / "measurements.jsonl").unlink(missing_ok=True)
     journal.append(out / "measurements.jsonl", measurements_of(found))
     first = [c for c in found if c.batch_size == settings.batch_sizes[0]]
-    ratios = {
-        name: [c.ratios[name] for c in first] for name in ("first_token", "first_token_with_encoding", "each_token")
-    }
-    picture = figure.times_over_length([c.length for c in first], {k.replace("_", " "): v for k, v in ratios.items()})
+    shown = ("first_token", "first_token_with_encoding", "each_token")
+    ratios = {name.replace("_", " "): [c.ratios[name] for c in first] for name in shown}
+    picture = figure.times_over_length([c.length for c in first], ratios)
     write_file_whole(out / "efficiency.svg", figure.standalone(picture))
     table = markdown(found)
     write_file_whole(out / "efficiency.md", table)

@@ -2,7 +2,7 @@
 
 A context of T tokens is read by the decoder as all of its tokens with a KV cache (full context), or as the memories of
 all chunks but the last, and the last chunk's tokens (memory), as sessions do. Both are timed through `generate()`.
-Weights are fresh, as they do not matter to time. Each case runs in a process of its own, so that its peak memory is its.
+Weights are fresh, as they do not matter to time. Each case runs in a process of its own, whose peak memory is its.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -125,15 +125,8 @@ def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
     for one in comparisons:
         place = f"{one.length}_tokens/batch_{one.batch_size}"
         for way, speed in (("memory", one.memory), ("full_context", one.full)):
-            units = {
-                "encode_seconds": "s",
-                "first_seconds": "s",
-                "token_seconds": "s",
-                "kv_bytes": "B",
-                "rss_bytes": "B",
-            }
-            for name, unit in units.items():
-                found.append(_figure(f"{place}/{way}/{name}", getattr(speed, name), unit))
+            for name, value in asdict(speed).items():
+                found.append(_figure(f"{place}/{way}/{name}", value, "s" if name.endswith("seconds") else "B"))
         found += [_figure(f"{place}/ratio/{name}", value, "times") for name, value in one.ratios.items()]
     return found
 
@@ -230,7 +223,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _cache_bytes(cache: Any) -> int:
-    tensors = [t for layer in cast(Any, cache).layers for t in (layer.keys, layer.values)]
+    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
