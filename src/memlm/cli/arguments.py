@@ -52,6 +52,7 @@ def _refuse_unknown_flags(kind: type[Any], arguments: Sequence[str], command: st
 
     known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cast(Any, kind))}
     known |= {"--no-" + name[2:] for name in known}
+    known |= {name[1:] for name in known if len(name) == len("--k")}
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
         if _FLAG.fullmatch(name) and name not in known:
