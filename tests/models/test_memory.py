@@ -279,3 +279,24 @@ def test_errors_name_both_values() -> None:
         model(torch.full((1, 2), VOCAB), use_cache=False)
     with pytest.raises(UserError, match="prompts need masked fillers"):
         memory_model("paper").prompt([[torch.zeros(1, 1, 8), [3]]])
+
+
+@pytest.mark.parametrize("name", [n for n in MEMORY_MODELS if n != "no memory"])
+def test_what_a_memory_gives_back_is_what_a_blank_copy_reads(name: str) -> None:
+    model = memory_model(name)
+    memories = model.remember(documents(3, 4))[:, 0]
+    # the copy of a text of half the chunks, all of which are this one
+    blanks = torch.zeros(3, 12, dtype=torch.long)
+    read = model(blanks, memories=memories[:, None].expand(-1, 3, -1, -1)).logits[:, 8:]
+    torch.testing.assert_close(model.decode(memories), read)
+    torch.testing.assert_close(model.decode(memories[1:2]), read[1:2], rtol=1e-5, atol=1e-5)
+    assert model.decode(memories[:0]).shape == (0, *read.shape[1:])
+    with pytest.raises(MemoryShapeError, match="NaN or infinite"):
+        model.decode(memories * torch.nan)
+    with pytest.raises(MemoryShapeError, match="do not fit"):
+        model.decode(memories[..., :-1])
+
+
+def test_a_model_without_memory_gives_nothing_back() -> None:
+    with pytest.raises(UserError, match="never reads its memories"):
+        memory_model("no memory").decode(torch.zeros(1, 1, 8))

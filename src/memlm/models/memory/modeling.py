@@ -118,6 +118,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self._check_memories(memories[:, None], len(memories), 1)
         if not bool(torch.isfinite(memories).all()):
             raise MemoryShapeError("memories hold values that are NaN or infinite; encode the text again.")
+        if not len(memories):
+            return memories.new_zeros(0, self.config.chunk_length, self.config.reader.vocab_size)
         shape = (len(memories), groups + 1, self.config.chunk_length)
         blanks = torch.full(shape, self.config.pad_token_id or 0, device=memories.device)
         document = ChunkedDocuments(blanks, torch.ones_like(blanks), None, None, None, shape[1] * shape[2])
