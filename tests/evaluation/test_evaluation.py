@@ -54,9 +54,11 @@ def test_costs_count_scales_and_compare_the_same_text() -> None:
     costs = {c.name: c.bits_per_byte for c in memory_costs(chunks=3, memories_per_chunk=2, numbers=10, text_bytes=60)}
     assert costs == {"memory fp16": 16.0, "memory int8": 9.6, "memory int4": 5.6}
     texts = ["the same words over and over " * 40]
-    whole = {c.name: c.bits_per_byte for c in compressor_costs(texts)}
+    whole = {c.name: c.bits_per_byte for c in compressor_costs(text.encode() for text in texts)}
     parts = {c.name: c.bits_per_byte for c in chunkwise_costs([texts[0][i : i + 60] for i in range(0, 1160, 60)])}
     assert max(whole.values()) < 1 < min(parts.values())
+    assert {name.split()[0] for name in whole} == {"gzip", "xz", "zstd"}
+    assert whole == {c.name: c.bits_per_byte for c in compressor_costs([texts[0][:99].encode(), texts[0][99:].encode()])}
 
 
 def test_a_run_is_measured_on_every_split(finished_run: Path) -> None:

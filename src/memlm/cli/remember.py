@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ class Remember:
     """Write text files to a store of memories, each verified as written: what a memory does not give back is kept too.
 
     A file's path is its id. Files that are there already are left; what was stopped goes on by the same command.
+    Under torchrun, on one machine or several, all processes encode; files and store are those of the first one.
     """
 
     paths: Positional[tuple[str, ...]]
@@ -52,6 +55,11 @@ def run(arguments: list[str]) -> None:
 
     if options.workers < 1:
         raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
+    if _processes() > 1 and options.workers > 1:
+        raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
+    if int(os.environ.get("RANK", "0")):
+        _serve(options)
+        return
     paths = [_file(path) for path in options.paths]
     if not paths:
         raise DataError("no files; give at least one text file.")
@@ -69,31 +77,29 @@ def run(arguments: list[str]) -> None:
 
 
 def _written(store: TextStore, paths: list[Path], options: Remember, model: Path, view: Any) -> dict[str, int]:
-    from memlm.inference import stream_file, write_side_by_side
+    from memlm.inference import stream_file, write_over_ranks, write_side_by_side
     from memlm.training import Interrupted
 
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
-    done, began = 0, time.monotonic()
+    done, tokens, began = 0, 0, time.monotonic()
 
-    def progress(size: int) -> None:
-        nonlocal done
-        done += size
-        seconds = max(time.monotonic() - began, 1e-9)
-        view.update(done, f"{done / seconds / 1e3:,.0f} kB/s")
+    def progress(size: int, now: int) -> None:
+        nonlocal done, tokens
+        done, tokens = done + size, tokens + now
+        view.update(done, f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s")
 
+    header = store.store.header
     write = None
-    if options.workers > 1:
-        write = partial(
-            write_side_by_side,
-            model=model,
-            header=store.store.header,
-            retrieval=store.store.header.retrieval_model,
-            workers=options.workers,
-        )
+    if _processes() > 1:
+        write = partial(write_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
+    elif options.workers > 1:
+        found = header.retrieval_model
+        write = partial(write_side_by_side, model=model, header=header, retrieval=found, workers=options.workers)
     documents = ((str(path), stream_file(path)) for path in paths)
     view.start(0)
     try:
-        with closing(store.remember(documents, replace=options.replace, write=write, progress=progress)) as told:
+        remembered = store.remember(documents, replace=options.replace, write=write, progress=progress)
+        with _connected(), closing(remembered) as told:
             for one in told:
                 outcomes[one.outcome] += 1
     except KeyboardInterrupt:
@@ -101,6 +107,38 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
     finally:
         view.stop()
     return outcomes
+
+
+def _processes() -> int:
+    """Of the launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """To the launcher's other processes, where there are any."""
+    import torch.distributed as dist
+
+    if _processes() == 1:
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _serve(options: Remember) -> None:
+    """A process that only encodes."""
+    from memlm.inference import ChunkCodec, open_encoder, serve_rank
+
+    if options.model is None:
+        raise ConfigError("under torchrun every process needs the model; give --model RUN.")
+    codec = ChunkCodec.load(options.model)
+    retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
+    with _connected():
+        serve_rank(codec, retrieval)
 
 
 def _retrieval(options: Remember) -> str | None:

@@ -19,7 +19,7 @@ class Stats:
     fidelity: float = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens by sessions."""
     compare: bool = False
-    """Beside gzip and xz of the same text, which is recalled for it."""
+    """Beside gzip, xz and zstd of the same text, which is recalled for it."""
     json: bool = False
     """Print JSON on stdout, and nothing else there."""
 
@@ -57,7 +57,8 @@ def run(arguments: list[str]) -> None:
         f"{found['correction_bytes_per_byte']:.3f} of them corrections"
     )
     if options.compare:
-        print(f"the same text by gzip {found['gzip_bytes_per_byte']:.3f}, by xz {found['xz_bytes_per_byte']:.3f}")
+        sizes = ", ".join(f"{name} {found[f'{name}_bytes_per_byte']:.3f}" for name in ("gzip", "xz", "zstd"))
+        print(f"the same text as one stream: {sizes}")
     if stats.dead_chunks:
         print(f"{stats.dead_chunks} chunks of deleted documents; memlm compact {options.store} gives their space back")
 
@@ -67,19 +68,10 @@ def _size(folder: Path) -> int:
 
 
 def _compared(folder: str) -> dict[str, float]:
-    """All texts as one, which is what these are best at."""
-    import lzma
-    import zlib
-
+    """All texts as one, which is what compressors are best at."""
     from memlm.cli.stores import open_texts
+    from memlm.evaluation import compressor_costs
 
-    gzip, xz = zlib.compressobj(9, wbits=31), lzma.LZMACompressor()
-    size = packed = xz_packed = 0
     with open_texts(folder, None) as texts:
-        for entry in texts.store.documents():
-            for part in texts.recall_parts(entry.id):
-                size += len(part)
-                packed += len(gzip.compress(part))
-                xz_packed += len(xz.compress(part))
-    packed, xz_packed = packed + len(gzip.flush()), xz_packed + len(xz.flush())
-    return {"gzip_bytes_per_byte": packed / max(size, 1), "xz_bytes_per_byte": xz_packed / max(size, 1)}
+        pieces = (part for entry in texts.store.documents() for part in texts.recall_parts(entry.id))
+        return {f"{cost.name.split()[0]}_bytes_per_byte": cost.bits_per_byte / 8 for cost in compressor_costs(pieces)}

@@ -185,4 +185,4 @@ def _costs(measure: Yardstick, rows: PackedRows, documents: Sequence[Document]) 
         numbers=config.bottleneck_size,
         text_bytes=size,
     )
-    return [*memories, *compressor_costs(texts), *chunkwise_costs(chunks)]
+    return [*memories, *compressor_costs(text.encode() for text in texts), *chunkwise_costs(chunks)]

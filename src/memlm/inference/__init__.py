@@ -12,6 +12,7 @@ from memlm.inference.quantize import (
     quantize,
     rounded,
 )
+from memlm.inference.ranks import serve_rank, write_over_ranks
 from memlm.inference.search import Hit, StoreSearch
 from memlm.inference.session import MemorySession, SessionStats
 from memlm.inference.store import MemoryStore
@@ -43,6 +44,8 @@ __all__ = [
     "open_encoder",
     "quantize",
     "rounded",
+    "serve_rank",
     "stream_file",
+    "write_over_ranks",
     "write_side_by_side",
 ]

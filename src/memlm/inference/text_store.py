@@ -27,6 +27,8 @@ from memlm.inference.store import MemoryStore, StoredDocument, StoreHeader, with
 from memlm.inference.store.document import check_id, manifest_of, named_parts, part_id, part_ids
 
 Outcome = Literal["written", "replaced", "unchanged"]
+Progress = Callable[[int, int], None]
+"""Told bytes of text, and how many tokens of it were written now."""
 _BATCH_CHARACTERS = 2**16
 """Of texts that are written and committed at once, at least."""
 
@@ -182,7 +184,7 @@ class TextStore:
         *,
         replace: bool = False,
         write: Callable[[Iterator[list[Unit]]], Iterator[list[StoredDocument]]] | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Generator[Remembered]:
         """Write texts; each is told when it is committed.
 
@@ -192,12 +194,12 @@ class TextStore:
             documents: ids and texts, each text in pieces of any size.
             replace: where an id is there with another text, put the new one in its place.
             write: units to documents, in their order, with as many lists as were given; here, one after the other.
-            progress: told the bytes of text that were committed or found.
+            progress: told of what was committed, or found.
 
         Raises:
             StoreError: an id that is there with another text; a full disk. What was told stays.
         """
-        batches = _Batches(self._plan(documents, replace, progress or (lambda _: None)))
+        batches = _Batches(self._plan(documents, replace, progress or (lambda _bytes, _tokens: None)))
         write = write or self._write_here
         for written in write(iter(batches)):
             finishes = batches.finishes.pop(0)
@@ -348,7 +350,7 @@ class TextStore:
             yield write_units(self.codec, batch, self.store.header.bits, self.retrieval)
 
     def _plan(
-        self, documents: Iterable[tuple[str, Iterable[str]]], replace: bool, progress: Callable[[int], None]
+        self, documents: Iterable[tuple[str, Iterable[str]]], replace: bool, progress: Progress
     ) -> Iterator[Unit | Finish]:
         seen: set[str] = set()
         for name, stream in documents:
@@ -362,13 +364,14 @@ class TextStore:
         self,
         written: list[StoredDocument],
         finishes: list[Finish],
-        progress: Callable[[int], None] | None,
+        progress: Progress | None,
     ) -> Iterator[Remembered]:
         whole = [finish.document for finish in finishes if finish.document is not None]
         remove = [name for finish in finishes for name in finish.remove]
         self.store.add([*written, *whole], replace=True, remove=remove)
         if progress is not None:
-            progress(sum(document.text_bytes for document in written))
+            tokens = sum(int(document.tokens.sum()) for document in written)
+            progress(sum(document.text_bytes for document in written), tokens)
         yield from (finish.told for finish in finishes)
 
     def _check(self, wanted: StoreHeader) -> None:
@@ -426,7 +429,7 @@ class _Batches:
 class _DocumentPlan:
     """What is to be written of one text."""
 
-    def __init__(self, store: MemoryStore, name: str, *, replace: bool, progress: Callable[[int], None]) -> None:
+    def __init__(self, store: MemoryStore, name: str, *, replace: bool, progress: Progress) -> None:
         self.store, self.name, self.replace, self.progress = store, name, replace, progress
         self.there = store.entry(name) if name in store else None
         self.digest = hashlib.sha256()
@@ -470,7 +473,7 @@ class _DocumentPlan:
             if not self._holds(inner, content):
                 yield Unit(inner, text)
             else:
-                self.progress(len(content))
+                self.progress(len(content), 0)
             count = number + 1
         stale = list(self._from(generation, count))
         whole = self._manifest(generation, count)
@@ -495,7 +498,7 @@ class _DocumentPlan:
         return self.there is not None and self.there.text_sha256 == self.digest.hexdigest()
 
     def _unchanged(self) -> Finish:
-        self.progress(self.size)
+        self.progress(self.size, 0)
         return Finish(None, (), Remembered(self.name, "unchanged", self.size))
 
     def _outcome(self) -> Outcome:

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 
 from memlm.inference.codec import ChunkCodec
 from memlm.inference.encoders import Encoder, open_encoder
 from memlm.inference.quantize import Bits
 from memlm.inference.store import StoredDocument, StoreHeader
-from memlm.inference.store.document import document_of, tensors_of
 from memlm.inference.text_store import Unit, write_units
+from memlm.inference.wire import Sent, received, sent
 
 _AHEAD = 2
 """Lists that each worker has waiting, so that none is idle and memory stays bounded."""
-_Sent = tuple[str, bytes, str, int]
 
 
 def write_side_by_side(
@@ -41,23 +39,16 @@ def write_side_by_side(
     context = multiprocessing.get_context("spawn")
     start = (str(model), header.bits, retrieval, threads)
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=start) as pool:
-        waiting: deque[Future[list[_Sent]]] = deque()
+        waiting: deque[Future[list[Sent]]] = deque()
         try:
             for batch in batches:
                 waiting.append(pool.submit(_work, [(unit.id, unit.text) for unit in batch]))
                 if len(waiting) > workers * _AHEAD:
-                    yield _received(waiting.popleft().result(), header)
+                    yield received(waiting.popleft().result(), header)
             while waiting:
-                yield _received(waiting.popleft().result(), header)
+                yield received(waiting.popleft().result(), header)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _received(sent: list[_Sent], header: StoreHeader) -> list[StoredDocument]:
-    return [
-        document_of(load(tensors), header, name=name, text_sha256=digest, text_bytes=size)
-        for name, tensors, digest, size in sent
-    ]
 
 
 _here: dict[str, Any] = {}
@@ -70,7 +61,5 @@ def _start(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
     _here.update(codec=ChunkCodec.load(model), bits=bits, retrieval=encoder)
 
 
-def _work(units: list[tuple[str, str]]) -> list[_Sent]:
-    # tensors go as safetensors: torch would hand over a file for each of them
-    documents = write_units(_here["codec"], [Unit(*unit) for unit in units], _here["bits"], _here["retrieval"])
-    return [(d.id, save(tensors_of(d)), d.text_sha256, d.text_bytes) for d in documents]
+def _work(units: list[tuple[str, str]]) -> list[Sent]:
+    return sent(write_units(_here["codec"], [Unit(*unit) for unit in units], _here["bits"], _here["retrieval"]))
