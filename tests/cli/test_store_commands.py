@@ -81,17 +81,27 @@ def test_control_characters_do_not_reach_the_terminal(
     assert "\\x1b" in out
 
 
-def test_several_workers_write_what_one_writes(notes: list[str], memory_run: Path) -> None:
-    for workers, store in (("1", "one.mem"), ("2", "two.mem")):
-        flags = ["--model", str(memory_run), "--store", store, "--workers", workers]
-        subprocess.run(
-            [sys.executable, "-m", "memlm", "remember", *notes, *flags],
-            check=True,
+@pytest.mark.parametrize("way", ["workers", "torchrun"])
+def test_several_processes_write_what_one_writes(way: str, notes: list[str], memory_run: Path) -> None:
+    # more than one list of texts, so that every process has work
+    Path("long.txt").write_text("".join(speech(i) for i in range(220)))
+    launched = {
+        "workers": (["-m", "memlm"], ["--workers", "2"]),
+        "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "memlm"], []),
+    }
+    for store, (before, behind) in (("one.mem", (["-m", "memlm"], [])), ("two.mem", launched[way])):
+        flags = ["--model", str(memory_run), "--store", store, *behind]
+        done = subprocess.run(
+            [sys.executable, *before, "remember", *notes, "long.txt", *flags],
             capture_output=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
         )
+        assert done.returncode == 0, done.stderr
+        assert "13 written; 13 documents" in done.stdout
     one, two = (MemoryStore.open(name) for name in ("one.mem", "two.mem"))
-    assert [e.data_sha256 for e in one.documents()] == [e.data_sha256 for e in two.documents()]
+    assert len(list(one.entries())) > 14
+    assert [e.data_sha256 for e in one.entries()] == [e.data_sha256 for e in two.entries()]
     one.close()
     two.close()
 

@@ -58,7 +58,8 @@ def test_costs_count_scales_and_compare_the_same_text() -> None:
     parts = {c.name: c.bits_per_byte for c in chunkwise_costs([texts[0][i : i + 60] for i in range(0, 1160, 60)])}
     assert max(whole.values()) < 1 < min(parts.values())
     assert {name.split()[0] for name in whole} == {"gzip", "xz", "zstd"}
-    assert whole == {c.name: c.bits_per_byte for c in compressor_costs([texts[0][:99].encode(), texts[0][99:].encode()])}
+    pieces = [texts[0][:99].encode(), texts[0][99:].encode()]
+    assert whole == {c.name: c.bits_per_byte for c in compressor_costs(pieces)}
 
 
 def test_a_run_is_measured_on_every_split(finished_run: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +115,7 @@ def _processes() -> int:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connected() -> Generator[None]:
     """To the launcher's other processes, where there are any."""
     import torch.distributed as dist
 

@@ -126,13 +126,13 @@ def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
         place = f"{one.length}_tokens/batch_{one.batch_size}"
         for way, speed in (("memory", one.memory), ("full_context", one.full)):
             for name, value in asdict(speed).items():
-                found.append(_figure(f"{place}/{way}/{name}", value, "s" if name.endswith("seconds") else "B"))
+                found.append(_figure(f"{place}/{way}/{name}", float(value), "s" if name.endswith("seconds") else "B"))
         found += [_figure(f"{place}/ratio/{name}", value, "times") for name, value in one.ratios.items()]
     return found
 
 
 def _figure(name: str, value: float, unit: str) -> Measurement:
-    return Measurement(name=name, value=float(value), unit=unit, count=1, split="random_tokens", protocol="timed")
+    return Measurement(name=name, value=value, unit=unit, count=1, split="random_tokens", protocol="timed")
 
 
 def _alone(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
