@@ -2,7 +2,9 @@
 
     python -m benchmarks.memory
 
-Each case runs in a process of its own, so that its peak memory is its own. A training step of the curriculum's decoder
+Both cases of a pair are timed in turn, in one process, so that what else the machine does touches both alike; the ratio
+is the median of the pairs' ratios, its interval the middle half of them. Peak memory is that of a process of its own.
+A training step of the curriculum's decoder
 (forward, backward, optimizer) with memories from disk, and with the frozen encoder run in every step; then one pass
 forward and backward over whole documents, all chunks at once and one after the other (memlm.models.memory.naive).
 The tiny recipe's encoder is a small part of a step beside its decoder; larger ones show from which size on it pays to
@@ -15,13 +17,14 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.training import median_seconds
 from memlm.data import PackedRows
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
@@ -36,6 +39,8 @@ from memlm.training.memory_model import build_from_sizes
 
 CASES = ("kept memories", "frozen encoder", "parallel", "sequential")
 """In pairs: what is compared with what."""
+_WARMING = 2
+"""Pairs that are not counted."""
 _VOCABULARY = 1024
 
 
@@ -96,46 +101,64 @@ def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool
     return step
 
 
-def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step of one case, and its process's peak memory."""
+def step_of(case: str, options: argparse.Namespace) -> Callable[[], None]:
+    """What a case does again and again."""
     settings = settings_of(*options.encoder[0])
     if case in CASES[:2]:
-        step = training_step(settings, batch_size=options.batch_size, kept=case == "kept memories")
-    else:
-        step = whole_pass(settings, batch_size=options.batch_size, parallel=case == "parallel")
-    seconds = median_seconds(step, repeats=options.repeats)
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        return training_step(settings, batch_size=options.batch_size, kept=case == "kept memories")
+    return whole_pass(settings, batch_size=options.batch_size, parallel=case == "parallel")
 
 
-def apart(case: str, encoder: tuple[int, int], options: argparse.Namespace) -> dict[str, float]:
-    """Time and memory, each measured in a process of its own."""
+def time_pair(fast: str, slow: str, options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of both, in turn, so that what else the machine does is the same for both; medians, and of the ratio."""
+    steps = [step_of(case, options) for case in (fast, slow)]
+    pairs = [[timed(step) for step in steps] for _ in range(_WARMING + options.repeats)][_WARMING:]
+    ratios = sorted(b / a for a, b in pairs)
+    quarter = len(ratios) // 4
+    return {
+        fast: statistics.median(a for a, _ in pairs),
+        slow: statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "low": ratios[quarter],
+        "high": ratios[-1 - quarter],
+    }
+
+
+def timed(step: Callable[[], None]) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def peak_of(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Bytes, of this process."""
+    step = step_of(case, options)
+    for _ in range(3):
+        step()
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def compare(fast: str, slow: str, encoder: tuple[int, int], options: argparse.Namespace) -> None:
+    """Print a pair's two rows."""
     size = f"{encoder[0]}x{encoder[1]}"
-    flags = ["--case", case, "--encoder", size, "--batch-size", str(options.batch_size)]
-    timed = _json_of([*flags, "--repeats", str(options.repeats)], dict(os.environ))
+    flags = ["--encoder", size, "--batch-size", str(options.batch_size), "--repeats", str(options.repeats)]
+    found = _json_of(["--pair", fast, *flags], {})
     # freed tensors go back to the system at once: the peak is of what is in use, not of what malloc has kept
-    weighed = _json_of([*flags, "--repeats", "2"], {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"})
-    return {"seconds": timed["seconds"], "peak": weighed["peak"]}
+    weighing = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    peaks = {case: _json_of(["--peak", case, *flags], weighing)["peak"] for case in (fast, slow)}
+    saved = (peaks[slow] - peaks[fast]) / 1e6
+    times = f"{found['ratio']:.2f} times as fast [{found['low']:.2f}, {found['high']:.2f}]"
+    against = f"{times}, {abs(saved):.0f} MB {'less' if saved >= 0 else 'more'}"
+    for case, said in ((fast, against), (slow, "")):
+        print(f"| {size} | {case} | {1000 * found[case]:.1f} | {peaks[case] / 1e6:.0f} | {said} |", flush=True)
 
 
 def _json_of(flags: list[str], environment: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.memory", *flags]
     # this very module, with flags that argparse has checked
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **environment})  # noqa: S603
     return json.loads(done.stdout)
-
-
-def compare(fast: str, slow: str, encoder: tuple[int, int], options: argparse.Namespace) -> None:
-    """Print a pair's two rows."""
-    found = {case: apart(case, encoder, options) for case in (fast, slow)}
-    times = found[slow]["seconds"] / found[fast]["seconds"]
-    saved = (found[slow]["peak"] - found[fast]["peak"]) / 1e6
-    size = f"{encoder[0]} x {encoder[1]}"
-    for case, against in (
-        (fast, f"{times:.2f} times as fast, {abs(saved):.0f} MB {'less' if saved >= 0 else 'more'}"),
-        (slow, ""),
-    ):
-        figures = found[case]
-        print(f"| {size} | {case} | {1000 * figures['seconds']:.1f} | {figures['peak'] / 1e6:.0f} | {against} |")
 
 
 def _size(written: str) -> tuple[int, int]:
@@ -147,7 +170,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64, help="documents in a step")
-    parser.add_argument("--repeats", type=int, default=15, help="steps, of which the median counts")
+    parser.add_argument("--repeats", type=int, default=15, help="steps of each, in turn, of which the median counts")
     parser.add_argument(
         "--encoder",
         type=_size,
@@ -155,10 +178,14 @@ def main() -> None:
         default=[(2, 128), (4, 256), (4, 512)],
         help="layers x width of each frozen encoder; chunks are read in parallel by the first",
     )
-    parser.add_argument("--case", choices=CASES, help="one case alone, as JSON")
+    parser.add_argument("--pair", choices=CASES[::2], help="one pair's times alone, as JSON; named by its first")
+    parser.add_argument("--peak", choices=CASES, help="one case's peak memory alone, as JSON")
     options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(options.case, options)))
+    if options.pair:
+        print(json.dumps(time_pair(options.pair, CASES[CASES.index(options.pair) + 1], options)))
+        return
+    if options.peak:
+        print(json.dumps(peak_of(options.peak, options)))
         return
     print(f"{options.batch_size} documents of 4 x 16 tokens, {torch.get_num_threads()} threads, fp32")
     print("| encoder | case | step, ms | peak memory, MB | against the next |")
