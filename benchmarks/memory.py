@@ -4,9 +4,9 @@
 
 Both cases of a pair are timed in turn, in one process, so that what else the machine does touches both alike; the ratio
 is the median of the pairs' ratios, its interval the middle half of them. Peak memory is that of a process of its own.
-A training step of the curriculum's decoder
-(forward, backward, optimizer) with memories from disk, and with the frozen encoder run in every step; then one pass
-forward and backward over whole documents, all chunks at once and one after the other (memlm.models.memory.naive).
+First a training step of the curriculum's decoder (forward, backward, optimizer) with memories from disk, and with the
+frozen encoder run in every step; then one pass forward and backward over whole documents, all chunks at once and one
+after the other (memlm.models.memory.naive).
 The tiny recipe's encoder is a small part of a step beside its decoder; larger ones show from which size on it pays to
 keep what they wrote.
 """
