@@ -133,6 +133,19 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         stages({"random_share": {"start": 0, "end": 1.5, "steps": 3}}),
         ("random_share of stage 'one'", "to 1.5", "between 0 and 1"),
     ),
+    "rows of an objective that is not asked": (
+        stages({"row_share": {"copy": 0.5}}),
+        ("row_share of stage 'one' names copy", "does not ask for"),
+    ),
+    "a share of rows that falls to none": (
+        stages({"row_share": {"next_token": {"start": 1, "end": 0, "steps": 3}}}),
+        ("row_share of next_token", "to 0", "above 0"),
+    ),
+    "rows that nothing is asked of": (stages({"row_share": {"next_token": 0.5}}), ("leaves rows",)),
+    "fewer rows than a batch has": (
+        stages({"objectives": {"next_token": 1.0, "blank_copy": 1.0}, "row_share": {"blank_copy": 0.001}}),
+        ("row_share of blank_copy", "1000th row", "training.batch_size"),
+    ),
     # encoders, tokenizers and text that do not belong together
     "another tokenizer than the encoder's": (around("--data.tokenizer", "elsewhere"), ("tokenizer", "elsewhere")),
     "text that the encoder saw": (

@@ -171,6 +171,39 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
             MemoryBatches(data.train_rows, changed, kept=kept, **common)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryRunConfig, tmp_path: Path) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    known = keep_memories(model, data.train_rows, tmp_path, blank_id=0) if kept else None
+    both: dict[str, Any] = {"next_token": 1.0, "blank_copy": 1.0}
+    stage = Stage(name="s", objectives=both, steps=4, distances="every", row_share={"blank_copy": 0.5})
+    common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0, "kept": known}
+    every = stage.model_copy(update={"row_share": {}, "distances": "half"})
+    whole, some = (MemoryBatches(data.train_rows, s, **common) for s in (every, stage))
+    chosen = torch.tensor([4, 0, 2, 5, 1, 3])
+    batch = some(chosen, 6)
+    assert batch["objective"].tolist() == [0] * 6 + [1] * 3
+    assert torch.equal(batch["labels"][:6], whole(chosen, 6)["labels"][:6])
+    # each distance in turn, although only every second row is asked
+    starts = [(row != IGNORE_INDEX).nonzero()[0].item() for row in batch["labels"][6:]]
+    assert sorted(starts) == [4, 8, 12]
+    # the rows are those of the same texts: what is asked back stands in them
+    assert torch.equal(batch["input_ids"][6:, :4], batch["input_ids"][[0, 2, 4], :4])
+    # however rows are shared out, also where a process has none of them
+    parts = [some(chosen[:3], 6), some(chosen[3:4], 9), some(chosen[4:], 10)]
+    for name in ("labels", "input_ids", *(["memories"] if kept else [])):
+        for objective in (0, 1):
+            joined = torch.cat([part[name][part["objective"] == objective] for part in parts])
+            assert torch.equal(joined, batch[name][batch["objective"] == objective])
+    if kept:
+        torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
+    assert parts[1]["objective"].tolist() == [0]
+    assert torch.isfinite(model.train()(**parts[1]).loss)
+    moving = stage.model_copy(update={"row_share": {"blank_copy": Weight(start=1.0, end=0.25, steps=3)}})
+    assert [moving.row_interval_at("blank_copy", step) for step in range(5)] == [1, 1, 2, 4, 4]
+
+
 def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(small: MemoryRunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
     stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=1, distances="every", random_share=0.5)
@@ -255,6 +288,9 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
     assert isinstance(growing, Weight)
     assert growing.steps == 40
+    fewer = with_steps(curriculum, curriculum.steps // 10).stages[-1].row_share["blank_copy"]
+    assert isinstance(fewer, Weight)
+    assert fewer.steps == 20
 
 
 def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:

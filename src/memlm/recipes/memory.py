@@ -76,6 +76,8 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
     # what goes on is not slowed down; at a lower rate, as weights that have grown learn to predict more slowly (LOG.md)
     first: dict[str, Any] = {"decay_share": 0.0, "learning_rate": 4e-3}
     fading = Weight(start=0.5, end=0.05, steps=200)
+    # what has come back once is kept by every fourth row
+    fewer = Weight(start=1.0, end=0.25, steps=200)
     return tiny.model_copy(
         update={
             "recipe": "memory-curriculum-tiny",
@@ -83,7 +85,12 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
                 Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=100, **first),
                 # copies alone undo what blank copies taught (LOG.md)
                 Stage(name="copy", objectives={"copy": 1.0, "blank_copy": 1.0}, steps=20, **first),
-                Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": fading}, steps=560),
+                Stage(
+                    name="mixture",
+                    objectives={"next_token": 1.0, "blank_copy": fading},
+                    steps=560,
+                    row_share={"blank_copy": fewer},
+                ),
             ),
         }
     )

@@ -69,63 +69,73 @@ class MemoryBatches:
 
     def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
         """All objectives' rows of one step."""
-        batch = self.rows.select(chosen)
-        asked = [name for name in self.mixture.names if name != "reconstruction"]
-        tasks = {name: self._task(name, batch, place) for name in asked}
-        if not tasks:
-            tasks = {"reconstruction": Task(batch.input_ids, torch.full_like(batch.input_ids, IGNORE_INDEX))}
-        ones = torch.ones_like(batch.attention_mask)
-        masks = [batch.attention_mask if name in ("next_token", "reconstruction") else ones for name in tasks]
+        places = place + torch.arange(len(chosen))
+        names = [name for name in self.mixture.names if name != "reconstruction"] or ["reconstruction"]
+        own = {name: self._rows_of(name, places) for name in names}
+        batches = {name: self.rows.select(chosen[rows]) for name, rows in own.items()}
+        tasks = {name: self._task(name, batch, places[own[name]]) for name, batch in batches.items()}
+        masks = [
+            batch.attention_mask if name in ("next_token", "reconstruction") else torch.ones_like(batch.attention_mask)
+            for name, batch in batches.items()
+        ]
+        counts = torch.tensor([len(batch) for batch in batches.values()])
         out = {
             "input_ids": torch.cat([task.input_ids for task in tasks.values()]),
             "attention_mask": torch.cat(masks),
             "labels": torch.cat([task.labels for task in tasks.values()]),
-            "objective": torch.arange(len(tasks)).repeat_interleave(len(batch)),
+            "objective": torch.arange(len(tasks)).repeat_interleave(counts),
             "loss_weights": self.mixture.at(place // self.rows_per_step),
         }
         if "reconstruction" in self.mixture.names:
-            out["reconstruction_labels"] = self._reconstruction(batch, list(tasks))
+            out["reconstruction_labels"] = self._reconstruction(batches)
         if self.kept is not None:
             out["memories"] = torch.cat(
-                [self.kept.of(name, chosen, self._distances(len(chosen), place)) for name in tasks]
+                [self.kept.of(name, chosen[rows], self._distances(places[rows])) for name, rows in own.items()]
             )
         return out
 
-    def _task(self, name: str, batch: PackedRows, place: int) -> Task:
+    def _rows_of(self, name: str, places: Int[Tensor, " rows"]) -> Int[Tensor, " chosen"]:
+        """Which rows of a batch an objective has: all, or each n-th by its place in training."""
+        return (places % self._interval(name, places) == 0).nonzero()[:, 0]
+
+    def _interval(self, name: str, places: Int[Tensor, " rows"]) -> int:
+        return self.stage.row_interval_at(name, int(places[:1].sum()) // self.rows_per_step)
+
+    def _task(self, name: str, batch: PackedRows, places: Int[Tensor, " rows"]) -> Task:
         ids, mask = batch.input_ids, batch.attention_mask
+        if name == "reconstruction":
+            return Task(ids, torch.full_like(ids, IGNORE_INDEX))
         if name == "next_token":
             return next_token(ids, mask)
         if name == "blank_copy":
-            start = self.chunk_length * self._distances(len(batch), place)
-            ids = self._some_random(ids, place) if self.stage.draws_random else ids
+            start = self.chunk_length * self._distances(places)
+            ids = self._some_random(ids, places) if self.stage.draws_random else ids
             return blank_copy(ids, mask, blank_id=self.blank_id, start=start)
         repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
         if name == "copy":
             return repeated
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + int(places[:1].sum()))
         return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
 
-    def _some_random(self, ids: Int[Tensor, "rows tokens"], place: int) -> Int[Tensor, "rows tokens"]:
+    def _some_random(self, ids: Int[Tensor, "rows tokens"], places: Int[Tensor, " rows"]) -> Int[Tensor, "rows tokens"]:
         """Some tokens of each row drawn anew, by its place in training: alike however rows are shared out."""
-        found, share = ids.clone(), self.stage.random_share_at(place // self.rows_per_step)
-        for i, row in enumerate(found):
-            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + i)
-            changed = torch.rand(len(row), generator=draw) < share
+        found = ids.clone()
+        for i, (row, place) in enumerate(zip(found, places.tolist(), strict=True)):
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+            changed = torch.rand(len(row), generator=draw) < self.stage.random_share_at(place // self.rows_per_step)
             others = self.ordinary[torch.randint(len(self.ordinary), (len(row),), generator=draw)]
             found[i] = torch.where(changed, others, row)
         return found
 
-    def _distances(self, rows: int, place: int) -> Int[Tensor, " rows"]:
-        """Each row's, by its place in training."""
-        return self.distances[(place + torch.arange(rows)) % len(self.distances)]
+    def _distances(self, places: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Each row's: those that an objective has are taken in turn."""
+        return self.distances[places // self._interval("blank_copy", places) % len(self.distances)]
 
-    def _reconstruction(self, batch: PackedRows, names: list[str]) -> Int[Tensor, "rows tokens"]:
+    def _reconstruction(self, batches: dict[str, PackedRows]) -> Int[Tensor, "rows tokens"]:
         """Asked of the rows that hold the text itself; only the first of them where no objective reads it whole."""
-        own = reconstruction(batch.input_ids, batch.attention_mask).labels
-        nothing = torch.full_like(own, IGNORE_INDEX)
-        if "next_token" in names or "reconstruction" in names:
-            return torch.cat([own, *[nothing] * (len(names) - 1)])
-        # copies hold the first half of the text
-        half = own.shape[1] // 2
-        own = torch.cat([own[:, :half], nothing[:, half:]], dim=1)
-        return torch.cat([own, *[nothing] * (len(names) - 1)])
+        first, *rest = batches.values()
+        own = reconstruction(first.input_ids, first.attention_mask).labels
+        if "next_token" not in batches and "reconstruction" not in batches:
+            # copies hold the first half of the text
+            own[:, own.shape[1] // 2 :] = IGNORE_INDEX
+        return torch.cat([own, *[torch.full_like(batch.input_ids, IGNORE_INDEX) for batch in rest]])

@@ -155,6 +155,9 @@ class Stage(Settings):
     """Peak rate of this stage; the run's by default."""
     decay_share: Share | None = None
     """Share of the stage's steps in which its rate falls to zero; the run's by default. 0: another stage goes on."""
+    row_share: dict[ObjectiveName, Annotated[float, Field(gt=0, le=1)] | Weight] = Field(default_factory=dict)
+    """Of the rows, those that an objective named here is asked of (each n-th, n a whole number): what has been learnt
+    is kept up at a part of its cost."""
     delimiter: bool = False
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
@@ -193,10 +196,16 @@ class Stage(Settings):
         share = self.random_share
         return share.ramp.at(step) if isinstance(share, Weight) else share
 
+    def row_interval_at(self, objective: str, step: int) -> int:
+        """An objective is asked of each n-th row: n at a step of the stage, the first being 0."""
+        share = {str(name): value for name, value in self.row_share.items()}.get(objective, 1.0)
+        return round(1 / (share.ramp.at(step) if isinstance(share, Weight) else share))
+
     @model_validator(mode="after")
     def _fits(self) -> Stage:
         if not self.objectives:
             raise ConfigError(f"stage '{self.name}' has no objectives; name at least one, such as next_token.")
+        self._check_row_share()
         share = self.random_share
         if isinstance(share, Weight) and max(share.start, share.end) > 1:
             raise ConfigError(
@@ -208,6 +217,22 @@ class Stage(Settings):
                     f"the weights of stage '{self.name}' sum to 0 at its {end}; at least one must be above 0."
                 )
         return self
+
+    def _check_row_share(self) -> None:
+        for name, share in self.row_share.items():
+            ends = (share.start, share.end) if isinstance(share, Weight) else (share, share)
+            if not 0 < min(ends) <= max(ends) <= 1:
+                raise ConfigError(
+                    f"row_share of {name} in stage '{self.name}' (from {ends[0]} to {ends[1]}) must lie above 0 and "
+                    "not above 1."
+                )
+            if name not in self.objectives or name == "reconstruction":
+                what = "which reads the others' rows" if name == "reconstruction" else "which it does not ask for"
+                raise ConfigError(f"row_share of stage '{self.name}' names {name}, {what}; leave it out.")
+        if self.row_share and self.objectives.keys() - {"reconstruction"} <= self.row_share.keys():
+            raise ConfigError(
+                f"row_share of stage '{self.name}' leaves rows that nothing is asked of; give one objective all."
+            )
 
 
 class MemoryRunConfig(Settings):
@@ -249,6 +274,7 @@ class MemoryRunConfig(Settings):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"two stages are named '{sorted(twice)[0]}'; give each a name of its own.")
+        self._check_row_intervals()
         asks = {name for stage in self.stages for name in stage.objectives}
         copies = asks & {"copy", "token_dropout"} | {
             "blank_copy" for stage in self.stages if "blank_copy" in stage.objectives and stage.distances == "half"
@@ -261,6 +287,18 @@ class MemoryRunConfig(Settings):
         if "blank_copy" in asks and self.model.num_chunks == 1:
             raise ConfigError("num_chunks (1) must be at least 2 for blank_copy: text and blanks.")
         return self
+
+    def _check_row_intervals(self) -> None:
+        """Every step asks every objective of one row at least."""
+        rows = self.training.batch_size
+        for stage in self.stages:
+            for name in stage.row_share:
+                longest = max(stage.row_interval_at(name, step) for step in (0, stage.steps))
+                if longest > rows:
+                    raise ConfigError(
+                        f"row_share of {name} in stage '{stage.name}' asks each {longest}th row, more than "
+                        f"training.batch_size ({rows}); raise either."
+                    )
 
     def _check_recurrent(self) -> None:
         if self.model.memory != "recurrent":
