@@ -56,7 +56,8 @@ class History:
 
     def keep_within(self, config: MemoryModelConfig, positions: int) -> None:
         """Drop the oldest chunks until the rest takes at most so many decoder positions."""
-        sizes = [config.slots_per_chunk if isinstance(c, Tensor) else len(c) for c in self.chunks]
+        slots = config.slots_per_chunk  # looked up once: configurations are slow to ask
+        sizes = [slots if isinstance(c, Tensor) else len(c) for c in self.chunks]
         over, dropped = sum(sizes) - positions, 0
         while over > 0 and dropped < len(sizes):
             over -= sizes[dropped]

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from memlm.chunking import chunk_texts
 from memlm.data import decode_ids, encode_texts, eos_id, pad_id
 from memlm.errors import UserError
 from memlm.inference.codec import ROWS
@@ -287,13 +286,7 @@ class MemorySession:
         """Memories of full chunks, or their tokens where a memory does not give enough of them back."""
         if not chunks:
             return []
-        cut, _ = chunk_texts(
-            chunks,
-            chunk_length=self.model.config.chunk_length,
-            pad_token_id=pad_id(self.tokenizer),
-            eos_token_id=eos_id(self.tokenizer),
-        )
-        ids = cut.input_ids[:, 0].to(self.model.device)
+        ids = torch.tensor(chunks, device=self.model.device)
         memories = self.model.encode_chunks(ids[None], torch.ones_like(ids)[None])[0]
         if not self.fidelity:
             return list(memories)
