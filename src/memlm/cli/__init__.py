@@ -14,7 +14,7 @@ from memlm.version import __version__
 
 COMMANDS = (
     *("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
-    *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate", "bench"),
+    *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate", "export", "bench"),
 )
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
 
@@ -40,6 +40,7 @@ usage: memlm COMMAND [--help]
   forget      remove documents from a store
   compact     give the space of removed documents back
   generate    continue a text behind what was read as memories
+  export      a memory model's decoder, and prompts of memories, for other programs
   bench       time memory against full context
 
 a first look:

@@ -48,7 +48,7 @@ def run(arguments: list[str]) -> None:
     import torch
     from transformers import TextStreamer
 
-    session = _session(options)
+    session = open_session(options)
     session.read(options.prompt)
     stats = session.stats()
     print(
@@ -65,7 +65,12 @@ def run(arguments: list[str]) -> None:
         session.save(options.session)
 
 
-def _session(options: Generate) -> MemorySession:
+def open_session(options: Generate) -> MemorySession:
+    """What was read before the prompt.
+
+    Raises:
+        ConfigError: no model.
+    """
     from memlm.cli.stores import model_of, open_texts
     from memlm.inference import MemorySession, stream_file
 

@@ -2,6 +2,7 @@
 
 from memlm.inference.codec import ChunkCodec
 from memlm.inference.encoders import Encoder, FunctionEncoder, open_encoder
+from memlm.inference.export import export_decoder, export_prompt
 from memlm.inference.parts import stream_file
 from memlm.inference.quantize import (
     ROUNDINGS,
@@ -40,6 +41,8 @@ __all__ = [
     "default_cache",
     "dequantize",
     "embed",
+    "export_decoder",
+    "export_prompt",
     "load",
     "open_encoder",
     "quantize",

@@ -358,6 +358,30 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """
         return lay_out(self.config, rows, self.device)
 
+    def prompt_embeddings(self, rows: Sequence[Sequence[Piece]]) -> dict[str, Tensor]:
+        """As `prompt`, for the decoder by itself: `inputs_embeds` (rows, positions, width) and `attention_mask`.
+
+        Raises:
+            UserError: as `prompt`; or a model whose decoder by itself would read other positions than this one does.
+            MemoryShapeError: memories of another shape than the encoder writes.
+        """
+        if self.token_places is not None:
+            raise UserError(
+                "this model adds a place in the chunk to each token (learned_positions), which its decoder by itself "
+                "does not; train with model.learned_positions=false to export prompts."
+            )
+        if not _rotary(self.config.reader) and self.config.layout != "variable":
+            raise UserError(
+                f"this model's decoder has absolute positions and layout '{self.config.layout}' moves them; train "
+                "with model.layout=variable to export prompts."
+            )
+        prompt = self.prompt(rows)
+        slots = _PromptSlots(prompt["input_ids"] == self.config.memory_token_id, prompt["memories"])
+        mask = prompt["attention_mask"]
+        embedded = self._embed_prompt(prompt["input_ids"], slots, None)
+        longest = int(mask.sum(1).max())
+        return {"inputs_embeds": embedded[:, -longest:], "attention_mask": mask[:, -longest:]}
+
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers does it, with the positions that training gave slots and tokens."""
         mask = kwargs.get("attention_mask")

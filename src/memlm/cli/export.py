@@ -1,0 +1,57 @@
+"""`memlm export`: a decoder, and prompts, for programs that do not know memlm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from memlm.cli.arguments import parse
+from memlm.cli.generate import Generate, open_session
+from memlm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a memory model's decoder as a plain Hugging Face model, and memories as embeddings of a prompt.
+
+    `memlm export RUN OUT` writes the decoder with its tokenizer. With --prompt-embeds a prompt behind documents of a
+    store (or files) goes beside it, for `model.generate(inputs_embeds=...)` or an engine that takes prompt embeddings.
+    """
+
+    run: Positional[str]
+    """Folder of a memory model's run."""
+    out: Positional[str]
+    """Folder to write; it must not exist."""
+    prompt_embeds: str | None = None
+    """A prompt, read behind what --read names; its embeddings go to OUT/prompt_embeds.safetensors."""
+    store: str | None = None
+    """Folder of a store."""
+    read: tuple[str, ...] = ()
+    """Ids of documents of the store, or files where there is no store."""
+    fidelity: float = 0.98
+    """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, write, say what is there."""
+    options = parse(Export, arguments, command="export")
+    if options.prompt_embeds is None and (options.store or options.read):
+        raise ConfigError("--store and --read are for a prompt; give --prompt-embeds TEXT too.")
+    from memlm.inference.export import PROMPT_FILE, export_decoder, export_prompt
+    from memlm.inference.loading import load_model
+    from memlm.models import MemoryModelForCausalLM
+
+    if options.prompt_embeds is None:
+        export_decoder(*load_model(options.run, MemoryModelForCausalLM), options.out)
+        print(f"decoder and tokenizer: {options.out}")
+        return
+    reading = Generate(
+        options.prompt_embeds, options.run, store=options.store, read=options.read, fidelity=options.fidelity
+    )
+    session = open_session(reading)
+    session.read(options.prompt_embeds)
+    session.model.prompt_embeddings([[[0]]])  # says now if this decoder cannot read them
+    export_decoder(session.model, session.tokenizer, options.out)
+    positions = export_prompt(session, options.out)
+    print(f"decoder and tokenizer: {options.out}; {positions} positions of a prompt: {options.out}/{PROMPT_FILE}")

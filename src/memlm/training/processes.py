@@ -1,0 +1,143 @@
+"""Several processes of a launcher (torchrun) that train one model: the first one writes, all read the same text.
+
+Alone, everything here does nothing. What goes between processes is numbers, never pickled objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from memlm.errors import ConfigError, DataError, MemlmError
+
+_PATIENCE = timedelta(minutes=30)
+"""In which all processes must come to where they meet: the first may keep memories or look at text meanwhile."""
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Of this process, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def count() -> int:
+    """Of processes."""
+    return dist.get_world_size() if _together() else 1
+
+
+def is_first() -> bool:
+    """Whether this process writes."""
+    return rank() == 0
+
+
+def launched() -> bool:
+    """Whether a launcher started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined() -> Generator[None]:
+    """Within it the launcher's processes can meet."""
+    if not launched() or _together():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    if _together():
+        dist.all_reduce(torch.zeros(1))
+
+
+def first_does(work: Callable[[], T]) -> T | None:
+    """The first process works while the others wait; what goes wrong there ends all, and is said once."""
+    if not _together():
+        return work()
+    result, failed = None, None
+    if is_first():
+        try:
+            result = work()
+        except (MemlmError, OSError) as error:
+            failed = error
+    flag = torch.tensor([int(failed is not None)])
+    dist.broadcast(flag, 0)
+    if failed is not None:
+        raise failed
+    if int(flag):
+        sys.exit(2)
+    return result
+
+
+def is_loss_of_another(error: BaseException) -> bool:
+    """Whether this went wrong because another process has ended."""
+    said = str(error).lower()
+    return launched() and any(word in said for word in ("by peer", "gloo", "nccl", "timed out", "store"))
+
+
+def any_says(value: bool) -> bool:
+    """Whether any process says yes."""
+    if not _together():
+        return value
+    flag = torch.tensor([int(value)])
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes in their order; each may have another number of them."""
+    if not _together():
+        return rows
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(count())]
+    dist.all_gather(sizes, torch.tensor([len(rows)]))
+    most = max(map(int, sizes))
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]).contiguous()
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(found, sizes, strict=True)])
+
+
+def share_of(rows: int) -> int:
+    """Of so many rows in a step, those of each process.
+
+    Raises:
+        ConfigError: they cannot be shared out evenly.
+    """
+    if rows % count():
+        raise ConfigError(
+            f"training.batch_size ({rows}) must be divisible by the {count()} processes that share it; change either."
+        )
+    return rows // count()
+
+
+def require_same(what: str, text: str) -> None:
+    """All processes must have read the same.
+
+    Raises:
+        DataError: another one has not.
+    """
+    if not _together():
+        return
+    own = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+    found = [torch.empty_like(own) for _ in range(count())]
+    dist.all_gather(found, own)
+    others = [number for number, digest in enumerate(found) if not torch.equal(digest, found[0])]
+    if others:
+        raise DataError(f"process {others[0]} has other {what} than process 0; give all the same files and versions.")
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
