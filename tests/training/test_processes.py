@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from memlm.training import RunFolder, train_run
+from memlm.training.memory_config import MemoryRunConfig
 
 ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 120
@@ -57,3 +62,91 @@ def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     assert norms_of_two == pytest.approx(norms_of_one, rel=1e-4)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "memlm")
+
+
+def launched(*arguments: str) -> subprocess.Popen[str]:
+    """`memlm` in two processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*LAUNCHER, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it said."""
+    try:
+        _, said = process.communicate(timeout=_SECONDS)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """What the log says but times."""
+    return [{k: v for k, v in line.items() if k not in ("seconds", "stage")} for line in RunFolder(folder).log()]
+
+
+@pytest.fixture(scope="module")
+def quiet(memory_config: MemoryRunConfig) -> MemoryRunConfig:
+    """Without the noise that every process draws for its own rows."""
+    encoder = memory_config.model.encoder.model_copy(update={"noise_bits": None})
+    return memory_config.model_copy(update={"model": memory_config.model.model_copy(update={"encoder": encoder})})
+
+
+@pytest.fixture(scope="module")
+def alone(quiet: MemoryRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    return train_run(quiet, tmp_path_factory.mktemp("alone") / "run", progress=False).path
+
+
+def test_a_run_under_a_launcher_is_that_of_one_process(quiet: MemoryRunConfig, alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(quiet.model_dump_json())
+    code, said = ended(launched("train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "two")))
+    assert code == 0, said
+    assert said.count("trained: ") == 1
+    for one, two in zip(losses(alone), losses(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+    assert (tmp_path / "two" / "data.json").is_file()
+    assert not list((tmp_path / "two").rglob("*.draft"))
+
+
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
+    quiet: MemoryRunConfig, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "two"
+    (tmp_path / "run.yaml").write_text(quiet.model_dump_json())
+    running = launched("train", "--config", str(tmp_path / "run.yaml"), "--out", str(out))
+    until = time.monotonic() + _SECONDS
+    while not list(out.glob("stages/*/checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.02)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    code, said = ended(running)
+    assert code != 0
+    assert "SIGKILL" in said or "Signal 9" in said
+    assert not (out / "status.json").is_file()
+    code, said = ended(launched("train", "--resume", "--out", str(out)))
+    assert code == 0, said
+    for one, two in zip(losses(alone), losses(out), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--training.batch_size", "9"), "training.batch_size (9) must be divisible by the 2 processes"),
+        (("--data.text", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_end_all_processes(
+    changes: tuple[str, ...], message: str, memory_config: MemoryRunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(memory_config.model_dump_json())
+    flags = ("--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "two"))
+    code, said = ended(launched("train", *flags, *changes))
+    assert code != 0
+    assert f"memlm: error: {message}" in said or message in said
+    assert "Traceback" not in said.split("ChildFailedError")[0].split("memlm: error")[0]

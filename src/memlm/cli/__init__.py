@@ -5,13 +5,17 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
+_LATER = 3.0
+"""Seconds in which a launcher sees that its first process has ended."""
 COMMANDS = (
     *("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
     *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate", "export", "bench"),
@@ -78,6 +82,9 @@ def _exit_code(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, BrokenPipeError):
         return 0
+    if os.environ.get("RANK", "0") != "0":
+        # the launcher ends this process as soon as the first one has said the same; what only this one knows is said
+        time.sleep(_LATER)
     if isinstance(error, KeyboardInterrupt):
         print("memlm: stopped.", file=sys.stderr)
         return 130

@@ -67,6 +67,8 @@ def run(arguments: list[str]) -> None:
     write_file_whole(out / "claims.svg", figure.standalone(picture))
     _write_page(out, settings, verdicts, costs, picture)
     print(table + "\n" + summary(verdicts), end="\n")
+    if options.quick:
+        print("quick: too short to judge a claim by; leave --quick out for that.", file=sys.stderr)
     print(f"page: {out / 'claims.html'}", file=sys.stderr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def run(arguments: list[str]) -> None:
     from memlm.training import train_run
 
     folder = train_run(config, out, resume=options.resume, overwrite=options.overwrite, progress=options.progress)
-    print(f"trained: {folder.path}   (next: memlm evaluate {folder.path})", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trained: {folder.path}   (next: memlm evaluate {folder.path})", file=sys.stderr)
 
 
 def _or_help(rest: list[str]) -> list[str]:

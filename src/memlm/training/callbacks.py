@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.files import write_file_whole
+from memlm.training import processes
 from memlm.training.config import TrainingConfig
 
 _PLAIN_SECONDS = 10.0
@@ -92,6 +93,8 @@ class RunLog:
         self.loss_sum, self.loss_count = state["loss_sum"], int(state["loss_count"])
         self.seconds = state["seconds"]
         self.sums = state.get("sums", [])
+        if not processes.is_first():
+            return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_file_whole(self.path, "".join(line + "\n" for line in kept))
@@ -123,8 +126,9 @@ class RunLog:
             **self._by_objective(),
             **held_out,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if processes.is_first():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         self.loss_sum, self.loss_count, self.sums = 0.0, 0, []
         return line
 
@@ -186,6 +190,8 @@ class RunCallback(TrainerCallback):
             self.accuracy = self.looked.get(f"{self.split}_token_accuracy", self.accuracy)
             self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], self.looked)
         self.view.update(step, self._facts(step, loss))
+        # all processes stop at the same step
+        self.interrupt.asked = processes.any_says(self.interrupt.asked)
         control.should_save = step % self.config.checkpoint_every == 0 or last or self.interrupt.asked
         control.should_training_stop = last or self.interrupt.asked
 
@@ -198,27 +204,34 @@ class RunCallback(TrainerCallback):
 
 
 class Interrupt:
-    """Ctrl-C once: finish the step, keep a checkpoint, stop. Twice: stop at once."""
+    """Ctrl-C once: finish the step, keep a checkpoint, stop. Twice: stop at once.
+
+    A launcher ends its processes by SIGTERM, after the terminal has sent them the SIGINT: there it only asks too.
+    """
 
     def __init__(self) -> None:
         self.asked = False
 
     @contextmanager
     def listening(self) -> Generator[None]:
-        """Within it the first SIGINT only asks; the handler before is put back on leaving."""
+        """Within it the first signal only asks; the handlers before are put back on leaving."""
 
         def ask(*_: object) -> None:
-            if self.asked:
+            if self.asked and not processes.launched():
                 raise KeyboardInterrupt
+            if not self.asked and processes.is_first():
+                again = "" if processes.launched() else " (Ctrl-C again to stop at once)"
+                print(f"\nstopping after this step{again} ...", file=sys.stderr)
             self.asked = True
-            print("\nstopping after this step (Ctrl-C again to stop at once) ...", file=sys.stderr)
 
+        caught = (signal.SIGINT, signal.SIGTERM) if processes.launched() else (signal.SIGINT,)
         try:
-            before = signal.signal(signal.SIGINT, ask)
+            before = {which: signal.signal(which, ask) for which in caught}
         except ValueError:  # not the main thread, where signals cannot be caught
             yield
             return
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for which, handler in before.items():
+                signal.signal(which, handler)

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from memlm.files import read_json
+from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.checkpoint import newest, step_of
 from memlm.training.config import TrainingConfig
@@ -51,24 +52,28 @@ def fit(
         Interrupted: Ctrl-C; a checkpoint was kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    share = training.model_copy(update={"batch_size": processes.share_of(training.batch_size)})
     steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
-    trainer = MemlmTrainer(model, steps, training, folder / "checkpoints")
+    trainer = MemlmTrainer(model, steps, share, folder / "checkpoints")
     log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)
+    # the first process sweeps away what is half written before the others look
+    processes.first_does(lambda: newest(folder / "checkpoints"))
     checkpoint = newest(folder / "checkpoints")
-    if checkpoint is None:
-        log.path.unlink(missing_ok=True)
-    else:
+    if checkpoint is not None:
         kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
         log.restore(kept, step=step_of(checkpoint))
+    elif processes.is_first():
+        log.path.unlink(missing_ok=True)
     interrupt = Interrupt()
-    view = ProgressView(training.steps, shown=progress, noun=noun)
+    view = ProgressView(training.steps, shown=progress and processes.is_first(), noun=noun)
     callback = (attend or _only_log(training))(trainer, log, view, interrupt)
     trainer.add_run_callback(callback)
     with interrupt.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.asked and not callback.finished:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
-    if not keep_checkpoints:
+    processes.meet()
+    if not keep_checkpoints and processes.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -18,6 +18,7 @@ from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
+from memlm.training import processes
 
 _ROWS = 256
 Progress = Callable[[int, int], None]
@@ -71,28 +72,36 @@ def keep_memories(
         _check(folder, read_json(record), wanted)
         found = read_tensors(tensors)
         return KeptMemories(found["memories"], found["blank"])
-    folder.mkdir(parents=True, exist_ok=True)
     kept = _compute(model, rows, blank_id, progress)
-    write_tensors_whole(tensors, {"memories": kept.memories, "blank": kept.blank})
-    # the record last: where it is, the memories are whole
-    write_file_whole(record, json.dumps(wanted, indent=2) + "\n")
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors_whole(tensors, {"memories": kept.memories, "blank": kept.blank})
+        # the record last: where it is, the memories are whole
+        write_file_whole(record, json.dumps(wanted, indent=2) + "\n")
+
+    processes.first_does(write)
     return kept
 
 
 @torch.no_grad()
 def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, progress: Progress | None) -> KeptMemories:
+    """Each process computes its share of the rows; all have all of them in the end."""
     training, length = model.training, model.config.chunk_length
     model.eval()
+    own = torch.arange(len(rows)).tensor_split(processes.count())[processes.rank()]
     parts: list[Tensor] = []
-    for batch in rows.batches(_ROWS):
+    for batch in rows.select(own).batches(_ROWS):
         chunks = split(batch.input_ids, batch.attention_mask, chunk_length=length, pad_token_id=blank_id)
         parts.append(model.encode_chunks(chunks.input_ids.to(model.device), chunks.attention_mask.to(model.device)))
         if progress is not None:
-            progress(sum(map(len, parts)), len(rows))
+            progress(min(len(rows), processes.count() * sum(map(len, parts))), len(rows))
     blanks = torch.full((1, 1, length), blank_id, device=model.device)
     blank = model.encode_chunks(blanks, torch.ones_like(blanks))[0, 0]
     model.train(training)
-    return KeptMemories(torch.cat(parts).float().cpu().contiguous(), blank.float().cpu().contiguous())
+    empty = blank.new_zeros(0, rows.input_ids.shape[1] // length, *blank.shape)
+    memories = processes.gathered(torch.cat([empty, *parts]).float().cpu())
+    return KeptMemories(memories.contiguous(), blank.float().cpu().contiguous())
 
 
 def _check(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:

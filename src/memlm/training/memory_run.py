@@ -15,6 +15,7 @@ from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_whole, write_whole
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
+from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import TrainingConfig
 from memlm.training.fit import fit
@@ -50,7 +51,7 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
         if not (place / "end").is_dir():
             _run_stage(config, number, model, data, folder, place, progress=progress)
         model.load_state_dict(read_tensors(place / "end" / "model.safetensors"))
-        _join_logs(config, folder)
+        processes.first_does(lambda: _join_logs(config, folder))
     _freeze_encoder(model, config.encoder_run is not None)
     return model
 
@@ -100,7 +101,7 @@ def _run_stage(
         noun=f"{stage.name} ({number + 1} of {len(config.stages)}), step",
         again=f"go on with: memlm train --resume --out {folder.path}",
     )
-    write_whole(place / "end", model.save_pretrained)
+    processes.first_does(lambda: write_whole(place / "end", model.save_pretrained))
 
 
 def _start_afresh(model: ChunkReader, config: MemoryRunConfig, data: PreparedData, *, seed: int) -> None:
@@ -166,7 +167,7 @@ def _kept(
     if not (wanted and model.config.freeze_encoder and config.model.use_memory) or stage.changes_chunks:
         return None
     place = folder.path / f"memories-{weights_fingerprint(model.encoder)[:16]}"
-    view = ProgressView(len(rows), shown=progress, noun="kept memories of row")
+    view = ProgressView(len(rows), shown=progress and processes.is_first(), noun="kept memories of row")
     view.start(0)
     try:
         return keep_memories(
@@ -182,9 +183,7 @@ def _refuse_changed_encoder(folder: RunFolder, model: ChunkReader) -> None:
     if isinstance(model, RecurrentMemoryForCausalLM):
         return
     now = {"fingerprint": model.config.encoder_fingerprint}
-    if not path.is_file():
-        folder.write("encoder.json", now)
-        return
+    processes.first_does(lambda: None if path.is_file() else folder.write("encoder.json", now))
     before = json.loads(path.read_text(encoding="utf-8"))
     if before != now:
         raise CheckpointError(

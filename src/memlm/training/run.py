@@ -5,8 +5,10 @@ The kinds of runs differ in `_train_autoencoder` and `train_stages`; what lies a
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from memlm.errors import DataError, RunFolderError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import Task, reconstruction
+from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import RunConfig
 from memlm.training.fit import fit
@@ -26,7 +29,7 @@ from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.memory_run import train_stages
 from memlm.training.prepare import PreparedData, prepare_data
 from memlm.training.run_folder import RunFolder, command_line, describe_versions
-from memlm.training.trainer import MemlmTrainer, reconstruction_batches
+from memlm.training.trainer import Interrupted, MemlmTrainer, reconstruction_batches
 
 _LOOK_ROWS = 256
 
@@ -62,24 +65,46 @@ def train_run(
         DataError, TokenizerError, ConfigError: what the run is made of does not fit.
         Interrupted: Ctrl-C.
     """
-    if resume:
-        folder = RunFolder.open(out)
-        config = folder.config()
-        if folder.finished():
-            return folder
-        data = _prepared(config)
-    else:
-        RunFolder.require_room(out, overwrite=overwrite)
-        # the folder is touched only when the new run's text and tokenizer are known to be good
-        data = _prepared(config)
-        folder = RunFolder.create(out, config, overwrite=overwrite)
-    with folder.locked(), no_shard_bars():
-        _refuse_changed_text(folder, data)
-        if not (folder.path / "data.json").is_file():
-            _write_records(folder, data)
-        train = train_stages if isinstance(config, MemoryRunConfig) else _train_autoencoder
-        _finish(folder, train(config, folder, data, progress=progress), data)  # type: ignore[arg-type]
+    with processes.joined():
+        if resume:
+            folder = RunFolder.open(out)
+            config = folder.config()
+            if folder.finished():
+                return folder
+            data = _prepared(config)
+        else:
+            processes.first_does(lambda: RunFolder.require_room(out, overwrite=overwrite))
+            # the folder is touched only when the new run's text and tokenizer are known to be good
+            data = _prepared(config)
+            processes.first_does(lambda: RunFolder.create(out, config, overwrite=overwrite))
+            folder = RunFolder(Path(out))
+        processes.require_same("settings", config.model_dump_json())
+        processes.require_same("text", json.dumps(data.record))
+        with _first_locks(folder), no_shard_bars():
+            _refuse_changed_text(folder, data)
+            there = folder.path / "data.json"
+            processes.first_does(lambda: None if there.is_file() else _write_records(folder, data))
+            train = train_stages if isinstance(config, MemoryRunConfig) else _train_autoencoder
+            try:
+                model = train(config, folder, data, progress=progress)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                if not processes.is_loss_of_another(error):
+                    raise
+                raise Interrupted(f"another process has ended; {_again(folder)}") from error
+            processes.first_does(lambda: _finish(folder, model))
     return folder
+
+
+def _again(folder: RunFolder) -> str:
+    return f"go on with: memlm train --resume --out {folder.path}"
+
+
+@contextmanager
+def _first_locks(folder: RunFolder) -> Generator[None]:
+    """The first process keeps others' trainings out of the folder."""
+    with ExitStack() as stack:
+        processes.first_does(lambda: stack.enter_context(folder.locked()))
+        yield
 
 
 def _prepared(config: AnyRunConfig) -> PreparedData:
@@ -130,7 +155,7 @@ def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData,
         tokens_per_row=config.model.chunk_length,
         attend=attend,
         progress=progress,
-        again=f"go on with: memlm train --resume --out {folder.path}",
+        again=_again(folder),
         keep_checkpoints=True,
     )
     return model
@@ -173,7 +198,7 @@ def _write_records(folder: RunFolder, data: PreparedData) -> None:
     )
 
 
-def _finish(folder: RunFolder, model: PreTrainedModel, data: PreparedData) -> None:
+def _finish(folder: RunFolder, model: PreTrainedModel) -> None:
     """The model to the folder's root, the weights last, so that what can be loaded is whole."""
     draft = folder.path / ".model.draft"
     try:
