@@ -23,8 +23,9 @@ from memlm.inference.store import StoreHeader
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.fingerprint import weights_fingerprint
 
-ROWS = 256
-"""Chunks that are encoded or read back at once."""
+ROWS = 64
+"""Chunks that are encoded or read back at once: what is freed between longer-lived memories is small enough to be used
+again, so that a long text's memory does not grow (LOG.md)."""
 
 
 @dataclass(frozen=True)
