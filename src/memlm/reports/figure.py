@@ -153,6 +153,9 @@ def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[floa
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        best = max(max(values) for values in series.values())
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= best]
+        axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("tokens of context")
         axes.set_ylabel("times better than full context")
