@@ -25,6 +25,8 @@ class Export:
     """Folder to write; it must not exist."""
     prompt_embeds: str | None = None
     """A prompt, read behind what --read names; its embeddings go to OUT/prompt_embeds.safetensors."""
+    merged: bool = False
+    """With what its adapters add, as it reads behind memories; a prompt's export always has it."""
     store: str | None = None
     """Folder of a store."""
     read: tuple[str, ...] = ()
@@ -43,7 +45,7 @@ def run(arguments: list[str]) -> None:
     from memlm.models import MemoryModelForCausalLM
 
     if options.prompt_embeds is None:
-        export_decoder(*load_model(options.run, MemoryModelForCausalLM), options.out)
+        export_decoder(*load_model(options.run, MemoryModelForCausalLM), options.out, merged=options.merged)
         print(f"decoder and tokenizer: {options.out}")
         return
     reading = Generate(
@@ -52,6 +54,6 @@ def run(arguments: list[str]) -> None:
     session = open_session(reading)
     session.read(options.prompt_embeds)
     session.model.prompt_embeddings([[[0]]])  # says now if this decoder cannot read them
-    export_decoder(session.model, session.tokenizer, options.out)
+    export_decoder(session.model, session.tokenizer, options.out, merged=True)
     positions = export_prompt(session, options.out)
     print(f"decoder and tokenizer: {options.out}; {positions} positions of a prompt: {options.out}/{PROMPT_FILE}")

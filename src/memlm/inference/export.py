@@ -15,12 +15,25 @@ from memlm.errors import CheckpointError
 from memlm.files import write_tensors_whole, write_whole
 from memlm.inference.session import MemorySession
 from memlm.models import MemoryModelForCausalLM
+from memlm.models.memory.adapter import plain_decoder
 
 PROMPT_FILE = "prompt_embeds.safetensors"
 
 
-def export_decoder(model: MemoryModelForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def export_decoder(
+    model: MemoryModelForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    merged: bool = False,
+) -> None:
     """The decoder and its tokenizer, for any program that reads Hugging Face folders.
+
+    Args:
+        model: whose decoder it is.
+        tokenizer: of the decoder.
+        folder: to write.
+        merged: with what adapters add, as text behind memories is read; without: the decoder as it was.
 
     Raises:
         CheckpointError: the folder exists, or cannot be written.
@@ -30,7 +43,7 @@ def export_decoder(model: MemoryModelForCausalLM, tokenizer: PreTrainedTokenizer
         raise CheckpointError(f"'{folder}' exists already; give another folder.")
 
     def fill(draft: Path) -> None:
-        model.decoder.save_pretrained(draft)
+        plain_decoder(model.decoder, merged=merged).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
     try:

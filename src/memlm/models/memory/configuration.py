@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.memory.adapter import LoraSettings
 from memlm.models.memory.layout import LAYOUTS
 from memlm.models.readout import READOUTS
 
@@ -53,6 +54,8 @@ class MemoryModelConfig(MemlmConfig):
     finds a token's slot by what both hold, and need not by distance (LOG.md)."""
     filler: str = "masked"
     """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
+    lora: dict[str, Any] | None = None
+    """Adapters in the decoder (memlm.models.memory.adapter), at work where memories are read; its own weights stay."""
     freeze_encoder: bool = False
     """The encoder stays as it is: evaluation mode, no gradients."""
     encoder_fingerprint: str | None = None
@@ -112,6 +115,13 @@ class MemoryModelConfig(MemlmConfig):
             raise ConfigError(
                 "learned_positions have no place in the variable layout, where places move; use 'aligned'."
             )
+        if self.lora is not None:
+            self.lora = LoraSettings.of(self.lora).to_dict()
+            if self.layout != "variable":
+                raise ConfigError(
+                    f"lora needs the variable layout, not '{self.layout}': where no memory is read, text must stand "
+                    "where the decoder knows it."
+                )
         self._check_sizes()
 
     def _check_sizes(self) -> None:

@@ -13,6 +13,7 @@ a frozen encoder keeps its own token table.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +29,7 @@ from memlm.chunking import left_align, split
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.base import DecoderInside
 from memlm.models.documents import ChunkedDocuments, chunked, loss_of
+from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter
 from memlm.models.memory.configuration import MemoryModelConfig
 from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
@@ -35,6 +37,7 @@ from memlm.models.memory.introduction import Introduction
 from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
 from memlm.models.memory.prompt import Piece, lay_out, places_of, positions_of
 from memlm.models.memory.slots import SlotReadout, SlotSettings
+from memlm.models.mixer import MixerConfig
 from memlm.models.outputs import MemoryModelOutput
 from memlm.models.readout import READOUTS
 from memlm.objectives import ObjectiveSums, sums_by_objective
@@ -62,6 +65,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.writer))
         self.readout = SlotReadout(config) if config.introduction == "token" else Introduction(config)
         self.decoder = AutoModelForCausalLM.from_config(config.reader)
+        if config.lora is not None:
+            add_adapter(self.decoder, LoraSettings.of(config.lora))
         width = config.reader.hidden_size
         self.token_places = TokenPlaces(config.chunk_length, width) if config.learned_positions else None
         self.blank_head = nn.Linear(width, config.reader.vocab_size, bias=False) if config.blank_head else None
@@ -175,14 +180,15 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if use_cache is not None:
             slots = _PromptSlots(input_ids == self.config.memory_token_id, memories)
             embedded = self._embed_prompt(input_ids, slots, token_places)
-            return self.decoder(
-                inputs_embeds=embedded,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-            )
+            with self._adapted(memories is not None and bool(memories.numel())):
+                return self.decoder(
+                    inputs_embeds=embedded,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    logits_to_keep=logits_to_keep,
+                )
         document = chunked(
             input_ids,
             attention_mask,
@@ -268,17 +274,24 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """Logits of each row's tokens; masked slots before its first memory are left out where positions allow it."""
         slots, per_chunk = inputs.shape[1] - blanks.shape[1], self.config.slots_per_chunk
         unread = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        if slots and _rotary(self.config.reader):
+        if slots and _reads_position_ids(self.config.reader):
             step = -(-slots // (per_chunk * _WIDTHS)) * per_chunk
             # a row of padding alone begins nowhere; its tokens all stay
-            unread = mask.long().argmax(1).clamp(max=slots) // step * step
+            first = mask.long().argmax(1).clamp(max=slots)
+            unread = torch.where(first == slots, slots, first // step * step)
         widths, places = unread.unique(return_inverse=True)
         parts = [(places == i).nonzero()[:, 0] for i in range(len(widths))]
-        logits = [
-            self._logits(inputs[rows, start:], mask[rows, start:], positions[rows, start:], blanks[rows])
-            for start, rows in zip(widths.tolist(), parts, strict=True)
-        ]
+        logits: list[Tensor] = []
+        for start, rows in zip(widths.tolist(), parts, strict=True):
+            with self._adapted(start < slots):
+                logits.append(
+                    self._logits(inputs[rows, start:], mask[rows, start:], positions[rows, start:], blanks[rows])
+                )
         return torch.cat(logits)[torch.cat(parts).argsort()]
+
+    def _adapted(self, reads_memory: bool) -> AbstractContextManager[None]:
+        """Adapters are for memories alone."""
+        return nullcontext() if reads_memory or self.config.lora is None else adapter_off(self.decoder)
 
     def _logits(self, inputs: Tensor, mask: Tensor, positions: Tensor, blanks: Bool[Tensor, "rows tokens"]) -> Tensor:
         """(rows, tokens, vocabulary) of the last inputs; blanks go through a head of their own where there is one."""
@@ -466,6 +479,11 @@ class _PromptSlots(NamedTuple):
 
     places: Bool[Tensor, "rows tokens"]
     memories: DocumentMemories | None
+
+
+def _reads_position_ids(config: PreTrainedConfig) -> bool:
+    """A mixer's positions are its places."""
+    return config.model_type != MixerConfig.model_type
 
 
 def _rotary(config: PreTrainedConfig) -> bool:

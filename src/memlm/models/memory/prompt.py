@@ -82,6 +82,8 @@ def span_of(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
 
 def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
     """Groups of slots that a history is shorter than training's; its newest tokens stand behind all slots."""
+    if config.layout == "variable":  # whose positions begin with the first memory that is there
+        return 0
     newest = 0 if not pieces or isinstance(pieces[-1], Tensor) else len(pieces[-1])
     trained = (config.num_chunks - 1) * config.slots_per_chunk
     return max(0, -(-(trained - span_of(config, pieces) + newest) // config.slots_per_chunk))
