@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   memlm train --resume --out runs/tiny
   memlm train memory-tiny --objective next_token --steps 500 --out runs/next
   memlm train memory-curriculum-tiny --encoder runs/tiny
+  memlm train memory-pretrained --decoder PATH_OR_HUB_ID --encoder runs/tiny --adapter lora
 
 settings, with the defaults that recipes change (memlm recipes NAME shows a recipe's):
 """
@@ -43,6 +44,10 @@ class Train:
     """Updates in all; the stages of a memory recipe keep their shares of them."""
     encoder: str | None = None
     """Of a memory recipe: run whose encoder is used, frozen, with its tokenizer, text and split."""
+    decoder: str | None = None
+    """Of a memory recipe: a pretrained causal language model's folder or Hub id."""
+    adapter: str | None = None
+    """What learns in a pretrained decoder: lora (adapters for memories alone), connector (nothing), or all."""
     out: str | None = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False
@@ -93,7 +98,7 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
         if not options.out:
             raise ConfigError("--resume needs --out: the run folder to go on with.")
         others = (options.recipe, options.config, options.text, options.objective, options.encoder, options.steps)
-        if any(others) or changes:
+        if any((*others, options.decoder, options.adapter)) or changes:
             raise ConfigError(f"--resume goes on with the settings kept in '{options.out}'; give no others beside it.")
         return RunConfig(), options.out
     if not options.recipe and not options.config:
@@ -126,18 +131,21 @@ def _stages_for(objective: str, config: MemoryRunConfig) -> list[dict[str, Any]]
 
 
 def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
-    """--objective and --encoder as settings."""
+    """--objective, --encoder, --decoder and --adapter as settings."""
     from memlm.recipes import OBJECTIVES
     from memlm.training.kinds import merge_run
     from memlm.training.memory_config import MemoryRunConfig
     from memlm.training.run_folder import RunFolder
 
-    if options.objective is None and options.encoder is None:
+    given = [n for n in ("objective", "encoder", "decoder", "adapter") if getattr(options, n) is not None]
+    if not given:
         return config
     if not isinstance(config, MemoryRunConfig):
-        flag = "--objective" if options.objective else "--encoder"
-        raise ConfigError(f"{flag} is for memory recipes; '{config.recipe}' is of kind '{config.kind}'.")
+        raise ConfigError(f"--{given[0]} is for memory recipes; '{config.recipe}' is of kind '{config.kind}'.")
     changes: dict[str, Any] = {}
+    decoder = {"pretrained": options.decoder, "adapter": options.adapter}
+    if changed := {name: value for name, value in decoder.items() if value is not None}:
+        changes["model"] = {"decoder": changed}
     if options.objective is not None:
         if options.objective not in OBJECTIVES:
             raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, OBJECTIVES)}")

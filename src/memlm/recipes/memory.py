@@ -96,6 +96,39 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
     )
 
 
+def memory_pretrained() -> MemoryRunConfig:
+    """A pretrained decoder (--decoder) learns to read a frozen encoder's memories (--encoder): 16 tokens a slot."""
+    tiny = memory_tiny()
+    # what is read is learnt first, by what joins decoder and memories; then both
+    both: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": 1.0}
+    return tiny.model_copy(
+        update={
+            "recipe": "memory-pretrained",
+            "model": MemoryModelSettings(
+                chunk_length=64,
+                num_chunks=2,
+                slots_per_chunk=4,
+                layout="variable",
+                decoder=DecoderSettings(adapter="lora"),
+            ),
+            "stages": (
+                Stage(name="warm_up", objectives=OBJECTIVES["blank_copy"], steps=50, train="readout", decay_share=0.0),
+                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400, decay_share=0.0),
+                Stage(name="mixture", objectives=both, steps=150, row_share={"blank_copy": 0.5}),
+            ),
+            "training": tiny.training.model_copy(
+                update={
+                    "batch_size": 8,
+                    "evaluate_every": 50,
+                    "evaluate_rows": 32,
+                    "checkpoint_every": 50,
+                    "optimizer": OptimizerConfig(learning_rate=2e-3, adamw_learning_rate=2e-3),
+                }
+            ),
+        }
+    )
+
+
 def memory_next_tiny() -> MemoryRunConfig:
     """The tiny one on next tokens alone, as many steps of them: what retention costs is counted against this."""
     return _next_token_alone("memory-next-tiny")

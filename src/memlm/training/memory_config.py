@@ -65,6 +65,15 @@ class DecoderSettings(Settings):
     """Taps of a mixer's convolution along the width."""
     intermediate_size: Count | None = None
     """Width of the feed-forward layers; four times the hidden size by default."""
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+    """A causal language model's folder or Hub id, in place of the sizes above; its tokenizer comes with it."""
+    adapter: Literal["all", "lora", "connector"] = "all"
+    """Of a pretrained decoder, what learns: all of it, adapters that work behind memories alone, or nothing but what
+    joins it to memories."""
+    lora_rank: Count = 16
+    """Numbers that pass through each adapter."""
+    lora_alpha: Annotated[float, Field(gt=0, le=2**16)] = 32.0
+    """What adapters add is scaled by lora_alpha / lora_rank."""
 
     @model_validator(mode="after")
     def _fits(self) -> DecoderSettings:
@@ -117,6 +126,19 @@ class MemoryModelSettings(Settings):
     def document_length(self) -> int:
         """Tokens of a document in training."""
         return self.chunk_length * self.num_chunks
+
+    @model_validator(mode="after")
+    def _fits(self) -> MemoryModelSettings:
+        if self.decoder.pretrained is None:
+            return self
+        if self.memory == "recurrent":
+            raise ConfigError("a pretrained decoder (decoder.pretrained) has no recurrent memory; use 'parallel'.")
+        if self.layout != "variable" or self.learned_positions or self.blank_head:
+            raise ConfigError(
+                "a pretrained decoder (decoder.pretrained) reads text where it knows it: layout must be 'variable', "
+                "learned_positions and blank_head false."
+            )
+        return self
 
 
 class Weight(Settings):

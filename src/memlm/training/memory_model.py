@@ -22,6 +22,7 @@ from memlm.models import (
 from memlm.models.fingerprint import weights_fingerprint
 from memlm.models.memory.layout import groups_needed
 from memlm.training.memory_config import MemoryModelSettings
+from memlm.training.pretrained import build_around_pretrained
 from memlm.training.run_folder import RunFolder
 
 _SLOT_IDS = 1
@@ -47,20 +48,26 @@ def build_memory_model(
     *,
     seed: int,
     encoder: ChunkEncoder | None = None,
+    encoder_tokenizer: PreTrainedTokenizerBase | None = None,
     reconstruction_head: bool = False,
 ) -> ChunkReader:
     """A fresh memory model, its weights drawn from the seed; a given encoder is frozen into it.
 
     Args:
-        settings: sizes and kinds.
-        tokenizer: of encoder and decoder.
+        settings: sizes and kinds; a pretrained decoder comes with its weights.
+        tokenizer: of the decoder, and of the encoder where it has none of its own.
         seed: of the weights.
         encoder: whose weights and settings are taken.
+        encoder_tokenizer: of that encoder.
         reconstruction_head: for the `reconstruction` objective.
 
     Raises:
         ConfigError: sizes that do not fit each other.
+        CheckpointError: the pretrained decoder cannot be loaded.
     """
+    if settings.decoder.pretrained is not None:
+        torch.manual_seed(seed)
+        return build_around_pretrained(settings, tokenizer, encoder=encoder, encoder_tokenizer=encoder_tokenizer)
     return build_from_sizes(
         settings,
         vocabulary=len(tokenizer),

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memlm.data import PackedRows, eos_id, ordinary_ids, pad_id
+import torch
+
+from memlm.data import PackedRows, eos_id, load_tokenizer, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_whole, write_whole
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
@@ -28,6 +30,9 @@ from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
 from memlm.training.trainer import MemlmTrainer
 
+_SAMPLE = 64
+"""Rows that show whether chunks fit an encoder."""
+
 
 def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> ChunkReader:
     """All stages that are not finished yet; what was stopped goes on where it was.
@@ -43,17 +48,39 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
         data.tokenizer,
         seed=config.training.seed,
         encoder=encoder,
+        encoder_tokenizer=None if config.encoder_run is None else load_tokenizer(config.encoder_run),
         reconstruction_head=config.asks_reconstruction,
     )
     _refuse_changed_encoder(folder, model)
+    _refuse_long_chunks(model, data)
     for number, stage in enumerate(config.stages):
         place = folder.path / "stages" / f"{number:02d}-{stage.name}"
         if not (place / "end").is_dir():
             _run_stage(config, number, model, data, folder, place, progress=progress)
-        model.load_state_dict(read_tensors(place / "end" / "model.safetensors"))
+        _take_weights(model, place / "end" / "model.safetensors")
         processes.first_does(lambda: _join_logs(config, folder))
     _freeze_encoder(model, config.encoder_run is not None)
     return model
+
+
+def _refuse_long_chunks(model: ChunkReader, data: PreparedData) -> None:
+    """An encoder with a tokenizer of its own must have room for most chunks' text."""
+    if isinstance(model, MemoryModelForCausalLM) and model.translation is not None:
+        some = data.train_rows.sample(_SAMPLE, seed=0).input_ids
+        chunks = some.reshape(-1, model.config.chunk_length)
+        model.translation(chunks, torch.ones_like(chunks))
+        model.translation.require_fitting(model.config.chunk_length)
+
+
+def _take_weights(model: ChunkReader, file: Path) -> None:
+    """Of a stage's end; a weight that is another's twin is kept once."""
+    kept = read_tensors(file)
+    missing, unexpected = model.load_state_dict(kept, strict=False)
+    own = model.state_dict()
+    there = {own[name].data_ptr() for name in kept if name in own}
+    lost = [*unexpected, *(name for name in missing if own[name].data_ptr() not in there)]
+    if lost:
+        raise CheckpointError(f"'{file}' is not this run's ({lost[0]} is in one only); restore it or train again.")
 
 
 def _run_stage(
@@ -107,9 +134,12 @@ def _run_stage(
 def _start_afresh(model: ChunkReader, config: MemoryRunConfig, data: PreparedData, *, seed: int) -> None:
     """New weights for everything but the encoder."""
     encoder = model.encoder if isinstance(model, MemoryModelForCausalLM) else None
-    fresh = build_memory_model(config.model, data.tokenizer, seed=seed, encoder=encoder).state_dict()
-    own = {name: value for name, value in fresh.items() if not name.startswith("encoder.")}
-    model.load_state_dict(own, strict=False)
+    own = None if config.encoder_run is None else load_tokenizer(config.encoder_run)
+    fresh = build_memory_model(
+        config.model, data.tokenizer, seed=seed, encoder=encoder, encoder_tokenizer=own
+    ).state_dict()
+    rest = {name: value for name, value in fresh.items() if not name.startswith("encoder.")}
+    model.load_state_dict(rest, strict=False)
 
 
 def _stage_training(config: MemoryRunConfig, number: int) -> TrainingConfig:
@@ -142,11 +172,12 @@ def _set_trained(model: ChunkReader, stage: Stage, *, frozen: bool) -> None:
 
 
 def _freeze_encoder(model: ChunkReader, frozen: bool) -> None:
-    """Everything else may change."""
-    model.requires_grad_(True)
+    """Everything else may change that its configuration lets."""
     if isinstance(model, MemoryModelForCausalLM):
         model.config.freeze_encoder = frozen
-        model.encoder.requires_grad_(not frozen)
+        model.free()
+    else:
+        model.requires_grad_(True)
 
 
 def _kept(

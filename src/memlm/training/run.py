@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memlm.data import PackedRows, eos_id, load_tokenizer, pad_id
-from memlm.errors import DataError, RunFolderError
+from memlm.errors import ConfigError, DataError, RunFolderError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import Task, reconstruction
@@ -112,10 +112,21 @@ def _prepared(config: AnyRunConfig) -> PreparedData:
     if isinstance(config, RunConfig):
         return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=seed)
     length = config.model.document_length
+    decoder = config.model.decoder
+    if decoder.pretrained is None and decoder.adapter != "all":
+        raise ConfigError(
+            f"decoder.adapter ('{decoder.adapter}') is for a pretrained decoder; give one (--decoder PATH_OR_HUB_ID)."
+        )
+    if decoder.pretrained is not None and config.encoder_run is None:
+        raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN).")
+    # a pretrained decoder's tokens are its own; else those of the encoder's run, or new ones
+    place = decoder.pretrained or config.encoder_run
+    if config.encoder_run is not None:
+        RunFolder.open(config.encoder_run).require_model()
+    tokenizer = None if place is None else load_tokenizer(place)
+    data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
     if config.encoder_run is None:
-        return prepare_data(config.data, chunk_length=length, seed=seed)
-    RunFolder.open(config.encoder_run).require_model()
-    data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=load_tokenizer(config.encoder_run))
+        return data
     _refuse_text_the_encoder_saw(config, data)
     return data
 

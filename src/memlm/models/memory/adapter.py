@@ -76,7 +76,11 @@ def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
         inject_adapter_in_model(config, decoder)
     except ValueError as error:
         raise ConfigError(f"lora's targets ({settings.targets}) are not in this decoder: {error}") from error
-    decoder.requires_grad_(False)
+    free_adapter(decoder)
+
+
+def free_adapter(decoder: PreTrainedModel) -> None:
+    """Adapters may learn, the decoder's own weights may not."""
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
 

@@ -14,6 +14,7 @@ from memlm.models.memory.layout import LAYOUTS
 from memlm.models.readout import READOUTS
 
 FILLERS = ("masked", "learned", "constant")
+ENCODER_TOKENS = ("shared", "own")
 INTRODUCTIONS = ("token", "hidden", "projection")
 SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
@@ -56,6 +57,13 @@ class MemoryModelConfig(MemlmConfig):
     """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
     lora: dict[str, Any] | None = None
     """Adapters in the decoder (memlm.models.memory.adapter), at work where memories are read; its own weights stay."""
+    freeze_decoder: bool = False
+    """The decoder's own weights stay as they are; what joins it to memories, and adapters, may change."""
+    own_blank: bool = False
+    """Padding ids within text get learnt vectors, one a place in the chunk, not a row of the decoder's table (which may
+    have none)."""
+    encoder_tokens: str = "shared"
+    """`own`: the encoder has a tokenizer of its own, and chunks reach it through their text (`translation`)."""
     freeze_encoder: bool = False
     """The encoder stays as it is: evaluation mode, no gradients."""
     encoder_fingerprint: str | None = None
@@ -99,7 +107,10 @@ class MemoryModelConfig(MemlmConfig):
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that cannot be."""
         require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
-        known = (("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("introduction", INTRODUCTIONS))
+        known = (
+            *(("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("introduction", INTRODUCTIONS)),
+            ("encoder_tokens", ENCODER_TOKENS),
+        )
         for name, choices in known:
             value = getattr(self, name)
             if value not in choices:
@@ -131,6 +142,9 @@ class MemoryModelConfig(MemlmConfig):
                 f"slots_per_chunk ({slots}) must be divisible by memories_per_chunk ({memories}) "
                 f"for the {self.readout} readout."
             )
+        if self.encoder_tokens == "own":
+            self._check_apart()
+            return
         if self.chunk_length > self.writer.chunk_length:
             raise ConfigError(
                 f"chunk_length ({self.chunk_length}) must not exceed the encoder's ({self.writer.chunk_length})."
@@ -139,6 +153,19 @@ class MemoryModelConfig(MemlmConfig):
             raise ConfigError(
                 f"memory_token_id ({self.memory_token_id}) must lie beyond the tokenizer's "
                 f"{self.writer.vocab_size} ids; nothing else may stand for a slot."
+            )
+
+    def _check_apart(self) -> None:
+        """Of an encoder with a tokenizer of its own."""
+        if self.memory_token_id < self.reader.vocab_size:
+            raise ConfigError(
+                f"memory_token_id ({self.memory_token_id}) must lie beyond the decoder's {self.reader.vocab_size} ids; "
+                "nothing else may stand for a slot."
+            )
+        if not self.freeze_encoder or self.reconstruction_head:
+            raise ConfigError(
+                "an encoder with a tokenizer of its own must be frozen (freeze_encoder) and has no "
+                "reconstruction head: gradients do not pass through text."
             )
 
 

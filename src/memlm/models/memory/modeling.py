@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,7 +30,7 @@ from memlm.chunking import left_align, split
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.base import DecoderInside
 from memlm.models.documents import ChunkedDocuments, chunked, loss_of
-from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter
+from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter, free_adapter
 from memlm.models.memory.configuration import MemoryModelConfig
 from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
@@ -37,6 +38,7 @@ from memlm.models.memory.introduction import Introduction
 from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
 from memlm.models.memory.prompt import Piece, lay_out, places_of, positions_of
 from memlm.models.memory.slots import SlotReadout, SlotSettings
+from memlm.models.memory.translation import FOLDER, Translation, translation_in
 from memlm.models.mixer import MixerConfig
 from memlm.models.outputs import MemoryModelOutput
 from memlm.models.readout import READOUTS
@@ -67,14 +69,16 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(config.reader)
         if config.lora is not None:
             add_adapter(self.decoder, LoraSettings.of(config.lora))
+        self.translation: Translation | None = None
         width = config.reader.hidden_size
         self.token_places = TokenPlaces(config.chunk_length, width) if config.learned_positions else None
+        self.blank = nn.Parameter(torch.zeros(config.chunk_length, width)) if config.own_blank else None
         self.blank_head = nn.Linear(width, config.reader.vocab_size, bias=False) if config.blank_head else None
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
         self.post_init()
-        self.encoder.requires_grad_(not config.freeze_encoder)
+        self.free()
         # what stands for a slot in a prompt is never written
         self.generation_config.suppress_tokens = [config.memory_token_id]
 
@@ -88,6 +92,14 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             init.normal_(module.weight, std=getattr(self.config.reader, "initializer_range", 1.0))
         else:
             init_memory_weights(module)
+
+    def free(self) -> None:
+        """Everything may learn that the configuration lets: gradients for it, and for nothing else."""
+        self.requires_grad_(True)
+        self.encoder.requires_grad_(not self.config.freeze_encoder)
+        self.decoder.requires_grad_(not self.config.freeze_decoder)
+        if self.config.lora is not None:
+            free_adapter(self.decoder)
 
     def train(self, mode: bool = True) -> MemoryModelForCausalLM:
         """As torch's; a frozen encoder stays in evaluation mode."""
@@ -239,12 +251,49 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         folded = torch.stack([ids.flatten(0, 1), mask.flatten(0, 1).to(ids.dtype)], dim=1)
         once, places = torch.unique(folded, dim=0, return_inverse=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_encoder):
-            memories = self.encoder(once[:, 0], once[:, 1])
+            memories = self.encoder(*self._in_encoder_tokens(once[:, 0], once[:, 1]))
         return memories[places].unflatten(0, (documents, chunks))
+
+    def _in_encoder_tokens(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.encoder_tokens == "shared":
+            return ids, mask
+        if self.translation is None:
+            raise UserError(
+                "this model's encoder has a tokenizer of its own; load the model by from_pretrained(FOLDER), or set "
+                "its `translation`."
+            )
+        return self.translation(ids, mask)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with the encoder's tokenizer where it has one of its own."""
+        found = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        if model.config.encoder_tokens == "own":
+            length = cast(ChunkEncoderConfig, model.config.writer).chunk_length
+            model.translation = translation_in(pretrained_model_name_or_path, length=length)
+        return found
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers', with both tokenizers where the encoder has one of its own."""
+        cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+        if self.translation is not None:
+            self.translation.reader.save_pretrained(save_directory)
+            self.translation.writer.save_pretrained(Path(save_directory) / FOLDER)
+
+    def _embed(self, ids: Int[Tensor, "*rows tokens"]) -> Float[Tensor, "*rows tokens width"]:
+        """By the decoder's table, and blanks by their place's vector where they have one; rows begin with a chunk."""
+        table = self.get_input_embeddings()
+        if self.blank is None:
+            return table(ids)
+        blank = ids == (self.config.pad_token_id or 0)
+        tokens = table(ids.masked_fill(blank, 0))
+        places = torch.arange(ids.shape[-1], device=ids.device) % self.config.chunk_length
+        return torch.where(blank[..., None], self.blank.to(tokens.dtype)[places], tokens)
 
     def embed_chunk(self, ids: Int[Tensor, "*rows tokens"]) -> Float[Tensor, "*rows tokens width"]:
         """The decoder's inputs of chunks, or of their first tokens."""
-        tokens = self.get_input_embeddings()(ids)
+        tokens = self._embed(ids)
         return tokens if self.token_places is None else tokens + self.token_places.weight[: ids.shape[-1]]
 
     def _decode(
@@ -407,7 +456,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         return inputs
 
     def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots, places: Tensor | None) -> Tensor:
-        tokens = self.get_input_embeddings()(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
+        tokens = self._embed(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
         if self.token_places is not None and places is not None:
             tokens = tokens + self.token_places(places)
         if not bool(slots.places.any()):

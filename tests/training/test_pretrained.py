@@ -1,0 +1,139 @@
+"""A pretrained decoder with an encoder of another tokenizer: trained, saved, read again, evaluated, remembered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from memlm.cli import main
+from memlm.data import encode_texts, load_tokenizer, train_tokenizer
+from memlm.evaluation import evaluate_run
+from memlm.inference import MemorySession
+from memlm.models import MemoryModelForCausalLM
+from memlm.models.memory.adapter import plain_decoder
+from memlm.models.memory.translation import Translation
+from memlm.training import RunFolder
+from tests.conftest import speech
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with a tokenizer whose padding is the end of text, as many have it."""
+    folder = tmp_path_factory.mktemp("decoder") / "llama"
+    tokenizer = train_tokenizer([speech(i) for i in range(4)], vocab_size=262)
+    tokenizer.pad_token = tokenizer.eos_token
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def flags(decoder: Path, encoder: Path, out: Path, *more: str) -> list[str]:
+    small = ["--model.chunk_length", "4", "--model.slots_per_chunk", "1", "--training.evaluate_rows", "4"]
+    given = ["--decoder", str(decoder), "--encoder", str(encoder), "--out", str(out), "--steps", "6"]
+    return ["train", "memory-pretrained", *given, *small, *more]
+
+
+@pytest.fixture(scope="module")
+def run(decoder: Path, memory_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    assert main(flags(decoder, memory_run, out)) == 0
+    return out
+
+
+def test_text_without_memories_is_read_as_before(run: Path, decoder: Path) -> None:
+    model = MemoryModelForCausalLM.from_pretrained(run).eval()
+    original = AutoModelForCausalLM.from_pretrained(decoder).eval()
+    ids = torch.randint(2, 250, (2, 4))
+    assert torch.equal(model(ids).logits, original(ids).logits)
+    assert torch.equal(plain_decoder(model.decoder)(ids).logits, original(ids).logits)
+    moved = [n for n, p in model.decoder.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert moved
+    assert model.translation is not None
+    assert [stage.name for stage in RunFolder(run).config().stages] == ["warm_up", "blank_copy", "mixture"]
+
+
+def test_chunks_reach_the_encoder_through_their_text(run: Path, memory_run: Path, decoder: Path) -> None:
+    model = MemoryModelForCausalLM.from_pretrained(run).eval()
+    reader, writer = load_tokenizer(decoder), load_tokenizer(memory_run)
+    ids = torch.tensor(encode_texts(reader, [speech(9)])[0][:8])[None]
+    memories = model.remember(ids)
+    texts = [reader.decode(chunk) for chunk in ids.view(2, 4)]
+    for own, text in zip(memories[0], texts, strict=True):
+        tokens = encode_texts(writer, [text])[0][:4]
+        padded = torch.zeros(1, 4, dtype=torch.long)
+        mask = torch.zeros_like(padded)
+        tokens = [*tokens, writer.eos_token_id][:4]
+        padded[0, : len(tokens)], mask[0, : len(tokens)] = torch.tensor(tokens), 1
+        torch.testing.assert_close(own[None], model.encoder(padded, mask))
+
+
+def test_what_does_not_fit_the_encoder_is_counted(memory_run: Path, decoder: Path) -> None:
+    translation = Translation(load_tokenizer(decoder), load_tokenizer(memory_run), length=4)
+    ids = torch.tensor(encode_texts(load_tokenizer(decoder), [speech(1)])[0][:64])[None]
+    translation(ids, torch.ones_like(ids))
+    assert translation.cut == translation.tokens - 4
+    with pytest.raises(Exception, match="64 decoder tokens do not fit the encoder's 4"):
+        translation.require_fitting(64)
+
+
+def test_it_is_evaluated_and_read_with(run: Path) -> None:
+    found = {m.name for m in evaluate_run(str(run), probe=False).measurements}
+    assert found >= {"bits_per_byte", "token_accuracy/blank_copy"}
+    session = MemorySession(run, fidelity=0.0)
+    session.read(speech(5))
+    assert session.stats().memories > 5
+    assert isinstance(session.generate(max_new_tokens=5), str)
+
+
+@pytest.mark.parametrize("adapter", ["connector", "all"])
+def test_what_learns(adapter: str, decoder: Path, memory_run: Path, tmp_path: Path) -> None:
+    assert main(flags(decoder, memory_run, tmp_path / "run", "--adapter", adapter)) == 0
+    model = MemoryModelForCausalLM.from_pretrained(tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(decoder).state_dict()
+    changed = [n for n, w in model.decoder.state_dict().items() if not torch.equal(w, before[n])]
+    assert bool(changed) == (adapter == "all")
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} >= {"readout", "blank"}
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no such decoder": (["--decoder", "nowhere/at/all"], "nowhere/at/all"),
+    "an unknown adapter": (["--adapter", "prefix"], "adapter"),
+    "another layout": (["--model.layout", "aligned"], "'variable'"),
+    "places on tokens": (["--model.learned_positions", "true"], "learned_positions"),
+    "a head for blanks": (["--model.blank_head", "true"], "blank_head"),
+    "recurrent memory": (["--model.memory", "recurrent"], "recurrent"),
+    "chunks that the encoder has no room for": (
+        ["--model.chunk_length", "16"],
+        "chunks of 16 decoder tokens do not fit the encoder's 4",
+    ),
+    "a rank of nothing": (["--model.decoder.lora_rank", "0"], "lora_rank (0)"),
+    "an objective beside text": (["--objective", "reconstruction"], "reconstruction"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_are_one_line(
+    name: str, decoder: Path, memory_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more, said = BAD[name]
+    assert main(flags(decoder, memory_run, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("memlm: error:") == 1
+    assert "Traceback" not in error
+
+
+def test_a_decoder_and_an_encoder_are_asked_for(
+    decoder: Path, memory_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["train", "memory-pretrained", "--encoder", str(memory_run), *out]) == 2
+    assert "--decoder" in capsys.readouterr().err
+    assert main(["train", "memory-pretrained", "--decoder", str(decoder), *out]) == 2
+    assert "--encoder RUN" in capsys.readouterr().err
