@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from memlm.cli import main
 from memlm.data import encode_texts, load_tokenizer, train_tokenizer
 from memlm.evaluation import evaluate_run
-from memlm.inference import MemorySession
+from memlm.inference import MemorySession, TextStore
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.adapter import plain_decoder
 from memlm.models.memory.translation import Translation
@@ -89,6 +89,13 @@ def test_it_is_evaluated_and_read_with(run: Path) -> None:
     session.read(speech(5))
     assert session.stats().memories > 5
     assert isinstance(session.generate(max_new_tokens=5), str)
+
+
+def test_a_store_is_written_and_read_with_it(run: Path, tmp_path: Path) -> None:
+    with TextStore.open(tmp_path / "s", run, write=True) as store:
+        list(store.remember([("a", [speech(5)]), ("b", ["\u4e2d\u6587 \x00"])]))
+    with TextStore.open(tmp_path / "s", run) as store:
+        assert (store.recall("a"), store.recall("b")) == (speech(5), "\u4e2d\u6587 \x00")
 
 
 @pytest.mark.parametrize("adapter", ["connector", "all"])

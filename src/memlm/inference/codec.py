@@ -51,7 +51,8 @@ class ChunkCodec:
         self.tokenizer = tokenizer
         self.encoder = encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder
         words = self.encoder.config.vocab_size
-        if len(tokenizer) != words:
+        apart = isinstance(model, MemoryModelForCausalLM) and model.config.encoder_tokens == "own"
+        if len(tokenizer) != words and not apart:
             raise TokenizerError(
                 f"the tokenizer has {len(tokenizer)} tokens and the model {words}; "
                 "use the tokenizer that the model was trained with."
@@ -108,9 +109,14 @@ class ChunkCodec:
         ids, mask = self._chunks(texts)
         pairs = zip(ids.split(ROWS), mask.split(ROWS), strict=True)
         with _full_precision(self.model.device):
-            written = [self.encoder(i, m).float().cpu() for i, m in pairs if len(i)]
+            written = [self._encoded(i, m).float().cpu() for i, m in pairs if len(i)]
         settings = self.encoder.config
         return torch.cat([torch.empty(0, settings.memories_per_chunk, settings.bottleneck_size), *written])
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if isinstance(self.model, MemoryModelForCausalLM):
+            return self.model.encode_chunks(ids[:, None], mask[:, None])[:, 0]
+        return self.encoder(ids, mask)
 
     @torch.inference_mode()
     def write(self, texts: list[list[int]], bits: Bits) -> WrittenChunks:
