@@ -35,7 +35,7 @@ def test_help_teaches_and_is_quick() -> None:
             )
             took.append(cpu_seconds() - began)
         assert "memlm" in run.stdout
-        assert min(took) < 0.5, (command, took)
+        assert min(took) < 0.8, (command, took)
     heavy = subprocess.run(
         [
             sys.executable,
