@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,10 +51,11 @@ def run(arguments: list[str]) -> None:
     options = parse(Remember, arguments, command="remember")
     from memlm.inference import TextStore
     from memlm.training.callbacks import ProgressView
+    from memlm.training.processes import launched
 
     if options.workers < 1:
         raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
-    if _processes() > 1 and options.workers > 1:
+    if launched() and options.workers > 1:
         raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
     if int(os.environ.get("RANK", "0")):
         _serve(options)
@@ -79,6 +79,7 @@ def run(arguments: list[str]) -> None:
 def _written(store: TextStore, paths: list[Path], options: Remember, model: Path, view: Any) -> dict[str, int]:
     from memlm.inference import stream_file, write_over_ranks, write_side_by_side
     from memlm.training import Interrupted
+    from memlm.training.processes import joined, launched
 
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
     done, tokens, began = 0, 0, time.monotonic()
@@ -90,7 +91,7 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
 
     header = store.store.header
     write = None
-    if _processes() > 1:
+    if launched():
         write = partial(write_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
     elif options.workers > 1:
         found = header.retrieval_model
@@ -99,7 +100,7 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
     view.start(0)
     try:
         remembered = store.remember(documents, replace=options.replace, write=write, progress=progress)
-        with _connected(), closing(remembered) as told:
+        with joined(), closing(remembered) as told:
             for one in told:
                 outcomes[one.outcome] += 1
     except KeyboardInterrupt:
@@ -109,35 +110,16 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
     return outcomes
 
 
-def _processes() -> int:
-    """Of the launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextmanager
-def _connected() -> Generator[None]:
-    """To the launcher's other processes, where there are any."""
-    import torch.distributed as dist
-
-    if _processes() == 1:
-        yield
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 def _serve(options: Remember) -> None:
     """A process that only encodes."""
     from memlm.inference import ChunkCodec, open_encoder, serve_rank
+    from memlm.training.processes import joined
 
     if options.model is None:
         raise ConfigError("under torchrun every process needs the model; give --model RUN.")
     codec = ChunkCodec.load(options.model)
     retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
-    with _connected():
+    with joined():
         serve_rank(codec, retrieval)
 
 
