@@ -84,7 +84,7 @@ def test_control_characters_do_not_reach_the_terminal(
 @pytest.mark.parametrize("way", ["workers", "torchrun"])
 def test_several_processes_write_what_one_writes(way: str, notes: list[str], memory_run: Path) -> None:
     # more than one list of texts, so that every process has work
-    Path("long.txt").write_text("".join(speech(i) for i in range(220)))
+    Path("long.txt").write_text("".join(speech(i) for i in range(140)))
     launched = {
         "workers": (["-m", "memlm"], ["--workers", "2"]),
         "torchrun": (["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "memlm"], []),
