@@ -10,7 +10,8 @@ swept away by the next writer. Nothing that is named is ever changed in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -260,7 +261,7 @@ class MemoryStore:
         groups = list(_grouped(entries))
         added: list[Segment] = []
         moved: list[Entry] = []
-        try:
+        with self._all_or_nothing():
             for group in groups:
                 documents = [self._read(entry) for entry in group]
                 segment, places = write_segment(self.folder, state.next_segment + len(added), documents)
@@ -274,12 +275,6 @@ class MemoryStore:
                 add_segments=added,
                 remove_segments=[segment.number for segment in old],
             )
-        except OSError as error:
-            self._sweep()
-            raise _cannot_write(self.folder, error) from error
-        except BaseException:
-            self._sweep()
-            raise
         self._settle()
         self._sweep()
 
@@ -375,7 +370,7 @@ class MemoryStore:
         state = self._index.state()
         segments: list[Segment] = []
         entries: list[Entry] = []
-        try:
+        with self._all_or_nothing():
             for group in _grouped(documents):
                 segment, places = write_segment(self.folder, state.next_segment + len(segments), group)
                 segments.append(segment)
@@ -383,13 +378,19 @@ class MemoryStore:
                     order = state.next_place + len(entries)
                     entries.append(_entry_of(document, order, place, digest))
             self._index.change(add=entries, remove=remove, add_segments=segments)
+        self._settle()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Generator[None]:
+        """Segments that no commit has named are swept away where something goes wrong."""
+        try:
+            yield
         except OSError as error:
             self._sweep()
             raise _cannot_write(self.folder, error) from error
         except BaseException:
             self._sweep()
             raise
-        self._settle()
 
     def _settle(self) -> None:
         try:
