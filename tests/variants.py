@@ -131,6 +131,8 @@ MEMORY_MODELS: dict[str, dict[str, Any]] = {
     "fixed and masked": {"layout": "fixed"},
     "variable": {"layout": "variable"},
     "variable, llama": {"layout": "variable", "decoder": LLAMA_DECODER},
+    "behind a first token": {"layout": "variable", "first_token_id": 3},
+    "behind a first token, llama": {"layout": "variable", "first_token_id": 3, "decoder": LLAMA_DECODER},
     "aligned with a learned filler": {"filler": "learned"},
     "no memory": {"use_memory": False},
     "a head for blanks": {"blank_head": True},

@@ -261,6 +261,10 @@ def test_errors_name_both_values() -> None:
         config(introduction="hidden")
     with pytest.raises(ConfigError, match="filler .* has no place in the variable layout"):
         config(layout="variable", filler="learned")
+    with pytest.raises(ConfigError, match=r"first_token_id \(3\) must .* variable layout, not 'aligned'"):
+        config(first_token_id=3)
+    with pytest.raises(ConfigError, match=r"first_token_id \(0\) must not be the padding id \(0\)"):
+        config(layout="variable", first_token_id=0)
     with pytest.raises(ConfigError, match=r"slots_per_chunk \(3\) must be divisible by memories_per_chunk \(2\)"):
         config(encoder={"memories_per_chunk": 2}, slots_per_chunk=3, readout="repeated")
     with pytest.raises(ConfigError, match="encoder must be a configuration"):

@@ -38,7 +38,7 @@ def plain(family: str) -> PreTrainedModel:
 def around(family: str, *, lora: dict[str, Any] | None = LORA) -> tuple[MemoryModelForCausalLM, PreTrainedModel]:
     """A memory model around a decoder, its adapters already moved."""
     original = plain(family)
-    model = memory_model(decoder=FAMILIES[family], layout="variable", lora=lora)
+    model = memory_model(decoder=FAMILIES[family], layout="variable", lora=lora, first_token_id=3)
     base_weights_into(model.decoder, original.state_dict())
     torch.manual_seed(8)
     for name, parameter in model.decoder.named_parameters():

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from memlm.data import eos_id, pad_id
+from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, ConfigError
 from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
@@ -72,6 +72,7 @@ def build_around_pretrained(
             lora={"rank": rank, "alpha": alpha} if adapter == "lora" else None,
             freeze_decoder=adapter != "all",
             own_blank=True,
+            first_token_id=_first_token(tokenizer),
             encoder_tokens="own" if apart else "shared",
             freeze_encoder=True,
             encoder_fingerprint=weights_fingerprint(encoder),
@@ -86,6 +87,13 @@ def build_around_pretrained(
     if apart:
         model.translation = Translation(tokenizer, encoder_tokenizer, length=encoder.config.chunk_length)
     return model
+
+
+def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What texts begin with, or are parted by: attention rests there, and nothing is lost."""
+    blank = pad_id(tokenizer)
+    candidates = (tokenizer.bos_token_id, eos_id(tokenizer), *encode_texts(tokenizer, ["\n"])[0])
+    return next(i for i in candidates if isinstance(i, int) and i != blank)
 
 
 @torch.no_grad()

@@ -62,6 +62,9 @@ class MemoryModelConfig(MemlmConfig):
     own_blank: bool = False
     """Padding ids within text get learnt vectors, one a place in the chunk, not a row of the decoder's table (which may
     have none)."""
+    first_token_id: int | None = None
+    """A token that stands before the first memory; none does without memories. A pretrained decoder makes its first
+    position the one that attention rests on, and keeps nothing of what stands there (Xiao et al., arXiv 2309.17453)."""
     encoder_tokens: str = "shared"
     """`own`: the encoder has a tokenizer of its own, and chunks reach it through their text (`translation`)."""
     freeze_encoder: bool = False
@@ -133,7 +136,22 @@ class MemoryModelConfig(MemlmConfig):
                     f"lora needs the variable layout, not '{self.layout}': where no memory is read, text must stand "
                     "where the decoder knows it."
                 )
+        if self.first_token_id is not None and (self.layout != "variable" or self.first_token_id < 0):
+            raise ConfigError(
+                f"first_token_id ({self.first_token_id}) must be a token of the decoder, in the variable layout, not "
+                f"'{self.layout}'."
+            )
+        if self.first_token_id is not None and self.first_token_id == (self.pad_token_id or 0):
+            raise ConfigError(
+                f"first_token_id ({self.first_token_id}) must not be the padding id ({self.pad_token_id}), which is a "
+                "blank within text."
+            )
         self._check_sizes()
+
+    @property
+    def has_first_token(self) -> bool:
+        """Whether a token stands before the first memory."""
+        return self.first_token_id is not None
 
     def _check_sizes(self) -> None:
         memories, slots = self.writer.memories_per_chunk, self.slots_per_chunk

@@ -302,6 +302,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
         documents = len(document.ids)
         placed, readable, tokens = self._introduced(self.embed_chunk(document.ids), memories)
+        if self.config.has_first_token:
+            placed, readable = self._behind_first_token(placed, readable)
         inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
         mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
         positions = self._positions(readable).repeat(documents, 1)
@@ -321,22 +323,37 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         blanks: Bool[Tensor, "rows tokens"],
     ) -> Float[Tensor, "rows tokens vocabulary"]:
         """Logits of each row's tokens; masked slots before its first memory are left out where positions allow it."""
-        slots, per_chunk = inputs.shape[1] - blanks.shape[1], self.config.slots_per_chunk
+        lead = int(self.config.has_first_token)
+        slots, per_chunk = inputs.shape[1] - blanks.shape[1] - lead, self.config.slots_per_chunk
         unread = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
         if slots and _reads_position_ids(self.config.reader):
             step = -(-slots // (per_chunk * _WIDTHS)) * per_chunk
             # a row of padding alone begins nowhere; its tokens all stay
-            first = mask.long().argmax(1).clamp(max=slots)
+            first = mask[:, lead:].long().argmax(1).clamp(max=slots)
             unread = torch.where(first == slots, slots, first // step * step)
-        widths, places = unread.unique(return_inverse=True)
-        parts = [(places == i).nonzero()[:, 0] for i in range(len(widths))]
+        widths, numbers = unread.unique(return_inverse=True)
+        parts = [(numbers == i).nonzero()[:, 0] for i in range(len(widths))]
         logits: list[Tensor] = []
+        places = torch.arange(inputs.shape[1], device=inputs.device)
         for start, rows in zip(widths.tolist(), parts, strict=True):
+            # what stands before the memories goes with them
+            kept = places[(places >= lead + start) | ((places < lead) & (start < slots))]
             with self._adapted(start < slots):
-                logits.append(
-                    self._logits(inputs[rows, start:], mask[rows, start:], positions[rows, start:], blanks[rows])
-                )
+                logits.append(self._logits(*(x[rows][:, kept] for x in (inputs, mask, positions)), blanks[rows]))
         return torch.cat(logits)[torch.cat(parts).argsort()]
+
+    def _behind_first_token(
+        self,
+        placed: Float[Tensor, "documents chunks slots width"],
+        readable: Bool[Tensor, "chunks slots"],
+    ) -> tuple[Float[Tensor, "documents chunks places width"], Bool[Tensor, "chunks places"]]:
+        """A token before all slots, read where any of them is."""
+        first = self._first_token().expand(*placed.shape[:2], 1, -1).to(placed.dtype)
+        return torch.cat([first, placed], dim=2), torch.cat([readable.any(-1, keepdim=True), readable], dim=1)
+
+    def _first_token(self) -> Float[Tensor, " width"]:
+        ids = torch.tensor(self.config.first_token_id, device=self.device)
+        return self.get_input_embeddings()(ids)
 
     def _adapted(self, reads_memory: bool) -> AbstractContextManager[None]:
         """Adapters are for memories alone."""
@@ -349,9 +366,10 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if self.blank_head is None:
             return self.decoder(inputs_embeds=inputs, logits_to_keep=length, **read).logits
         hidden = self.decoder.base_model(inputs_embeds=inputs, **read).last_hidden_state[:, -length:]
-        logits = hidden.new_empty(*blanks.shape, self.blank_head.out_features)
-        logits[blanks] = self.blank_head(hidden[blanks])
-        logits[~blanks] = self.get_output_embeddings()(hidden[~blanks])
+        answers, rest = self.blank_head(hidden[blanks]), self.get_output_embeddings()(hidden[~blanks])
+        # autocast answers in another precision than it normalises in
+        logits = answers.new_empty(*blanks.shape, self.blank_head.out_features)
+        logits[blanks], logits[~blanks] = answers, rest
         return logits
 
     def _introduced(
@@ -370,7 +388,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             return tokens.new_zeros(documents, chunks, 0, width), tokens.new_zeros(chunks, 0).bool(), known
         groups = groups_needed(layout, chunks=chunks, trained=self.config.num_chunks)
         table = slot_table(layout, chunks=chunks, groups=groups).to(tokens.device)
-        self._refuse_beyond(groups * self.config.slots_per_chunk + length, chunks)
+        lead = int(self.config.has_first_token)
+        self._refuse_beyond(lead + groups * self.config.slots_per_chunk + length, chunks)
         if not there:
             slots, table = tokens.new_zeros(documents, 1, self.config.slots_per_chunk, width), table * 0 - 1
         else:

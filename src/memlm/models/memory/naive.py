@@ -62,6 +62,9 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
     for block in blocks[first:]:
         inputs.append(tokens.new_zeros(width, tokens.shape[-1]) if block is None else block)
         readable += [int(block is not None)] * width
+    if config.first_token_id is not None and inputs:
+        inputs.insert(0, model.get_input_embeddings().weight[config.first_token_id][None])
+        readable.insert(0, 1)
     start = 0 if config.layout == "variable" else first * width
     whole = torch.cat([*inputs, tokens])
     return _logits(

@@ -43,6 +43,7 @@ def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: 
     if not rows:
         raise UserError("a prompt needs at least one row; give a text.")
     held = [_memories(config, pieces, device) for pieces in rows]
+    rows = [_behind_first_token(config, pieces) for pieces in rows]
     groups = max(len(own) + _missing(config, pieces) for own, pieces in zip(held, rows, strict=True))
     masked = [groups - len(own) for own in held]
     ids = [_ids(config, pieces, masked=count) for count, pieces in zip(masked, rows, strict=True)]
@@ -77,7 +78,15 @@ def places_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: To
 
 def span_of(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
     """Decoder positions that a history takes."""
+    pieces = _behind_first_token(config, pieces)
     return sum(len(p) * (config.slots_per_chunk if isinstance(p, Tensor) else 1) for p in pieces)
+
+
+def _behind_first_token(config: MemoryModelConfig, pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """Where there are memories, the token that stands before them."""
+    if config.first_token_id is None or not any(isinstance(p, Tensor) and len(p) for p in pieces):
+        return pieces
+    return [[config.first_token_id], *pieces]
 
 
 def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
