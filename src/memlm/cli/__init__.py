@@ -17,7 +17,7 @@ from memlm.version import __version__
 _LATER = 3.0
 """Seconds in which a launcher sees that its first process has ended."""
 COMMANDS = (
-    *("demo", "train", "evaluate", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
+    *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
     *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate", "export", "bench"),
 )
 """Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
@@ -29,6 +29,8 @@ usage: memlm COMMAND [--help]
   demo        train a small text autoencoder on bundled speeches and show what it keeps
   train       train a recipe, or your own settings, on any text
   evaluate    measure a trained run, on its held-out text or on yours
+  eval-harness
+              run tasks of lm-evaluation-harness, with memories and without
   probe       measure how much of a text any encoder's vector keeps
   probe-table what a vector keeps, by what its encoder was trained for (the paper's table)
   claims      the paper's claims, small, each with its verdict

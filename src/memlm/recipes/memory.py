@@ -112,7 +112,7 @@ def memory_pretrained() -> MemoryRunConfig:
                 decoder=DecoderSettings(adapter="lora"),
             ),
             "stages": (
-                Stage(name="warm_up", objectives=OBJECTIVES["blank_copy"], steps=50, train="readout", decay_share=0.0),
+                Stage(name="warm_up", objectives=OBJECTIVES["blank_copy"], steps=20, train="readout", decay_share=0.0),
                 Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400, decay_share=0.0),
                 Stage(name="mixture", objectives=both, steps=150, row_share={"blank_copy": 0.5}),
             ),

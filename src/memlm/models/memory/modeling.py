@@ -339,7 +339,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             # what stands before the memories goes with them
             kept = places[(places >= lead + start) | ((places < lead) & (start < slots))]
             with self._adapted(start < slots):
-                logits.append(self._logits(*(x[rows][:, kept] for x in (inputs, mask, positions)), blanks[rows]))
+                read = [x[rows][:, kept] for x in (inputs, mask, positions)]
+                logits.append(self._logits(read[0], read[1], read[2], blanks[rows]))
         return torch.cat(logits)[torch.cat(parts).argsort()]
 
     def _behind_first_token(

@@ -1,0 +1,1 @@
+"""Memory models in lm-evaluation-harness (EleutherAI): as its model class, with tasks of our own, side by side."""
