@@ -105,12 +105,14 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(name: str) -> None:
         torch.testing.assert_close(together.logits[:1, left : left + 11], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", [4, 2])
 @pytest.mark.parametrize("name", MEMORY_MODELS)
-def test_training_loss_of_asked_chunks_equals_the_loss_of_all(name: str) -> None:
+def test_training_loss_of_asked_tokens_equals_the_loss_of_all(name: str, first: int) -> None:
     model = memory_model(name)
     ids = documents(3)
     labels = ids.roll(-1, 1)
     labels[:, -1] = IGNORE_INDEX
+    labels[:, torch.arange(TOKENS) % 4 >= first] = IGNORE_INDEX
     labels[0, :8] = labels[1, 4:] = IGNORE_INDEX
     owners, weights = torch.tensor([0, 1, 1]), torch.tensor([2.0, 1.0])
     evaluated = model(ids, labels=labels, objective=owners, loss_weights=weights)

@@ -236,6 +236,20 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
     assert torch.equal(take(chosen, 12)["labels"], found["labels"])
 
 
+def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: MemoryRunConfig) -> None:
+    rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
+    stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=9, asked_tokens=Weight(start=1, end=4, steps=6))
+    common: dict[str, Any] = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    plain = MemoryBatches(rows, stage.model_copy(update={"asked_tokens": None}), **common)
+    take, chosen = MemoryBatches(rows, stage, **common), torch.arange(6)
+    for step, asked in ((0, 1), (2, 2), (4, 3), (6, 4), (8, 4)):
+        every, found = plain(chosen, 6 * step), take(chosen, 6 * step)
+        assert torch.equal(found["input_ids"], every["input_ids"])
+        seen, known = (batch["labels"].view(6, -1, 4) for batch in (found, every))
+        assert torch.equal(seen[..., :asked], known[..., :asked])
+        assert bool((seen[..., asked:] == IGNORE_INDEX).all())
+
+
 def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunConfig) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
@@ -288,6 +302,9 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
     assert isinstance(growing, Weight)
     assert growing.steps == 40
+    asked = with_steps(get_recipe("memory-pretrained"), 158).stages[1].asked_tokens
+    assert isinstance(asked, Weight)
+    assert (asked.start, asked.end, asked.steps) == (2, 16, 90)
     fewer = with_steps(curriculum, curriculum.steps // 10).stages[-1].row_share["blank_copy"]
     assert isinstance(fewer, Weight)
     assert fewer.steps == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from memlm.cli import main
 from memlm.data import encode_texts, load_tokenizer, train_tokenizer
 from memlm.evaluation import evaluate_run
 from memlm.inference import MemorySession, TextStore
-from memlm.models import MemoryModelForCausalLM
+from memlm.models import MemoryModelForCausalLM, TextAutoencoder
 from memlm.models.memory.adapter import plain_decoder
 from memlm.models.memory.translation import Translation
 from memlm.training import RunFolder
@@ -83,8 +84,10 @@ def test_what_does_not_fit_the_encoder_is_counted(memory_run: Path, decoder: Pat
 
 
 def test_it_is_evaluated_and_read_with(run: Path) -> None:
-    found = {m.name for m in evaluate_run(str(run), probe=False).measurements}
-    assert found >= {"bits_per_byte", "token_accuracy/blank_copy"}
+    found = {m.name: m.value for m in evaluate_run(str(run), probe=False, rows=40).measurements}
+    assert found.keys() >= {"bits_per_byte", "token_accuracy/blank_copy"}
+    # what reads no memory has forgotten nothing
+    assert found["bits_per_byte/original_decoder"] == found["bits_per_byte/no_memory"]
     session = MemorySession(run, fidelity=0.0)
     session.read(speech(5))
     assert session.stats().memories > 5
@@ -105,6 +108,8 @@ def test_what_learns(adapter: str, decoder: Path, memory_run: Path, tmp_path: Pa
     before = AutoModelForCausalLM.from_pretrained(decoder).state_dict()
     changed = [n for n, w in model.decoder.state_dict().items() if not torch.equal(w, before[n])]
     assert bool(changed) == (adapter == "all")
+    found = {m.name: m.value for m in evaluate_run(str(tmp_path / "run"), probe=False, rows=40).measurements}
+    assert (found["bits_per_byte/original_decoder"] == found["bits_per_byte/no_memory"]) == (adapter != "all")
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} >= {"readout", "blank"}
 
 
@@ -144,3 +149,47 @@ def test_a_decoder_and_an_encoder_are_asked_for(
     assert "--decoder" in capsys.readouterr().err
     assert main(["train", "memory-pretrained", "--decoder", str(decoder), *out]) == 2
     assert "--encoder RUN" in capsys.readouterr().err
+
+
+def test_an_autoencoder_takes_the_decoders_table_and_the_decoder_reads_it(
+    decoder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    small = ["--text", str(corpus), "--steps", "3", "--data.held_out", "0.2", "--training.evaluate_rows", "4"]
+    sizes = ["--model.hidden_size", "8", "--model.num_heads", "2", "--model.chunk_length", "4"]
+    table = ["--model.table", str(decoder), "--model.bottleneck_size", "16", "--model.num_encoder_layers", "0"]
+    assert main(["train", "autoencoder-tiny", *small, *sizes, *table, "--out", str(tmp_path / "ae")]) == 0
+    own = TextAutoencoder.from_pretrained(tmp_path / "ae").embed_tokens.weight.detach().double()
+    known = AutoModelForCausalLM.from_pretrained(decoder).get_input_embeddings().weight.detach().double()
+    known = known - known.mean(0)
+    # the eight directions in which the decoder's tokens differ most, and nothing else, at one scale
+    values = torch.linalg.svdvals(known)[:8]
+    ratios = torch.linalg.svdvals(own[: len(known)]) / values
+    torch.testing.assert_close(ratios, ratios.mean().expand(8), rtol=1e-4, atol=0)
+    assert not bool(own[len(known) :].any())
+    out = tmp_path / "run"
+    assert main(flags(decoder, tmp_path / "ae", out, "--text", str(corpus), "--data.held_out", "0.2")) == 0
+    assert MemoryModelForCausalLM.from_pretrained(out).config.encoder_tokens == "shared"
+
+
+def test_code_that_a_checkpoint_brings_is_not_run(
+    memory_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "foreign", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}})
+    )
+    (folder / "code.py").write_text("raise SystemExit('was run')")
+    load_tokenizer(memory_run).save_pretrained(folder)
+    assert main(flags(folder, memory_run, tmp_path / "run")) == 2
+    assert "brings code of its own, which memlm does not run" in capsys.readouterr().err
+
+
+def test_a_table_that_does_not_fit_is_said(
+    decoder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["train", "autoencoder-tiny", "--text", str(corpus), "--out"]
+    assert main([*asked, str(tmp_path / "ae"), "--model.table", str(decoder)]) == 2
+    assert "model.hidden_size (192) must not exceed the width (16)" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / "other"), "--model.table", "nowhere/at/all"]) == 2
+    assert "nowhere/at/all" in capsys.readouterr().err

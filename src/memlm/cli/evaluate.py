@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from memlm.cli.arguments import parse
+from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from memlm.evaluation import Evaluation
@@ -24,6 +25,8 @@ class Evaluate:
     """Measure this text instead: file, folder, glob, JSONL, Parquet, Hub id."""
     probe: bool = True
     """Of a memory run: a probe reads its memories too, which takes most of the time."""
+    rows: int | None = None
+    """Of a memory run: only so many rows of the text, drawn at random (a large decoder is slow)."""
     json: bool = False
     """Print measurements as JSON lines on stdout, and nothing else there."""
 
@@ -31,7 +34,11 @@ class Evaluate:
 def run(arguments: list[str]) -> None:
     """Parse, measure, write the journal, print."""
     options = parse(Evaluate, arguments, command="evaluate")
-    evaluation = measured(options.directory, text=options.text, quiet=options.json, probe=options.probe)
+    if options.rows is not None and options.rows < 1:
+        raise ConfigError(f"--rows ({options.rows}) must be at least 1.")
+    evaluation = measured(
+        options.directory, text=options.text, quiet=options.json, probe=options.probe, rows=options.rows
+    )
     if options.json:
         print("".join(m.to_json_line() + "\n" for m in evaluation.measurements), end="")
     else:
@@ -42,7 +49,14 @@ def run(arguments: list[str]) -> None:
         Console().print(table.terminal(evaluation.measurements))
 
 
-def measured(directory: str, *, text: str | None = None, quiet: bool = False, probe: bool = True) -> Evaluation:
+def measured(
+    directory: str,
+    *,
+    text: str | None = None,
+    quiet: bool = False,
+    probe: bool = True,
+    rows: int | None = None,
+) -> Evaluation:
     """An evaluation, its measurements added to the run's journal."""
     from rich.console import Console
 
@@ -53,7 +67,9 @@ def measured(directory: str, *, text: str | None = None, quiet: bool = False, pr
     folder = RunFolder.open(directory)
     console = Console(stderr=True)
     with console.status("measuring ...") as status:
-        evaluation = evaluate_run(directory, text=text, report=lambda what: status.update(f"{what} ..."), probe=probe)
+        evaluation = evaluate_run(
+            directory, text=text, report=lambda what: status.update(f"{what} ..."), probe=probe, rows=rows
+        )
     journal.append(folder.measurements_path, evaluation.measurements)
     if not quiet:
         print(f"measurements added to {folder.measurements_path}", file=sys.stderr)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from memlm.data import PackedRows
 from memlm.evaluation.figures import ratio_of, scaled
 from memlm.measurement import DocumentTally, Measurement, asked, asked_rows, correct, exact_rows
 from memlm.models import ChunkReader, MemoryModelForCausalLM
+from memlm.models.memory.adapter import base_weights_into
 from memlm.objectives import Task, blank_copy, copy, next_token, token_nats
 
 _ROWS = 64
@@ -158,6 +160,23 @@ def reading_measurements(
         elif len(scores.nats) > 1:
             found.append(_gain(way, base, scores, split))
     return found
+
+
+def original_measurements(
+    model: MemoryModelForCausalLM,
+    original: PreTrainedModel,
+    rows: PackedRows,
+    token_bytes: Int[Tensor, " vocabulary"],
+    *,
+    split: str,
+) -> list[Measurement]:
+    """Bits per byte of a decoder before it learnt to read memories, without any: what it may have forgotten since.
+
+    The model's decoder has the original's weights afterwards.
+    """
+    base_weights_into(model.decoder, original.state_dict())
+    scores = read_rows(model, rows, _next_token, way="no_memory", token_bytes=token_bytes)
+    return [_bits("bits_per_byte/original_decoder", scores.nats, scores.sizes, int(scores.tokens.count), split)]
 
 
 def _gain(way: str, with_memory: ReadingScores, without: ReadingScores, split: str) -> Measurement:

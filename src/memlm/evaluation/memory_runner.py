@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
-from memlm.evaluation.memory_reading import copy_measurements, reading_measurements
+from memlm.evaluation.memory_reading import copy_measurements, original_measurements, reading_measurements
 from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe_settings import ProbeSettings
@@ -25,13 +26,16 @@ from memlm.models.memory.layout import reads_own_chunk
 from memlm.training import RunFolder, prepare_data
 from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.prepare import read_documents
+from memlm.training.pretrained import load_decoder
 from memlm.training.probe import ProbeTraining
 
 _THREE_SIDES = 3
 """Documents that the meter needs: to train on, to stop by, to score."""
 
 
-def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report, probe: bool = True) -> Evaluation:
+def evaluate_memory_run(
+    folder: RunFolder, *, text: str | None, say: Report, probe: bool = True, rows: int | None = None
+) -> Evaluation:
     """Held-out documents of the run, or other text; retention of its encoder where its own text is measured.
 
     Finished probes are kept (`default_cache()`): runs that share a frozen encoder, or fresh weights, share them.
@@ -42,13 +46,14 @@ def evaluate_memory_run(folder: RunFolder, *, text: str | None, say: Report, pro
     """
     model, tokenizer = load_model(folder.path, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
     if text is not None:
-        return _measured(model, tokenizer, load_documents(text), split=Path(text).name, say=say)
+        return _measured(model, tokenizer, load_documents(text), split=Path(text).name, say=say, most=rows)
     say("reading the text")
     config = cast(MemoryRunConfig, folder.config())
     length, seed = model.config.document_length, config.training.seed
     data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
     refuse_changed_text(folder.data(), data.record, config.data.text)
-    found = _measured(model, tokenizer, data.held_out, split="held_out", say=say)
+    decoder = config.model.decoder.pretrained
+    found = _measured(model, tokenizer, data.held_out, split="held_out", say=say, most=rows, original=decoder)
     if not probe or not isinstance(model, MemoryModelForCausalLM):
         return found
     say("probing the memories")
@@ -67,9 +72,23 @@ def _measured(
     *,
     split: str,
     say: Report,
+    most: int | None = None,
+    original: str | None = None,
 ) -> Evaluation:
-    length = model.config.document_length
-    rows = pack(documents, tokenizer, row_length=length, across_documents=False)
+    rows = pack(documents, tokenizer, row_length=model.config.document_length, across_documents=False)
+    rows = rows if most is None else rows.sample(most, seed=0)
+    found = _behind_memories(model, tokenizer, rows, split, say)
+    if original is None or not isinstance(model, MemoryModelForCausalLM):
+        return found
+    say(f"reading {split} by the decoder as it was")
+    sizes = token_byte_lengths(tokenizer)
+    before = original_measurements(model, load_decoder(original), rows, sizes, split=split)
+    return replace(found, measurements=[*found.measurements, *before])
+
+
+def _behind_memories(
+    model: ChunkReader, tokenizer: PreTrainedTokenizerBase, rows: PackedRows, split: str, say: Report
+) -> Evaluation:
     say(f"reading {len(rows)} rows of {split} with and without memory")
     found = reading_measurements(model, rows, token_byte_lengths(tokenizer), split=split)
     if isinstance(model, MemoryModelForCausalLM) and reads_own_chunk(model.config.layout):

@@ -48,7 +48,14 @@ class Yardstick:
     unigram_counts: Int[Tensor, " vocabulary"]
 
 
-def evaluate_run(path: str, *, text: str | None = None, report: Report | None = None, probe: bool = True) -> Evaluation:
+def evaluate_run(
+    path: str,
+    *,
+    text: str | None = None,
+    report: Report | None = None,
+    probe: bool = True,
+    rows: int | None = None,
+) -> Evaluation:
     """Everything about a trained run: held-out, training, foreign and random text.
 
     Args:
@@ -56,6 +63,7 @@ def evaluate_run(path: str, *, text: str | None = None, report: Report | None = 
         text: another source to measure instead of the run's held-out half (its name becomes the split).
         report: told what is being measured.
         probe: of a memory run, whether a probe reads its memories too, which takes most of the time.
+        rows: of a memory run, so many rows of the text, drawn at random; all by default.
 
     Raises:
         RunFolderError, CheckpointError: not a finished run.
@@ -64,7 +72,7 @@ def evaluate_run(path: str, *, text: str | None = None, report: Report | None = 
     folder = RunFolder.open(path)
     folder.require_model()
     if folder.kind() == "memory":
-        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe)
+        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe, rows=rows)
     memory = load(path)
     record = folder.data()
     measure = Yardstick(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))

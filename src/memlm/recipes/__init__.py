@@ -8,6 +8,7 @@ from memlm.errors import ConfigError, did_you_mean
 from memlm.recipes.autoencoder import (
     autoencoder_dense,
     autoencoder_paper_tiny,
+    autoencoder_pretrained,
     autoencoder_quick,
     autoencoder_small,
     autoencoder_tiny,
@@ -33,7 +34,7 @@ _ALL = (
     *(autoencoder_chunk_tiny, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
     *(autoencoder_paper, memory_paper, memory_curriculum_paper),
     *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
-    memory_pretrained,
+    *(autoencoder_pretrained, memory_pretrained),
 )
 RECIPES: dict[str, Callable[[], AnyRunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 

@@ -73,6 +73,21 @@ def autoencoder_dense() -> RunConfig:
     )
 
 
+def autoencoder_pretrained() -> RunConfig:
+    """16 tokens of a language model's (--model.table) into one memory: the encoder of memory-pretrained; minutes."""
+    tiny = autoencoder_tiny()
+    return tiny.model_copy(
+        update={
+            "recipe": "autoencoder-pretrained",
+            # no layers: a memory is then linear in the tokens as that model knows them, which it reads soonest (LOG.md)
+            "model": tiny.model.model_copy(
+                update={"chunk_length": 16, "bottleneck_size": 576, "num_encoder_layers": 0}
+            ),
+            "training": tiny.training.model_copy(update={"batch_size": 128, "steps": 130, "evaluate_rows": 128}),
+        }
+    )
+
+
 def autoencoder_paper_tiny() -> RunConfig:
     """The paper's design at the tiny one's width and depth: 4 heads, last_token, windowed, AdamW (paper 1.0, 1.1)."""
     tiny = autoencoder_tiny()

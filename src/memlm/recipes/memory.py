@@ -98,31 +98,32 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
 
 def memory_pretrained() -> MemoryRunConfig:
     """A pretrained decoder (--decoder) learns to read a frozen encoder's memories (--encoder): 16 tokens a slot."""
-    tiny = memory_tiny()
-    # what is read is learnt first, by what joins decoder and memories; then both
+    tiny, blank = memory_tiny(), OBJECTIVES["blank_copy"]
+    # what is read is learnt first, a few places of a slot at a time (LOG.md); then both
+    growing = Weight(start=2, end=16, steps=900)
     both: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": 1.0}
     return tiny.model_copy(
         update={
             "recipe": "memory-pretrained",
             "model": MemoryModelSettings(
-                chunk_length=64,
+                chunk_length=16,
                 num_chunks=2,
-                slots_per_chunk=4,
+                slots_per_chunk=1,
                 layout="variable",
-                decoder=DecoderSettings(adapter="lora"),
+                decoder=DecoderSettings(adapter="lora", lora_rank=64, lora_alpha=64.0),
             ),
             "stages": (
-                Stage(name="warm_up", objectives=OBJECTIVES["blank_copy"], steps=20, train="readout", decay_share=0.0),
-                Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=400, decay_share=0.0),
-                Stage(name="mixture", objectives=both, steps=150, row_share={"blank_copy": 0.5}),
+                Stage(name="warm_up", objectives=blank, steps=20, train="readout", decay_share=0.0, asked_tokens=2),
+                Stage(name="blank_copy", objectives=blank, steps=1500, decay_share=0.2, asked_tokens=growing),
+                Stage(name="mixture", objectives=both, steps=60, learning_rate=1e-3),
             ),
             "training": tiny.training.model_copy(
                 update={
-                    "batch_size": 8,
-                    "evaluate_every": 50,
-                    "evaluate_rows": 32,
-                    "checkpoint_every": 50,
-                    "optimizer": OptimizerConfig(learning_rate=2e-3, adamw_learning_rate=2e-3),
+                    "batch_size": 64,
+                    "evaluate_every": 100,
+                    "evaluate_rows": 64,
+                    "checkpoint_every": 100,
+                    "optimizer": OptimizerConfig(learning_rate=5e-3, adamw_learning_rate=5e-3),
                 }
             ),
         }

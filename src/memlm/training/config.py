@@ -93,6 +93,9 @@ class ModelConfig(Settings):
     """Noise enters before the projection, the clean vector goes around it."""
     memory_activation: Literal["none", "tanh", "rms_norm"] = "none"
     """What bounds the numbers of a memory."""
+    table: Annotated[str, Field(min_length=1)] | None = None
+    """A causal language model's folder or Hub id: its tokenizer, and the principal components of its token table, which
+    stay as they are. For an encoder whose memories that model shall read."""
 
     @model_validator(mode="after")
     def _fits(self) -> ModelConfig:

@@ -110,12 +110,19 @@ class MemoryBatches:
         if name == "blank_copy":
             start = self.chunk_length * self._distances(places)
             ids = self._some_random(ids, places) if self.stage.draws_random else ids
-            return blank_copy(ids, mask, blank_id=self.blank_id, start=start)
+            return self._first_asked(blank_copy(ids, mask, blank_id=self.blank_id, start=start), places)
         repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
         if name == "copy":
             return repeated
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + int(places[:1].sum()))
         return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
+
+    def _first_asked(self, task: Task, places: Int[Tensor, " rows"]) -> Task:
+        asked = self.stage.asked_tokens_at(int(places[:1].sum()) // self.rows_per_step)
+        if asked is None:
+            return task
+        later = torch.arange(task.labels.shape[1]) % self.chunk_length >= asked
+        return Task(task.input_ids, task.labels.masked_fill(later, IGNORE_INDEX))
 
     def _some_random(self, ids: Int[Tensor, "rows tokens"], places: Int[Tensor, " rows"]) -> Int[Tensor, "rows tokens"]:
         """Some tokens of each row drawn anew, by its place in training: alike however rows are shared out."""

@@ -184,6 +184,9 @@ class Stage(Settings):
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
     """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
+    asked_tokens: Count | Weight | None = None
+    """Of blank_copy, only the first so many tokens of each chunk are asked for, which may grow over the stage: a slot
+    that holds many tokens is learnt to be read a few places at a time (LOG.md). All by default."""
     random_share: Share | Weight = 0.0
     """Share of blank_copy's tokens that are any others: facts that no text would say have to be kept too."""
     dropout_share: Share = 0.5
@@ -217,6 +220,11 @@ class Stage(Settings):
         """Share of blank_copy's tokens that are any others at a step of the stage, the first being 0."""
         share = self.random_share
         return share.ramp.at(step) if isinstance(share, Weight) else share
+
+    def asked_tokens_at(self, step: int) -> int | None:
+        """Of each chunk, tokens that blank_copy asks for at a step of the stage, the first being 0; None for all."""
+        asked = self.asked_tokens
+        return max(1, round(asked.ramp.at(step))) if isinstance(asked, Weight) else asked
 
     def row_interval_at(self, objective: str, step: int) -> int:
         """An objective is asked of each n-th row: n at a step of the stage, the first being 0."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -13,6 +15,7 @@ from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
 from memlm.models.memory.adapter import base_weights_into
 from memlm.models.memory.translation import Translation, same_tokens
+from memlm.models.precision import wants_bf16
 from memlm.models.quiet import no_shard_bars
 from memlm.training.memory_config import MemoryModelSettings
 
@@ -31,6 +34,11 @@ def load_decoder(path_or_id: str) -> PreTrainedModel:
             return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
         reason = " ".join(str(error).split())[:200]
+        if "custom code" in reason:
+            raise CheckpointError(
+                f"'{path_or_id}' brings code of its own, which memlm does not run; give a model that transformers "
+                "knows, or convert it to one."
+            ) from error
         raise CheckpointError(
             f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
         ) from error
@@ -87,6 +95,27 @@ def build_around_pretrained(
     if apart:
         model.translation = Translation(tokenizer, encoder_tokenizer, length=encoder.config.chunk_length)
     return model
+
+
+@contextmanager
+def attention_for_training(model: PreTrainedModel) -> Generator[None]:
+    """Within it a transformers decoder attends by plain products where bf16 runs on a processor.
+
+    PyTorch's fused attention takes a quarter of a step there, at the few positions of a chunk (LOG.md).
+    """
+    decoder = getattr(model, "decoder", None)
+    if not isinstance(decoder, PreTrainedModel) or torch.cuda.is_available() or not wants_bf16("auto"):
+        yield
+        return
+    before = decoder.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    if before != "sdpa":
+        yield
+        return
+    decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(before)
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:

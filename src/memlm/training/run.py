@@ -29,6 +29,7 @@ from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.memory_run import train_stages
 from memlm.training.prepare import PreparedData, prepare_data
 from memlm.training.run_folder import RunFolder, command_line, describe_versions
+from memlm.training.table import take_table
 from memlm.training.trainer import Interrupted, MemlmTrainer, reconstruction_batches
 
 _LOOK_ROWS = 256
@@ -36,7 +37,7 @@ _LOOK_ROWS = 256
 
 def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
     """The autoencoder of a run, its weights drawn from the run's seed."""
-    settings = config.model.model_dump()
+    settings = config.model.model_dump(exclude={"table"})
     torch.manual_seed(config.training.seed)
     return TextAutoencoder(
         TextAutoencoderConfig(vocab_size=vocab_size, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **settings)
@@ -110,7 +111,8 @@ def _first_locks(folder: RunFolder) -> Generator[None]:
 def _prepared(config: AnyRunConfig) -> PreparedData:
     seed = config.training.seed
     if isinstance(config, RunConfig):
-        return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=seed)
+        tokenizer = None if config.model.table is None else load_tokenizer(config.model.table)
+        return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=seed, tokenizer=tokenizer)
     length = config.model.document_length
     decoder = config.model.decoder
     if decoder.pretrained is None and decoder.adapter != "all":
@@ -151,6 +153,8 @@ def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData,
         pad_token_id=pad_id(tokenizer),
         eos_token_id=eos_id(tokenizer),
     )
+    if config.model.table is not None:
+        take_table(model, config.model.table)
     settings = config.training
     sample = data.held_out_rows.sample(settings.evaluate_rows, seed=0)
 

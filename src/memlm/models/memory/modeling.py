@@ -297,17 +297,27 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         return tokens if self.token_places is None else tokens + self.token_places.weight[: ids.shape[-1]]
 
     def _decode(
-        self, document: ChunkedDocuments, memories: Tensor | None, rows: Bool[Tensor, "documents chunks"] | None = None
+        self,
+        document: ChunkedDocuments,
+        memories: Tensor | None,
+        rows: Bool[Tensor, "documents chunks"] | None = None,
+        *,
+        length: int | None = None,
     ) -> Float[Tensor, "rows tokens vocabulary"]:
-        """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it."""
+        """Logits of chunks (all of them, folded, where `rows` is None), each behind the memories before it.
+
+        With `length`, of each chunk's first tokens, where the decoder's positions are its inputs'.
+        """
         documents = len(document.ids)
-        placed, readable, tokens = self._introduced(self.embed_chunk(document.ids), memories)
+        length = length if _reads_position_ids(self.config.reader) else None
+        ids, seen = document.ids[..., :length], document.mask[..., :length]
+        placed, readable, tokens = self._introduced(self.embed_chunk(ids), memories)
         if self.config.has_first_token:
             placed, readable = self._behind_first_token(placed, readable)
         inputs = torch.cat([placed.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
-        mask = torch.cat([readable.expand(documents, -1, -1), document.mask.bool()], dim=2).flatten(0, 1)
-        positions = self._positions(readable).repeat(documents, 1)
-        blanks = (document.ids == (self.config.pad_token_id or 0)).flatten(0, 1)
+        mask = torch.cat([readable.expand(documents, -1, -1), seen.bool()], dim=2).flatten(0, 1)
+        positions = self._positions(readable)[:, : inputs.shape[1]].repeat(documents, 1)
+        blanks = (ids == (self.config.pad_token_id or 0)).flatten(0, 1)
         if rows is not None:
             chosen = rows.flatten()
             inputs, mask, positions, blanks = inputs[chosen], mask[chosen], positions[chosen], blanks[chosen]
@@ -417,8 +427,12 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         rows = (labels != IGNORE_INDEX).any(-1)
         owners = torch.zeros(len(labels), dtype=torch.long, device=labels.device) if objective is None else objective
         owners = owners[:, None].expand(rows.shape)[rows]
-        logits = self._decode(document, memories, rows)
-        return sums_by_objective(logits, labels[rows], owners, count=document.objectives(objective, weights))
+        # tokens behind the last one that is asked for change nothing before it
+        asked = (labels != IGNORE_INDEX).flatten(0, 1).any(0).nonzero()
+        length = int(asked[-1]) + 1 if len(asked) else None
+        logits = self._decode(document, memories, rows, length=length)
+        count = document.objectives(objective, weights)
+        return sums_by_objective(logits, labels[rows][:, : logits.shape[1]], owners, count=count)
 
     def _reconstruction_sums(self, document: ChunkedDocuments, memories: Tensor | None) -> ObjectiveSums:
         if self.reconstruction is None or memories is None or document.reconstruction is None:
