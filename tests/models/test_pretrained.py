@@ -24,6 +24,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {**GPT2_DECODER, "n_embd": 16},
 }
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0}
+GATED: dict[str, Any] = {**LORA, "gated": True}
 
 
 def plain(family: str) -> PreTrainedModel:
@@ -52,7 +53,7 @@ def text(batch: int = 2, tokens: int = 4) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [None, LORA, GATED])
 def test_without_memories_it_is_the_original(family: str, lora: dict[str, Any] | None) -> None:
     model, original = around(family, lora=lora)
     ids = text()
@@ -71,9 +72,10 @@ def test_without_memories_it_is_the_original(family: str, lora: dict[str, Any] |
     )
 
 
+@pytest.mark.parametrize("lora", [LORA, GATED])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_behind_memories_adapters_work_and_alone_are_trained(family: str) -> None:
-    model, _ = around(family)
+def test_behind_memories_adapters_work_and_alone_are_trained(family: str, lora: dict[str, Any]) -> None:
+    model, _ = around(family, lora=lora)
     without, _ = around(family, lora=None)
     ids = text(2, 16)
     known, found = without(ids).logits, model(ids).logits
@@ -88,9 +90,10 @@ def test_behind_memories_adapters_work_and_alone_are_trained(family: str) -> Non
     assert before.keys() == dict(model.decoder.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("lora", [LORA, GATED])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saved_and_loaded_and_taken_out_again(family: str, tmp_path: Path) -> None:
-    model, original = around(family)
+def test_saved_and_loaded_and_taken_out_again(family: str, lora: dict[str, Any], tmp_path: Path) -> None:
+    model, original = around(family, lora=lora)
     model.save_pretrained(tmp_path)
     again = MemoryModelForCausalLM.from_pretrained(tmp_path).eval()
     ids = text(2, 16)
@@ -105,6 +108,20 @@ def test_saved_and_loaded_and_taken_out_again(family: str, tmp_path: Path) -> No
     assert (taken(**behind).logits - with_adapters).abs().amax() > 1e-3
     prompt = again.prompt([[again.remember(ids[:1])[0, :2], [5, 6]], [[7, 8, 9]]])
     assert again.generate(**prompt, max_new_tokens=6, do_sample=False).shape[0] == 2
+
+
+@pytest.mark.parametrize("lora", [LORA, GATED])
+def test_an_adapter_begins_by_adding_nothing_and_may_learn(lora: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, plain = (memory_model(decoder=FAMILIES["llama"], layout="variable", lora=own) for own in (lora, None))
+    base_weights_into(model.decoder, plain.decoder.state_dict())
+    model.readout.load_state_dict(plain.readout.state_dict())
+    model.encoder.load_state_dict(plain.encoder.state_dict())
+    ids = text(2, 16)
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits)
+    model.train()(ids, labels=ids).loss.backward()
+    opened = [p.grad for name, p in model.decoder.named_parameters() if "gate" in name or "lora_B" in name]
+    assert any(bool(grad.any()) for grad in opened if grad is not None)
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,14 @@ def test_a_store_is_written_and_read_with_it(run: Path, tmp_path: Path) -> None:
         assert (store.recall("a"), store.recall("b")) == (speech(5), "\u4e2d\u6587 \x00")
 
 
-@pytest.mark.parametrize("adapter", ["connector", "all"])
+@pytest.mark.parametrize("adapter", ["connector", "gated", "all"])
 def test_what_learns(adapter: str, decoder: Path, memory_run: Path, tmp_path: Path) -> None:
     assert main(flags(decoder, memory_run, tmp_path / "run", "--adapter", adapter)) == 0
     model = MemoryModelForCausalLM.from_pretrained(tmp_path / "run")
     before = AutoModelForCausalLM.from_pretrained(decoder).state_dict()
-    changed = [n for n, w in model.decoder.state_dict().items() if not torch.equal(w, before[n])]
+    after = plain_decoder(model.decoder).state_dict()
+    changed = [n for n, w in after.items() if not torch.equal(w, before[n])]
+    assert any(n.endswith(".gate") for n in model.state_dict()) == (adapter == "gated")
     assert bool(changed) == (adapter == "all")
     found = {m.name: m.value for m in evaluate_run(str(tmp_path / "run"), probe=False, rows=40).measurements}
     assert (found["bits_per_byte/original_decoder"] == found["bits_per_byte/no_memory"]) == (adapter != "all")

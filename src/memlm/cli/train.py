@@ -47,7 +47,7 @@ class Train:
     decoder: str | None = None
     """Of a memory recipe: a pretrained causal language model's folder or Hub id."""
     adapter: str | None = None
-    """What learns in a pretrained decoder: lora (adapters for memories alone), connector (nothing), or all."""
+    """What learns in a pretrained decoder: lora or gated (adapters for memories alone), connector (nothing), or all."""
     out: str | None = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False

@@ -67,9 +67,9 @@ class DecoderSettings(Settings):
     """Width of the feed-forward layers; four times the hidden size by default."""
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     """A causal language model's folder or Hub id, in place of the sizes above; its tokenizer comes with it."""
-    adapter: Literal["all", "lora", "connector"] = "all"
-    """Of a pretrained decoder, what learns: all of it, adapters that work behind memories alone, or nothing but what
-    joins it to memories."""
+    adapter: Literal["all", "lora", "gated", "connector"] = "all"
+    """Of a pretrained decoder, what learns: all of it, adapters that work behind memories alone (`gated`: each behind a
+    gate that begins shut), or nothing but what joins it to memories."""
     lora_rank: Count = 16
     """Numbers that pass through each adapter."""
     lora_alpha: Annotated[float, Field(gt=0, le=2**16)] = 32.0

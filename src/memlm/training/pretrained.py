@@ -77,7 +77,7 @@ def build_around_pretrained(
             encoder=encoder.config,
             decoder=base.config,
             **settings.model_dump(exclude=_OURS),
-            lora={"rank": rank, "alpha": alpha} if adapter == "lora" else None,
+            lora={"rank": rank, "alpha": alpha, "gated": adapter == "gated"} if adapter in ("lora", "gated") else None,
             freeze_decoder=adapter != "all",
             own_blank=True,
             first_token_id=_first_token(tokenizer),

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from torch import Tensor
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -30,11 +32,14 @@ class LoraSettings:
         rank: numbers that pass through each.
         alpha: what they add is scaled by alpha / rank.
         targets: names of linear layers; all but the output map by default.
+        gated: what each adds passes a gate of its own, tanh of one number that begins at zero (as in LLaMA-Adapter,
+            arXiv 2303.16199), and both of its maps begin at random; else the second map begins at zero.
     """
 
     rank: int = 16
     alpha: float = 32.0
     targets: list[str] | str = field(default=ALL_LINEAR)
+    gated: bool = False
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> LoraSettings:
@@ -76,7 +81,38 @@ def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
         inject_adapter_in_model(config, decoder)
     except ValueError as error:
         raise ConfigError(f"lora's targets ({settings.targets}) are not in this decoder: {error}") from error
+    if settings.gated:
+        for layer in adapter_layers(decoder):
+            for name, up in layer.lora_B.items():
+                layer.lora_B[name] = GatedMap(up)
+    for layer in adapter_layers(decoder):
+        for module in (*layer.lora_A.modules(), *layer.lora_B.modules()):
+            module._is_hf_initialized = True  # transformers would draw these weights again, and they begin at zero
     free_adapter(decoder)
+
+
+class GatedMap(nn.Module):
+    """A linear map behind a gate that begins shut; PEFT reads its weight where it merges."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.gate = nn.Parameter(torch.zeros(()))
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """What it multiplies by."""
+        return torch.tanh(self.gate) * self.linear.weight
+
+    @property
+    def bias(self) -> None:
+        """It has none."""
+        return None
+
+    def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """Zero at first."""
+        return nn.functional.linear(x, self.weight)
 
 
 def free_adapter(decoder: PreTrainedModel) -> None:
