@@ -11,7 +11,7 @@ from torch import nn
 from memlm.errors import CheckpointError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.training import MuonAdamW, OptimizerConfig, build_optimizer, learning_rate_factor
-from memlm.training.checkpoint import load_optimizer, load_random_state, save_optimizer, save_random_state
+from memlm.training.checkpoint import load_optimizer, load_random_state, save_optimizer, save_random_state, whole_state
 from memlm.training.optimizer import orthogonalized
 from tests.variants import TINY
 
@@ -70,7 +70,7 @@ def test_state_goes_to_disk_and_back(tmp_path: Path) -> None:
     ids = torch.randint(2, 23, (2, 6))
     model(ids, labels=ids).loss.backward()
     optimizer.step()
-    save_optimizer(optimizer, tmp_path)
+    save_optimizer(whole_state(optimizer), tmp_path)
     other = build_optimizer(model, OptimizerConfig())
     load_optimizer(other, tmp_path)
     before, after = optimizer.state_dict(), other.state_dict()

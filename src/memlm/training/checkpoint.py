@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors
+from memlm.training.sharding import spread_like, whole
 
 _NAME = re.compile(r"step-(\d+)$")
 
@@ -52,9 +53,18 @@ def _whole(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=step_of)
 
 
-def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
-    """Tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
+def whole_state(optimizer: Optimizer) -> dict[str, Any]:
+    """What `save_optimizer` writes; where weights are sharded, every process must come here."""
     state = optimizer.state_dict()
+    entries = {
+        index: {name: whole(v) if isinstance(v, Tensor) else v for name, v in own.items()}
+        for index, own in state["state"].items()
+    }
+    return {**state, "state": entries}
+
+
+def save_optimizer(state: dict[str, Any], folder: Path) -> None:
+    """Tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for index, entries in state["state"].items():
@@ -86,6 +96,8 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
         raise CheckpointError(
             f"'{folder}' belongs to another model ({error}); resume with the settings it began with."
         ) from error
+    for parameter, own in optimizer.state.items():
+        own.update({n: spread_like(v, parameter) if isinstance(v, Tensor) else v for n, v in own.items()})
 
 
 def save_random_state(folder: Path) -> None:

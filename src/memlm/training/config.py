@@ -140,6 +140,8 @@ class TrainingConfig(Settings):
     """Updates in all."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Rows (chunks) in each update."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Of several processes: each holds all weights, or (FSDP2) a share of weights, gradients and optimizer states."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

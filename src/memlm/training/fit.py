@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.checkpoint import newest, step_of
 from memlm.training.config import TrainingConfig
+from memlm.training.sharding import whole_weights
 from memlm.training.trainer import Interrupted, MemlmTrainer, StepRows, Take
 
 Attend = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
@@ -54,7 +57,10 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     share = training.model_copy(update={"batch_size": processes.share_of(training.batch_size)})
     steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
-    trainer = MemlmTrainer(model, steps, share, folder / "checkpoints")
+    # what is sharded cannot be made whole in place: a copy trains, and gives its weights back
+    sharded = training.sharding != "none" and processes.count() > 1
+    trained = copy.deepcopy(model) if sharded else model
+    trainer = MemlmTrainer(trained, steps, share, folder / "checkpoints")
     log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)
     # the first process sweeps away what is half written before the others look
     processes.first_does(lambda: newest(folder / "checkpoints"))
@@ -68,11 +74,15 @@ def fit(
     view = ProgressView(training.steps, shown=progress and processes.is_first(), noun=noun)
     callback = (attend or _only_log(training))(trainer, log, view, interrupt)
     trainer.add_run_callback(callback)
-    with interrupt.listening():
+    with interrupt.listening(), warnings.catch_warnings():
+        # outputs that are views: nothing here changes them in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.asked and not callback.finished:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
     processes.meet()
+    if sharded:
+        model.load_state_dict(whole_weights(trained))
     if not keep_checkpoints and processes.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

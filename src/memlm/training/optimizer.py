@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from memlm.models.precision import wants_bf16
 from memlm.training.config import OptimizerConfig
+from memlm.training.sharding import spread_like, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -50,7 +51,9 @@ class MuonAdamW(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            update = orthogonalized(gradient.lerp(state["momentum"], group["momentum"]))
+            moved = gradient.lerp(state["momentum"], group["momentum"])
+            # a share of a matrix has other directions than the whole one
+            update = spread_like(orthogonalized(whole(moved)), moved)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.sub_(update, alpha=group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:])))
 

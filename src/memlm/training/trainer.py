@@ -9,6 +9,7 @@ What the subclass changes, and why:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from memlm.files import write_whole
 from memlm.measurement import asked
 from memlm.models.precision import wants_bf16
 from memlm.objectives import asked_by_objective, reconstruction
+from memlm.training import processes
 from memlm.training.callbacks import RunCallback
 from memlm.training.checkpoint import (
     load_optimizer,
@@ -34,9 +36,11 @@ from memlm.training.checkpoint import (
     save_optimizer,
     save_random_state,
     step_of,
+    whole_state,
 )
 from memlm.training.config import TrainingConfig
 from memlm.training.optimizer import build_optimizer, learning_rate_factor
+from memlm.training.sharding import shard, whole_weights
 
 Batch = dict[str, Tensor]
 
@@ -99,13 +103,24 @@ class MemlmTrainer(Trainer):
         super().__init__(
             model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
         )
+        if self.shards:
+            # ours is sharded already where accelerate would copy it to every process
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+
+    @property
+    def shards(self) -> bool:
+        """Whether weights are spread over several processes."""
+        return self.config.sharding != "none" and processes.count() > 1
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
+        # a checkpoint's weights, which are whole, are in the model by now
+        if self.shards and self.optimizer is None:  # pyright: ignore[reportUnnecessaryComparison]
+            shard(cast(PreTrainedModel, self.model))
         if self.optimizer is None:  # pyright: ignore[reportUnnecessaryComparison]
             self.optimizer = build_optimizer(self.model, self.config.optimizer)  # type: ignore[arg-type]
         return self.optimizer
@@ -154,14 +169,18 @@ class MemlmTrainer(Trainer):
         self.add_callback(callback)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.optimizer is not None
+        # gathered by all, written by the first
+        weights = whole_weights(cast(nn.Module, self.model)) if self.shards else None
+        optimizer = whole_state(self.optimizer)
         if self.args.should_save:
-            write_whole(self.checkpoints / f"step-{self.state.global_step}", self._write_checkpoint)
+            write = partial(self._write_checkpoint, weights=weights, optimizer=optimizer)
+            write_whole(self.checkpoints / f"step-{self.state.global_step}", write)
             remove_old(self.checkpoints, keep=self.config.keep_checkpoints)
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)  # type: ignore[union-attr]
-        assert self.optimizer is not None
-        save_optimizer(self.optimizer, folder)
+    def _write_checkpoint(self, folder: Path, *, weights: dict[str, Tensor] | None, optimizer: dict[str, Any]) -> None:
+        self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[union-attr]
+        save_optimizer(optimizer, folder)
         save_random_state(folder)
         self.state.stateful_callbacks = cast(Any, {"RunLog": self.run_callback.run_log.state()})
         self.state.save_to_json(str(folder / "trainer_state.json"))
