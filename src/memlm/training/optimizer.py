@@ -44,18 +44,28 @@ class MuonAdamW(Optimizer):
             move(parameters, group)
 
     def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        alike: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            moved = gradient.lerp(state["momentum"], group["momentum"])
+            alike.setdefault(parameter.shape, []).append(parameter)
+        for some in alike.values():
+            # one product for all of a shape: adapters are many small matrices
+            moved = [self._momentum(parameter, group["momentum"]) for parameter in some]
             # a share of a matrix has other directions than the whole one
-            update = spread_like(orthogonalized(whole(moved)), moved)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(update, alpha=group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:])))
+            updates = orthogonalized(torch.stack([whole(one) for one in moved]))
+            for parameter, update, one in zip(some, updates, moved, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                step = group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:]))
+                parameter.sub_(spread_like(update, one), alpha=step)
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        """Where a parameter is moved to: its gradient, and those before it (Nesterov's way)."""
+        gradient = parameter.grad
+        assert gradient is not None
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum)
 
     def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         for parameter in parameters:
