@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.memory import CASES, peak_of, time_pair
+from benchmarks.processes import Options, rate, trained
 from benchmarks.store import WAYS, search, stream
 
 
@@ -30,3 +31,12 @@ def test_every_way_of_reading_a_long_text_is_timed(way: str, memory_run: Path) -
     found = stream(way, options)
     assert found["tokens"] > 1000
     assert found["seconds"] > 0
+
+
+def test_processes_are_timed(corpus: Path, tmp_path: Path) -> None:
+    flags = ("--training.batch_size", "4", "--data.vocab_size", "300", "--data.held_out", "0.2")
+    options = Options(steps=20, text=str(corpus), changes=flags)
+    for processes in (1, 2):
+        log = trained(options, tmp_path / str(processes), processes=processes)
+        assert [line["step"] for line in log] == [10, 20]
+        assert rate(log) > 0

@@ -302,9 +302,9 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
     assert isinstance(growing, Weight)
     assert growing.steps == 40
-    asked = with_steps(get_recipe("memory-pretrained"), 158).stages[1].asked_tokens
+    asked = with_steps(get_recipe("memory-pretrained"), 99).stages[1].asked_tokens
     assert isinstance(asked, Weight)
-    assert (asked.start, asked.end, asked.steps) == (2, 16, 90)
+    assert (asked.start, asked.end, asked.steps) == (2, 16, 70)
     fewer = with_steps(curriculum, curriculum.steps // 10).stages[-1].row_share["blank_copy"]
     assert isinstance(fewer, Weight)
     assert fewer.steps == 20

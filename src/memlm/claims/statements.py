@@ -202,6 +202,6 @@ CLAIMS: tuple[Claim, ...] = (
         "Pretrained decoders can be taught to read memories",
         "Llama 1B, slowly",
         "none",
-        _not_here("no pretrained decoder with memories is built yet"),
+        _not_here("memlm brings no pretrained decoder; docs/pretrained.md teaches one, docs/results.md measures it"),
     ),
 )

@@ -100,7 +100,7 @@ def memory_pretrained() -> MemoryRunConfig:
     """A pretrained decoder (--decoder) learns to read a frozen encoder's memories (--encoder): 16 tokens a slot."""
     tiny, blank = memory_tiny(), OBJECTIVES["blank_copy"]
     # what is read is learnt first, a few places of a slot at a time (LOG.md); then both
-    growing = Weight(start=2, end=16, steps=900)
+    growing = Weight(start=2, end=16, steps=700)
     both: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": 1.0}
     return tiny.model_copy(
         update={
@@ -114,8 +114,8 @@ def memory_pretrained() -> MemoryRunConfig:
             ),
             "stages": (
                 Stage(name="warm_up", objectives=blank, steps=20, train="readout", decay_share=0.0, asked_tokens=2),
-                Stage(name="blank_copy", objectives=blank, steps=1500, decay_share=0.2, asked_tokens=growing),
-                Stage(name="mixture", objectives=both, steps=60, learning_rate=1e-3),
+                Stage(name="blank_copy", objectives=blank, steps=850, decay_share=0.2, asked_tokens=growing),
+                Stage(name="mixture", objectives=both, steps=120, learning_rate=2e-3),
             ),
             "training": tiny.training.model_copy(
                 update={

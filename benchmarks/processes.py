@@ -1,0 +1,77 @@
+"""Two processes with a core each against one: tokens a second of the same run, and its losses.
+
+    python -m benchmarks.processes
+    python -m benchmarks.processes --recipe autoencoder-tiny --steps 40
+
+Each trains the same steps of the same rows; the first steps, in which processes start, are left out. The machine must
+be otherwise idle, with a core for each process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from memlm.training import RunFolder
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is timed."""
+
+    recipe: str = "memory-tiny"
+    """Name of a recipe."""
+    steps: int = 60
+    """Updates of each run."""
+    processes: int = 2
+    """Against one."""
+    repeats: int = 3
+    """Of both, in turn."""
+    text: str | None = None
+    """The bundled speeches by default."""
+    changes: tuple[str, ...] = ()
+    """Other flags of `memlm train`."""
+
+
+def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str, float]]:
+    """Log lines of a run of its own."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else ()), "memlm", "train", options.recipe]
+    command += ["--steps", str(options.steps), "--out", str(folder), "--training.log_every", "10"]
+    # nothing but steps: neither looks at held-out text nor checkpoints
+    command += ["--training.evaluate_every", str(10**6), "--training.checkpoint_every", str(10**6), *options.changes]
+    command += [] if options.text is None else ["--text", options.text]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603 - ours
+    return RunFolder(folder).log()
+
+
+def rate(log: list[dict[str, float]]) -> float:
+    """Tokens a second between the first and the last line."""
+    return (log[-1]["tokens"] - log[0]["tokens"]) / (log[-1]["seconds"] - log[0]["seconds"])
+
+
+def main(options: Options) -> None:
+    """Train in turn, print."""
+    ratios: list[float] = []
+    apart = 0.0
+    for number in range(options.repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            logs = {n: trained(options, Path(folder) / str(n), processes=n) for n in (1, options.processes)}
+        one, several = (rate(log) for log in logs.values())
+        ratios.append(several / one)
+        pairs = zip(*logs.values(), strict=True)
+        apart = max(apart, *(abs(a["loss"] - b["loss"]) for a, b in pairs))
+        print(f"{number + 1}: {one:,.0f} tokens/s in one, {several:,.0f} in several: {several / one:.2f} times")
+    print(f"{options.recipe}: {sorted(ratios)[len(ratios) // 2]:.2f} times as fast per token (median), ", end="")
+    print(f"from {min(ratios):.2f} to {max(ratios):.2f}; losses differ by {apart:.1e} nats at most")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
