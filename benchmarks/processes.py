@@ -35,7 +35,9 @@ class Options:
     """Of both, in turn."""
     text: str | None = None
     """The bundled speeches by default."""
-    changes: tuple[str, ...] = ()
+    batch_size: int | None = None
+    """Rows of a step, over all processes; the recipe's by default."""
+    changes: tyro.conf.Suppress[tuple[str, ...]] = ()
     """Other flags of `memlm train`."""
 
 
@@ -46,6 +48,7 @@ def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str,
     command += ["--steps", str(options.steps), "--out", str(folder), "--training.log_every", "10"]
     # nothing but steps: neither looks at held-out text nor checkpoints
     command += ["--training.evaluate_every", str(10**6), "--training.checkpoint_every", str(10**6), *options.changes]
+    command += [] if options.batch_size is None else ["--training.batch_size", str(options.batch_size)]
     command += [] if options.text is None else ["--text", options.text]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True)  # noqa: S603 - ours
