@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,16 @@ def test_what_learns(adapter: str, decoder: Path, memory_run: Path, tmp_path: Pa
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} >= {"readout", "blank"}
 
 
+def test_a_run_is_evaluated_where_its_decoder_is_gone(run: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(run, tmp_path / "run")
+    settings = json.loads((moved / "run.json").read_text())
+    settings["model"]["decoder"]["pretrained"] = str(tmp_path / "gone")
+    (moved / "run.json").write_text(json.dumps(settings))
+    names = {m.name for m in evaluate_run(str(moved), probe=False, rows=40).measurements}
+    assert "bits_per_byte" in names
+    assert "bits_per_byte/original_decoder" not in names
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "no such decoder": (["--decoder", "nowhere/at/all"], "nowhere/at/all"),
     "an unknown adapter": (["--adapter", "prefix"], "adapter"),
@@ -193,5 +204,7 @@ def test_a_table_that_does_not_fit_is_said(
     asked = ["train", "autoencoder-tiny", "--text", str(corpus), "--out"]
     assert main([*asked, str(tmp_path / "ae"), "--model.table", str(decoder)]) == 2
     assert "model.hidden_size (192) must not exceed the width (16)" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / "b"), "--model.table", str(decoder), "--data.tokenizer", str(decoder)]) == 2
+    assert "has no place beside model.table" in capsys.readouterr().err
     assert main([*asked, str(tmp_path / "other"), "--model.table", "nowhere/at/all"]) == 2
     assert "nowhere/at/all" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
+from memlm.errors import CheckpointError
 from memlm.evaluation.memory_reading import copy_measurements, original_measurements, reading_measurements
 from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.passages import Passage, passages_of
@@ -81,8 +82,10 @@ def _measured(
     if original is None or not isinstance(model, MemoryModelForCausalLM):
         return found
     say(f"reading {split} by the decoder as it was")
-    sizes = token_byte_lengths(tokenizer)
-    before = original_measurements(model, load_decoder(original), rows, sizes, split=split)
+    try:
+        before = original_measurements(model, load_decoder(original), rows, token_byte_lengths(tokenizer), split=split)
+    except CheckpointError:  # moved or removed since: everything else has been measured
+        return found
     return replace(found, measurements=[*found.measurements, *before])
 
 

@@ -177,6 +177,15 @@ class RunConfig(Settings):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How long and how."""
 
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> RunConfig:
+        if self.model.table is not None and self.data.tokenizer is not None:
+            raise ConfigError(
+                f"data.tokenizer ('{self.data.tokenizer}') has no place beside model.table ('{self.model.table}'), "
+                "which brings its own; leave it out."
+            )
+        return self
+
 
 Checked = TypeVar("Checked", bound=Settings)
 

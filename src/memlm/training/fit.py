@@ -15,7 +15,7 @@ from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.checkpoint import newest, step_of
 from memlm.training.config import TrainingConfig
-from memlm.training.sharding import whole_weights
+from memlm.training.sharding import shards, whole_weights
 from memlm.training.trainer import Interrupted, MemlmTrainer, StepRows, Take
 
 Attend = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
@@ -58,7 +58,7 @@ def fit(
     share = training.model_copy(update={"batch_size": processes.share_of(training.batch_size)})
     steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
     # what is sharded cannot be made whole in place: a copy trains, and gives its weights back
-    sharded = training.sharding != "none" and processes.count() > 1
+    sharded = shards(training)
     trained = copy.deepcopy(model) if sharded else model
     trainer = MemlmTrainer(trained, steps, share, folder / "checkpoints")
     log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)

@@ -13,6 +13,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from memlm.training import processes
+from memlm.training.config import TrainingConfig
+
+
+def shards(config: TrainingConfig) -> bool:
+    """Whether weights are spread over the processes that are here."""
+    return config.sharding != "none" and processes.count() > 1
 
 
 def shard(model: PreTrainedModel) -> None:

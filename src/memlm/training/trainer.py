@@ -27,7 +27,6 @@ from memlm.files import write_whole
 from memlm.measurement import asked
 from memlm.models.precision import wants_bf16
 from memlm.objectives import asked_by_objective, reconstruction
-from memlm.training import processes
 from memlm.training.callbacks import RunCallback
 from memlm.training.checkpoint import (
     load_optimizer,
@@ -40,7 +39,7 @@ from memlm.training.checkpoint import (
 )
 from memlm.training.config import TrainingConfig
 from memlm.training.optimizer import build_optimizer, learning_rate_factor
-from memlm.training.sharding import shard, whole_weights
+from memlm.training.sharding import shard, shards, whole_weights
 
 Batch = dict[str, Tensor]
 
@@ -112,7 +111,7 @@ class MemlmTrainer(Trainer):
     @property
     def shards(self) -> bool:
         """Whether weights are spread over several processes."""
-        return self.config.sharding != "none" and processes.count() > 1
+        return shards(self.config)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
