@@ -1,7 +1,8 @@
 """What reading memories saves at inference: the same decoder on the same text, as memories and as tokens.
 
 A context of T tokens is read by the decoder as all of its tokens with a KV cache (full context), or as the memories of
-all chunks but the last, and the last chunk's tokens (memory), as sessions do. Both are timed through `generate()`.
+its chunks (memory); a prompt's tokens follow, and tokens are written behind them, as in a session that has read the
+context and is asked something. Both are timed through `generate()`.
 Weights are fresh, as they do not matter to time. Each case runs in a process of its own, whose peak memory is its.
 """
 
@@ -57,6 +58,8 @@ class EfficiencySettings(Settings):
     """Of the encoder."""
     bottleneck_size: Size = 512
     """Numbers in a chunk's memory."""
+    prompt_tokens: Size = 16
+    """Read as tokens behind the context, both ways."""
     new_tokens: Size = 16
     """Written after the first one, to time them."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -72,6 +75,7 @@ class Speed:
         first_seconds: from a prompt to its first token, memories kept.
         token_seconds: for each token after it, the median.
         kv_bytes: of the cache when all is written, all rows together.
+        context_kv_bytes: of these, what the context takes; the rest is the prompt's and the written tokens'.
         rss_bytes: peak of the process above what it had with the model loaded.
     """
 
@@ -79,6 +83,7 @@ class Speed:
     first_seconds: float
     token_seconds: float
     kv_bytes: int
+    context_kv_bytes: int
     rss_bytes: int
 
 
@@ -99,6 +104,7 @@ class Comparison:
             "first_token": f.first_seconds / m.first_seconds,
             "first_token_with_encoding": f.first_seconds / (m.first_seconds + m.encode_seconds),
             "each_token": f.token_seconds / m.token_seconds,
+            "context_kv_bytes": f.context_kv_bytes / m.context_kv_bytes,
             "kv_bytes": f.kv_bytes / m.kv_bytes,
         }
 
@@ -107,12 +113,12 @@ def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
     """Each length and batch size, one after the other.
 
     Raises:
-        ConfigError: a length that is no multiple of chunk_length, or holds fewer than two chunks.
+        ConfigError: a length that is no multiple of chunk_length.
     """
     for length in settings.lengths:
-        if length % settings.chunk_length or length < 2 * settings.chunk_length:
+        if length % settings.chunk_length:
             raise ConfigError(
-                f"a context of {length} tokens must be two or more chunks of {settings.chunk_length}; change either."
+                f"a context of {length} tokens must be whole chunks of {settings.chunk_length}; change either."
             )
     for batch_size in settings.batch_sizes:
         for length in settings.lengths:
@@ -149,13 +155,12 @@ def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     model = model_of(settings, longest=max(settings.lengths))
-    ids = torch.randint(2, _VOCABULARY, (batch_size, length))
+    ids = torch.randint(2, _VOCABULARY, (batch_size, length + settings.prompt_tokens))
     before = _peak()
     if way == "full":
         return _speed(model.decoder, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, 0.0, before)
-    older, newest = ids[:, : -settings.chunk_length], ids[:, -settings.chunk_length :]
-    memories, encoding = _timed(lambda: model.remember(older))
-    prompt = model.prompt([[m, n.tolist()] for m, n in zip(memories, newest, strict=True)])
+    memories, encoding = _timed(lambda: model.remember(ids[:, :length]))
+    prompt = model.prompt([[m, n.tolist()] for m, n in zip(memories, ids[:, length:], strict=True)])
     return _speed(model, prompt, settings, encoding, before)
 
 
@@ -178,7 +183,7 @@ def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCau
             "num_hidden_layers": settings.num_layers,
             "num_attention_heads": settings.num_heads,
             "num_key_value_heads": settings.num_heads,
-            "max_position_embeddings": longest + settings.new_tokens + 1,
+            "max_position_embeddings": longest + settings.prompt_tokens + settings.new_tokens + 1,
             "pad_token_id": 0,
             "bos_token_id": None,
             "eos_token_id": 1,
@@ -195,7 +200,7 @@ def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, 
     """The cache is weighed when all is written, so that the tokens written count too."""
     clock = _Clock()
 
-    def write() -> tuple[float, list[float], int]:
+    def write() -> tuple[float, list[float], Any]:
         began = time.perf_counter()
         clock.times.clear()
         found = model.generate(
@@ -208,14 +213,17 @@ def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, 
             return_dict_in_generate=True,
         )
         steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
-        return clock.times[0] - began, steps, _cache_bytes(found.past_key_values)
+        return clock.times[0] - began, steps, found.past_key_values
 
     runs = [write()]
     while len(runs) < _TIMES and runs[0][0] < _SLOW:
         runs.append(write())
     first = statistics.median(run[0] for run in runs)
     each = statistics.median(step for run in runs for step in run[1])
-    return Speed(encoding, first, each, runs[-1][2], _peak() - before)
+    cache = runs[-1][2]
+    # the last token written is in no cache
+    context = _cache_bytes(cache, but=settings.prompt_tokens + settings.new_tokens)
+    return Speed(encoding, first, each, _cache_bytes(cache), context, _peak() - before)
 
 
 class _Clock(StoppingCriteria):
@@ -240,8 +248,9 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, statistics.median(seconds)
 
 
-def _cache_bytes(cache: Any) -> int:
-    tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+def _cache_bytes(cache: Any, *, but: int = 0) -> int:
+    """Of all positions, or all but the newest."""
+    tensors = [t[..., : t.shape[-2] - but, :] for layer in cache.layers for t in (layer.keys, layer.values)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
