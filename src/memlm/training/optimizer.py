@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from memlm.models.precision import wants_bf16
 from memlm.training.config import OptimizerConfig
+from memlm.training.processes import shared_out
 from memlm.training.sharding import spread_like, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -47,12 +48,12 @@ class MuonAdamW(Optimizer):
         alike: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in parameters:
             alike.setdefault(parameter.shape, []).append(parameter)
-        for some in alike.values():
-            # one product for all of a shape: adapters are many small matrices
-            moved = [self._momentum(parameter, group["momentum"]) for parameter in some]
-            # a share of a matrix has other directions than the whole one
-            updates = orthogonalized(torch.stack([whole(one) for one in moved]))
-            for parameter, update, one in zip(some, updates, moved, strict=True):
+        moved = [[self._momentum(parameter, group["momentum"]) for parameter in some] for some in alike.values()]
+        # one product for all of a shape, as adapters are many small matrices; each process takes part of the stack
+        # (a share of a matrix has other directions than the whole one)
+        updates = shared_out([torch.stack([whole(one) for one in some]) for some in moved], orthogonalized)
+        for some, stack, ones in zip(alike.values(), updates, moved, strict=True):
+            for parameter, update, one in zip(some, stack, ones, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 step = group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:]))
                 parameter.sub_(spread_like(update, one), alpha=step)

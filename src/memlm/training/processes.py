@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -108,6 +108,25 @@ def gathered(rows: Tensor) -> Tensor:
     found = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(found, padded)
     return torch.cat([part[: int(size)] for part, size in zip(found, sizes, strict=True)])
+
+
+def shared_out(stacks: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """`work`, which looks at each row alone, on stacks that all have: each process does its part, all get the whole."""
+    if not _together():
+        return [work(stack) for stack in stacks]
+    done = [torch.zeros_like(stack) for stack in stacks]
+    first = 0
+    for stack, whole in zip(stacks, done, strict=True):
+        own = slice((rank() - first) % count(), None, count())
+        if len(stack[own]):
+            whole[own] = work(stack[own])
+        # the next stack goes on where this one ends, so that no process has the larger part of all
+        first += len(stack)
+    # what others did is zero here: the sum is their very bits
+    flat = torch.cat([whole.flatten() for whole in done])
+    dist.all_reduce(flat)
+    parts = flat.split([stack.numel() for stack in stacks])
+    return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
 
 
 def share_of(rows: int) -> int:
