@@ -34,9 +34,11 @@ TINY = EfficiencySettings(
 )
 
 
-@pytest.mark.parametrize(("way", "positions"), [("full", 64), ("memory", 8 * 2)])
-def test_the_cache_holds_what_the_decoder_reads(way: str, positions: int) -> None:
-    found = measure(TINY, way, 64, 2)
+@pytest.mark.parametrize(
+    ("way", "length", "positions"), [("full", 64, 64), ("memory", 64, 8 * 2), ("full", 8, 8), ("memory", 8, 2)]
+)
+def test_the_cache_holds_what_the_decoder_reads(way: str, length: int, positions: int) -> None:
+    found = measure(TINY, way, length, 2)
     # keys and values of two layers, two rows, fp32; the last of the tokens written is not in it
     assert found.kv_bytes == 2 * 2 * 2 * (positions + 3 + 2) * 16 * 4
     assert found.context_kv_bytes == 2 * 2 * 2 * positions * 16 * 4

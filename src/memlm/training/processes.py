@@ -111,7 +111,12 @@ def gathered(rows: Tensor) -> Tensor:
 
 
 def shared_out(stacks: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """`work`, which looks at each row alone, on stacks that all have: each process does its part, all get the whole."""
+    """Work that looks at each row alone: every process does its part of it, and gets all of what came of it.
+
+    Args:
+        stacks: rows first, any shape behind; the same ones in all processes.
+        work: rows to as many rows of the same shape and type.
+    """
     if not _together():
         return [work(stack) for stack in stacks]
     done = [torch.zeros_like(stack) for stack in stacks]
