@@ -17,6 +17,7 @@ from memlm.training.checkpoint import newest, step_of
 from memlm.training.config import TrainingConfig
 from memlm.training.sharding import shards, whole_weights
 from memlm.training.trainer import Interrupted, MemlmTrainer, StepRows, Take
+from memlm.training.zero import require_deepspeed
 
 Attend = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
 """Makes the callback that watches a training."""
@@ -59,6 +60,8 @@ def fit(
     steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
     # what is sharded cannot be made whole in place: a copy trains, and gives its weights back
     sharded = shards(training)
+    if sharded:
+        processes.first_does(lambda: require_deepspeed(training.sharding))
     trained = copy.deepcopy(model) if sharded else model
     trainer = MemlmTrainer(trained, steps, share, folder / "checkpoints")
     log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)
@@ -77,12 +80,14 @@ def fit(
     with interrupt.listening(), warnings.catch_warnings():
         # outputs that are views: nothing here changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        # DeepSpeed calls torch's collectives by their old names
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupt.asked and not callback.finished:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
     processes.meet()
     if sharded:
-        model.load_state_dict(whole_weights(trained))
+        model.load_state_dict(whole_weights(trained, training))
     if not keep_checkpoints and processes.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """Weights, gradients and optimizer states spread over all processes (PyTorch's FSDP2), a layer gathered at a time.
 
+Another way is DeepSpeed's (`zero.py`).
 Checkpoints are whole whatever trained them: any number of processes, sharded or not, goes on from them.
 """
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from memlm.training import processes
 from memlm.training.config import TrainingConfig
+from memlm.training.zero import ZERO_STAGES, gathered_weights
 
 
 def shards(config: TrainingConfig) -> bool:
@@ -36,8 +38,10 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
     """A model's state, gathered; every process must come here."""
+    if config.sharding in ZERO_STAGES:
+        return gathered_weights(model)
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
