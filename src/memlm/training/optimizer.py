@@ -56,7 +56,7 @@ class MuonAdamW(Optimizer):
             for parameter, update, one in zip(some, stack, ones, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 step = group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:]))
-                parameter.sub_(spread_like(update, one), alpha=step)
+                parameter.sub_(spread_like(update.to(one.dtype), one), alpha=step)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Where a parameter is moved to: its gradient, and those before it (Nesterov's way)."""
@@ -96,7 +96,8 @@ class MuonAdamW(Optimizer):
 def orthogonalized(matrices: Float[Tensor, "*stack rows columns"]) -> Float[Tensor, "*stack rows columns"]:
     """Each matrix moved towards the nearest one with orthonormal rows or columns (Newton-Schulz).
 
-    In bf16 where the machine computes in it, as its authors do; elsewhere processors emulate bf16, ten times slower.
+    In bf16 where the machine computes in it, as its authors do, and so is what comes of it: processes exchange half the
+    bytes. Elsewhere processors emulate bf16, ten times slower.
     """
     a, b, c = _COEFFICIENTS
     x = matrices.bfloat16() if wants_bf16("auto") else matrices.float()
@@ -106,7 +107,7 @@ def orthogonalized(matrices: Float[Tensor, "*stack rows columns"]) -> Float[Tens
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
 
 
 def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> Optimizer:

@@ -103,11 +103,15 @@ def gathered(rows: Tensor) -> Tensor:
         return rows
     sizes = [torch.zeros(1, dtype=torch.long) for _ in range(count())]
     dist.all_gather(sizes, torch.tensor([len(rows)]))
-    most = max(map(int, sizes))
-    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])]).contiguous()
+    return torch.cat(_of_all(rows, list(map(int, sizes))))
+
+
+def _of_all(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Rows of each process, which has so many."""
+    padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])]).contiguous()
     found = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(found, padded)
-    return torch.cat([part[: int(size)] for part, size in zip(found, sizes, strict=True)])
+    return [part[:size] for part, size in zip(found, sizes, strict=True)]
 
 
 def shared_out(stacks: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -115,23 +119,23 @@ def shared_out(stacks: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> li
 
     Args:
         stacks: rows first, any shape behind; the same ones in all processes.
-        work: rows to as many rows of the same shape and type.
+        work: rows to as many rows of the same shape, of one type whatever it is given.
     """
-    if not _together():
+    if not _together() or not stacks:
         return [work(stack) for stack in stacks]
-    done = [torch.zeros_like(stack) for stack in stacks]
-    first = 0
-    for stack, whole in zip(stacks, done, strict=True):
-        own = slice((rank() - first) % count(), None, count())
-        if len(stack[own]):
-            whole[own] = work(stack[own])
-        # the next stack goes on where this one ends, so that no process has the larger part of all
-        first += len(stack)
-    # what others did is zero here: the sum is their very bits
-    flat = torch.cat([whole.flatten() for whole in done])
-    dist.all_reduce(flat)
-    parts = flat.split([stack.numel() for stack in stacks])
-    return [part.view_as(stack) for part, stack in zip(parts, stacks, strict=True)]
+    own = torch.cat([work(part).flatten() for part in _shares(stacks, rank())])
+    sizes = [[part.numel() for part in _shares(stacks, number)] for number in range(count())]
+    found = [torch.empty_like(stack, dtype=own.dtype) for stack in stacks]
+    for number, flat in enumerate(_of_all(own, list(map(sum, sizes)))):
+        for part, piece in zip(_shares(found, number), flat.split(sizes[number]), strict=True):
+            part.copy_(piece.view_as(part))
+    return found
+
+
+def _shares(stacks: Sequence[Tensor], number: int) -> list[Tensor]:
+    """A process's rows of each; a stack goes on where the one before ends, so that none has the larger part of all."""
+    firsts = [sum(map(len, stacks[:place])) for place in range(len(stacks))]
+    return [stack[(number - first) % count() :: count()] for stack, first in zip(stacks, firsts, strict=True)]
 
 
 def share_of(rows: int) -> int:

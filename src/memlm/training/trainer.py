@@ -40,7 +40,7 @@ from memlm.training.checkpoint import (
 from memlm.training.config import TrainingConfig
 from memlm.training.optimizer import build_optimizer, learning_rate_factor
 from memlm.training.sharding import shard, shards, whole_weights
-from memlm.training.zero import ZERO_STAGES, ZeroAdamW
+from memlm.training.zero import ZERO_STAGES, ZeroAdamW, quiet_deepspeed
 
 Batch = dict[str, Tensor]
 
@@ -100,6 +100,7 @@ class MemlmTrainer(Trainer):
     ) -> None:
         self.config = config
         self.checkpoints = folder
+        quiet_deepspeed()
         super().__init__(
             model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
         )
@@ -244,6 +245,8 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        # they never change
+        ddp_broadcast_buffers=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

@@ -140,15 +140,21 @@ def require_deepspeed(sharding: str) -> None:
         raise ConfigError(f"training.sharding ('{sharding}') needs DeepSpeed; run `pip install 'memlm[deepspeed]'`.")
 
 
-def _deepspeed() -> Any:
-    on_processors = not torch.cuda.is_available()
-    if on_processors:
+def quiet_deepspeed() -> None:
+    """What it says as it is imported is of no use to who asked for a training, and goes to stdout.
+
+    accelerate imports it wherever it is installed.
+    """
+    if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # what it says on its way is of no use to who asked for a training
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def _deepspeed() -> Any:
+    quiet_deepspeed()
     import deepspeed
 
-    if on_processors:
+    if not torch.cuda.is_available():
         # it would compile a kernel for a minute, and needs a compiler for that
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
