@@ -2,9 +2,11 @@
 
     python -m benchmarks.processes
     python -m benchmarks.processes --recipe autoencoder-tiny --steps 40
+    python -m benchmarks.processes --changes training.precision=fp32 training.optimizer.name=adamw
 
 Each trains the same steps of the same rows; the first steps, in which processes start, are left out. The machine must
-be otherwise idle, with a core for each process.
+be otherwise idle, with a core for each process. In fp32 with AdamW rounding stays small; Muon computes in bf16 where
+the machine does.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class Options:
     """The bundled speeches by default."""
     batch_size: int | None = None
     """Rows of a step, over all processes; the recipe's by default."""
-    changes: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """Other flags of `memlm train`."""
+    changes: tuple[str, ...] = ()
+    """Other settings of `memlm train`, as training.precision=fp32."""
 
 
 def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str, float]]:
@@ -47,7 +49,8 @@ def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str,
     command = [sys.executable, "-m", *(launcher if processes > 1 else ()), "memlm", "train", options.recipe]
     command += ["--steps", str(options.steps), "--out", str(folder), "--training.log_every", "10"]
     # nothing but steps: neither looks at held-out text nor checkpoints
-    command += ["--training.evaluate_every", str(10**6), "--training.checkpoint_every", str(10**6), *options.changes]
+    command += ["--training.evaluate_every", str(10**6), "--training.checkpoint_every", str(10**6)]
+    command += [word for change in options.changes for word in f"--{change}".split("=", 1)]
     command += [] if options.batch_size is None else ["--training.batch_size", str(options.batch_size)]
     command += [] if options.text is None else ["--text", options.text]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -34,7 +34,7 @@ def test_every_way_of_reading_a_long_text_is_timed(way: str, memory_run: Path) -
 
 
 def test_processes_are_timed(corpus: Path, tmp_path: Path) -> None:
-    flags = ("--training.batch_size", "4", "--data.vocab_size", "300", "--data.held_out", "0.2")
+    flags = ("training.batch_size=4", "data.vocab_size=300", "data.held_out=0.2")
     options = Options(steps=20, text=str(corpus), changes=flags)
     for processes in (1, 2):
         log = trained(options, tmp_path / str(processes), processes=processes)
