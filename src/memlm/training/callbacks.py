@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -162,7 +163,8 @@ class RunCallback(TrainerCallback):
         self.accuracy: float | None = None
         self.looked: dict[str, float] = {}
         self.finished = False
-        self.last_loss: Tensor | None = None
+        self.stopping = False
+        self.last_loss = torch.tensor(torch.nan)
         self.last_sums: Tensor | None = None
         self.step_began = 0.0
 
@@ -176,13 +178,9 @@ class RunCallback(TrainerCallback):
         self.step_began = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        loss = self._add_step()
         self.run_log.seconds += time.perf_counter() - self.step_began
         step = state.global_step
-        loss = float(self.last_loss) if self.last_loss is not None else float("nan")
-        self.run_log.loss_sum += loss
-        self.run_log.loss_count += 1
-        if self.last_sums is not None:
-            self.run_log.add_sums(self.last_sums)
         last = self.finished = step == state.max_steps
         looked = step % self.config.evaluate_every == 0 or last
         self.looked = self.evaluate() if looked else {}
@@ -190,10 +188,23 @@ class RunCallback(TrainerCallback):
             self.accuracy = self.looked.get(f"{self.split}_token_accuracy", self.accuracy)
             self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], self.looked)
         self.view.update(step, self._facts(step, loss))
-        # all processes stop at the same step
-        self.interrupt.asked = processes.any_says(self.interrupt.asked)
-        control.should_save = step % self.config.checkpoint_every == 0 or last or self.interrupt.asked
-        control.should_training_stop = last or self.interrupt.asked
+        control.should_save = step % self.config.checkpoint_every == 0 or last or self.stopping
+        control.should_training_stop = last or self.stopping
+
+    def _add_step(self) -> float:
+        """The step's loss; what all processes found, and whether one was asked to stop, goes between them at once."""
+        own = self.last_loss.new_tensor([self.interrupt.asked])
+        sums = own[:0] if self.last_sums is None else self.last_sums
+        found = processes.summed(torch.cat([own, self.last_loss[None], sums.flatten()]))
+        # all stop at the same step: a signal from here on is the next one's
+        self.stopping = bool(found[0])
+        # each is of its rows, and Trainer has made it as large as the whole
+        loss = float(found[1]) / processes.count()
+        self.run_log.loss_sum += loss
+        self.run_log.loss_count += 1
+        if self.last_sums is not None:
+            self.run_log.add_sums(found[2:].view_as(self.last_sums))
+        return loss
 
     def _facts(self, step: int, loss: float) -> str:
         speed = step * self.run_log.tokens_per_step / max(self.run_log.seconds, 1e-9)

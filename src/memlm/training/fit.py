@@ -83,7 +83,7 @@ def fit(
         # DeepSpeed calls torch's collectives by their old names
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interrupt.asked and not callback.finished:
+    if callback.stopping and not callback.finished:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
     processes.meet()
     if sharded:

@@ -88,13 +88,11 @@ def is_loss_of_another(error: BaseException) -> bool:
     return launched() and any(word in said for word in ("by peer", "gloo", "nccl", "timed out", "store"))
 
 
-def any_says(value: bool) -> bool:
-    """Whether any process says yes."""
-    if not _together():
-        return value
-    flag = torch.tensor([int(value)])
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+def summed(numbers: Tensor) -> Tensor:
+    """Over all processes."""
+    if _together():
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -148,8 +148,7 @@ class MemlmTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # each process has its rows' part, and Trainer has made it as large as the whole
-        self.run_callback.last_loss = cast(Tensor, self.accelerator.reduce(loss, "mean"))
+        self.run_callback.last_loss = loss
         return loss
 
     def wrapped(self) -> nn.Module:
@@ -163,8 +162,7 @@ class MemlmTrainer(Trainer):
         """As Trainer's; what each objective lost and got right is kept for the log."""
         loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
         if getattr(outputs, "nats", None) is not None:
-            sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
-            self.run_callback.last_sums = cast(Tensor, self.accelerator.reduce(sums, "sum"))
+            self.run_callback.last_sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
