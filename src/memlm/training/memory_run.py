@@ -27,7 +27,6 @@ from memlm.training.memory_config import MemoryRunConfig, Stage
 from memlm.training.memory_look import held_out_look
 from memlm.training.memory_model import build_memory_model, encoder_of_run
 from memlm.training.prepare import PreparedData
-from memlm.training.pretrained import attention_for_training
 from memlm.training.run_folder import RunFolder
 from memlm.training.trainer import MemlmTrainer
 
@@ -117,19 +116,18 @@ def _run_stage(
         look = held_out_look(trainer, sample, stage, blank_id=pad_id(data.tokenizer))
         return RunCallback(training, log, view, look, interrupt)
 
-    with attention_for_training(model):
-        fit(
-            model,
-            take,
-            training,
-            place,
-            rows=len(data.train_rows),
-            tokens_per_row=config.model.document_length,
-            attend=attend,
-            progress=progress,
-            noun=f"{stage.name} ({number + 1} of {len(config.stages)}), step",
-            again=f"go on with: memlm train --resume --out {folder.path}",
-        )
+    fit(
+        model,
+        take,
+        training,
+        place,
+        rows=len(data.train_rows),
+        tokens_per_row=config.model.document_length,
+        attend=attend,
+        progress=progress,
+        noun=f"{stage.name} ({number + 1} of {len(config.stages)}), step",
+        again=f"go on with: memlm train --resume --out {folder.path}",
+    )
     processes.first_does(lambda: write_whole(place / "end", model.save_pretrained))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -15,7 +13,6 @@ from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
 from memlm.models.memory.adapter import base_weights_into
 from memlm.models.memory.translation import Translation, same_tokens
-from memlm.models.precision import wants_bf16
 from memlm.models.quiet import no_shard_bars
 from memlm.training.memory_config import MemoryModelSettings
 
@@ -95,27 +92,6 @@ def build_around_pretrained(
     if apart:
         model.translation = Translation(tokenizer, encoder_tokenizer, length=encoder.config.chunk_length)
     return model
-
-
-@contextmanager
-def attention_for_training(model: PreTrainedModel) -> Generator[None]:
-    """Within it a transformers decoder attends by plain products where bf16 runs on a processor.
-
-    PyTorch's fused attention takes a quarter of a step there, at the few positions of a chunk (LOG.md).
-    """
-    decoder = getattr(model, "decoder", None)
-    if not isinstance(decoder, PreTrainedModel) or torch.cuda.is_available() or not wants_bf16("auto"):
-        yield
-        return
-    before = decoder.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
-    if before != "sdpa":
-        yield
-        return
-    decoder.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        decoder.set_attn_implementation(before)
 
 
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:

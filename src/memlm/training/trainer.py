@@ -25,7 +25,7 @@ from memlm.data import PackedRows
 from memlm.errors import MemlmError
 from memlm.files import write_whole
 from memlm.measurement import asked
-from memlm.models.precision import wants_bf16
+from memlm.models.precision import ShortAttentionInFp32, wants_bf16
 from memlm.objectives import asked_by_objective, reconstruction
 from memlm.training.callbacks import RunCallback
 from memlm.training.checkpoint import (
@@ -160,7 +160,8 @@ class MemlmTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """As Trainer's; what each objective lost and got right is kept for the log."""
-        loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
+        with ShortAttentionInFp32():
+            loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
         if getattr(outputs, "nats", None) is not None:
             self.run_callback.last_sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
         return (loss, outputs) if return_outputs else loss
