@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 import pytest
+import torch
+from benchmarks.attention import Options as AttentionOptions
+from benchmarks.attention import seconds
 from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.processes import Options, rate, trained
 from benchmarks.store import WAYS, search, stream
@@ -18,6 +21,11 @@ def test_every_case_of_the_memory_benchmark_runs(pair: tuple[str, str]) -> None:
     assert found["low"] <= found["ratio"] <= found["high"]
     assert min(found[case] for case in pair) > 0
     assert peak_of(pair[0], options)["peak"] > 1e6
+
+
+def test_attention_is_timed() -> None:
+    options = AttentionOptions(positions=16, repeats=1)
+    assert min(seconds(20, torch.bfloat16, options)) >= 0
 
 
 def test_search_is_timed() -> None:

@@ -26,7 +26,8 @@ def wants_bf16(precision: str) -> bool:
 class ShortAttentionInFp32(TorchFunctionMode):
     """Within it processors attend in fp32 where autocast would have them do so in bf16 over few positions.
 
-    PyTorch's fused attention goes back through few positions ten times slower in bf16 than in fp32 there.
+    PyTorch's fused attention goes back through few positions several times slower in bf16 than in fp32 there
+    (`python -m benchmarks.attention`).
     """
 
     def __torch_function__(
