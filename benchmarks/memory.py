@@ -175,7 +175,7 @@ def main() -> None:
         "--encoder",
         type=_size,
         nargs="+",
-        default=[(2, 128), (4, 256), (4, 512)],
+        default=[(2, 128), (4, 256), (6, 384), (4, 512)],
         help="layers x width of each frozen encoder; chunks are read in parallel by the first",
     )
     parser.add_argument("--pair", choices=CASES[::2], help="one pair's times alone, as JSON; named by its first")
