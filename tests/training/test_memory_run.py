@@ -151,6 +151,22 @@ def test_memories_kept_of_another_encoder_or_text_are_refused(small: MemoryRunCo
     assert record["rows"] == len(data.train_rows)
 
 
+def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp_path: Path) -> None:
+    data = prepare_data(small.data, chunk_length=16, seed=0)
+    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    fp32, bf16 = (
+        keep_memories(model, data.train_rows, tmp_path / str(asked), blank_id=0, bf16=asked).memories
+        for asked in (False, True)
+    )
+    assert fp32.dtype == bf16.dtype == torch.float32
+    assert not torch.equal(fp32, bf16)
+    torch.testing.assert_close(fp32, bf16, rtol=0.1, atol=0.1)
+    row = data.train_rows.select(torch.tensor([3]))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        live = model.remember(row.input_ids, row.attention_mask)
+    torch.testing.assert_close(bf16[3:4], live.float(), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("name", ["next_token", "copy", "blank_copy"])
 def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: MemoryRunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)

@@ -18,9 +18,10 @@ from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
+from memlm.models.precision import ShortAttentionInFp32
 from memlm.training import processes
 
-_ROWS = 256
+_ROWS = 64
 Progress = Callable[[int, int], None]
 """Told rows done and rows in all."""
 
@@ -52,7 +53,13 @@ class KeptMemories:
 
 
 def keep_memories(
-    model: MemoryModelForCausalLM, rows: PackedRows, folder: Path, *, blank_id: int, progress: Progress | None = None
+    model: MemoryModelForCausalLM,
+    rows: PackedRows,
+    folder: Path,
+    *,
+    blank_id: int,
+    bf16: bool = False,
+    progress: Progress | None = None,
 ) -> KeptMemories:
     """Read them from `folder`, or compute and write them.
 
@@ -61,6 +68,7 @@ def keep_memories(
         rows: of one length, whole chunks.
         folder: where they are kept.
         blank_id: token of blanks.
+        bf16: the encoder runs in bf16 autocast, as it would in the steps of a run in that precision.
         progress: called after each batch.
 
     Raises:
@@ -72,7 +80,8 @@ def keep_memories(
         _check(folder, read_json(record), wanted)
         found = read_tensors(tensors)
         return KeptMemories(found["memories"], found["blank"])
-    kept = _compute(model, rows, blank_id, progress)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
+        kept = _compute(model, rows, blank_id, progress)
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_whole, write_whole
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.fingerprint import weights_fingerprint
+from memlm.models.precision import wants_bf16
 from memlm.training import processes
 from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import TrainingConfig
@@ -202,7 +203,12 @@ def _kept(
     view.start(0)
     try:
         return keep_memories(
-            model, rows, place, blank_id=model.config.pad_token_id or 0, progress=lambda done, _: view.update(done, "")
+            model,
+            rows,
+            place,
+            blank_id=model.config.pad_token_id or 0,
+            bf16=wants_bf16(config.training.precision),
+            progress=lambda done, _: view.update(done, ""),
         )
     finally:
         view.stop()
