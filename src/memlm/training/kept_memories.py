@@ -22,6 +22,7 @@ from memlm.models.precision import ShortAttentionInFp32
 from memlm.training import processes
 
 _ROWS = 64
+"""Encoded at once: few enough that a processor's cache holds what passes between layers (LOG.md)."""
 Progress = Callable[[int, int], None]
 """Told rows done and rows in all."""
 
