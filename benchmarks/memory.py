@@ -7,7 +7,8 @@ is the median of the pairs' ratios, its interval the middle half of them. Peak m
 First a training step of the curriculum's decoder (forward, backward, optimizer) with memories from disk, and with the
 frozen encoder run in every step; then one pass forward and backward over whole documents, all chunks at once and one
 after the other (memlm.models.memory.naive).
-The tiny recipe's encoder is a small part of a step beside its decoder; larger ones show from which size on it pays to
+The encoders are those of autoencoder-chunk-tiny and of autoencoder-chunk-small, the smallest and the largest, and two
+sizes between: the first is a small part of a step beside its decoder, the others show from which size on it pays to
 keep what they wrote.
 """
 
@@ -22,16 +23,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from memlm.data import PackedRows
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
+from memlm.models.precision import ShortAttentionInFp32
 from memlm.objectives import next_token, token_nats
-from memlm.recipes.memory import memory_tiny
+from memlm.recipes.memory import autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
 from memlm.training import build_optimizer
-from memlm.training.config import OptimizerConfig
+from memlm.training.config import ModelConfig, OptimizerConfig
 from memlm.training.kept_memories import KeptMemories
 from memlm.training.memory_batches import MemoryBatches
 from memlm.training.memory_config import EncoderSettings, MemoryModelSettings, Stage
@@ -59,7 +62,7 @@ def model_of(settings: MemoryModelSettings, *, frozen: bool) -> MemoryModelForCa
     return model.train()
 
 
-def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool) -> Callable[[], None]:
+def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool, bf16: bool) -> Callable[[], None]:
     """One step of the curriculum's last stage."""
     model = model_of(settings, frozen=True)
     ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
@@ -80,14 +83,16 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool)
     optimizer = build_optimizer(model, OptimizerConfig())
 
     def step() -> None:
-        model(**take(torch.arange(batch_size), 0)).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
+            loss = model(**take(torch.arange(batch_size), 0)).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
 
 
-def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool) -> Callable[[], None]:
+def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool, bf16: bool) -> Callable[[], None]:
     """Forward and backward over documents, asked for their next tokens."""
     model = model_of(settings, frozen=False)
     ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
@@ -95,8 +100,9 @@ def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool
     labels = next_token(ids, mask).labels
 
     def step() -> None:
-        logits = model(ids, mask).logits if parallel else naive_logits(model, ids, mask)
-        token_nats(logits, labels).mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
+            logits = model(ids, mask).logits if parallel else naive_logits(model, ids, mask)
+        token_nats(logits.float(), labels).mean().backward()
 
     return step
 
@@ -104,9 +110,10 @@ def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool
 def step_of(case: str, options: argparse.Namespace) -> Callable[[], None]:
     """What a case does again and again."""
     settings = settings_of(*options.encoder[0])
+    shared: dict[str, Any] = {"batch_size": options.batch_size, "bf16": options.precision == "bf16"}
     if case in CASES[:2]:
-        return training_step(settings, batch_size=options.batch_size, kept=case == "kept memories")
-    return whole_pass(settings, batch_size=options.batch_size, parallel=case == "parallel")
+        return training_step(settings, kept=case == "kept memories", **shared)
+    return whole_pass(settings, parallel=case == "parallel", **shared)
 
 
 def time_pair(fast: str, slow: str, options: argparse.Namespace) -> dict[str, float]:
@@ -143,6 +150,7 @@ def compare(fast: str, slow: str, encoder: tuple[int, int], options: argparse.Na
     """Print a pair's two rows."""
     size = f"{encoder[0]}x{encoder[1]}"
     flags = ["--encoder", size, "--batch-size", str(options.batch_size), "--repeats", str(options.repeats)]
+    flags += ["--precision", options.precision]
     found = _json_of(["--pair", fast, *flags], {})
     # freed tensors go back to the system at once: the peak is of what is in use, not of what malloc has kept
     weighing = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -166,18 +174,24 @@ def _size(written: str) -> tuple[int, int]:
     return int(layers), int(width)
 
 
+def _size_of(autoencoder: ModelConfig) -> tuple[int, int]:
+    return autoencoder.num_encoder_layers, autoencoder.hidden_size
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tiny, small = autoencoder_chunk_tiny().model, autoencoder_chunk_small().model
     parser.add_argument("--batch-size", type=int, default=64, help="documents in a step")
     parser.add_argument("--repeats", type=int, default=15, help="steps of each, in turn, of which the median counts")
     parser.add_argument(
         "--encoder",
         type=_size,
         nargs="+",
-        default=[(2, 128), (4, 256), (6, 384), (4, 512)],
+        default=[_size_of(tiny), (4, 256), (6, 384), _size_of(small)],
         help="layers x width of each frozen encoder; chunks are read in parallel by the first",
     )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what matrices are multiplied in")
     parser.add_argument("--pair", choices=CASES[::2], help="one pair's times alone, as JSON; named by its first")
     parser.add_argument("--peak", choices=CASES, help="one case's peak memory alone, as JSON")
     options = parser.parse_args()
@@ -187,7 +201,7 @@ def main() -> None:
     if options.peak:
         print(json.dumps(peak_of(options.peak, options)))
         return
-    print(f"{options.batch_size} documents of 4 x 16 tokens, {torch.get_num_threads()} threads, fp32")
+    print(f"{options.batch_size} documents of 4 x 16 tokens, {torch.get_num_threads()} threads, {options.precision}")
     print("| encoder | case | step, ms | peak memory, MB | against the next |")
     print("| --- | --- | --- | --- | --- |")
     for encoder in options.encoder:

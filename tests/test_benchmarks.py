@@ -14,9 +14,10 @@ from benchmarks.processes import Options, rate, trained
 from benchmarks.store import WAYS, search, stream
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("pair", [CASES[:2], CASES[2:]])
-def test_every_case_of_the_memory_benchmark_runs(pair: tuple[str, str]) -> None:
-    options = argparse.Namespace(encoder=[(1, 32)], batch_size=2, repeats=3)
+def test_every_case_of_the_memory_benchmark_runs(pair: tuple[str, str], precision: str) -> None:
+    options = argparse.Namespace(encoder=[(1, 32)], batch_size=2, repeats=3, precision=precision)
     found = time_pair(*pair, options)
     assert found["low"] <= found["ratio"] <= found["high"]
     assert min(found[case] for case in pair) > 0

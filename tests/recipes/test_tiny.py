@@ -9,10 +9,20 @@ import pytest
 from memlm.evaluation import evaluate_run
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import train_run
+from memlm.training.config import RunConfig
 from memlm.training.kinds import merge_run
 from memlm.training.memory_config import MemoryRunConfig
 
 TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith("-tiny")]
+
+
+@pytest.mark.parametrize("name", ["autoencoder-chunk-tiny", "autoencoder-chunk-small"])
+def test_encoders_fit_the_curriculum(name: str) -> None:
+    config, curriculum = get_recipe(name), get_recipe("memory-curriculum-tiny")
+    assert isinstance(config, RunConfig)
+    assert isinstance(curriculum, MemoryRunConfig)
+    assert config.model.chunk_length == curriculum.model.chunk_length
+    assert config.model.bottleneck_size == curriculum.model.encoder.bottleneck_size
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -15,6 +15,7 @@ from memlm.recipes.autoencoder import (
 )
 from memlm.recipes.memory import (
     OBJECTIVES,
+    autoencoder_chunk_small,
     autoencoder_chunk_tiny,
     memory_curriculum_tiny,
     memory_full_context_tiny,
@@ -31,7 +32,7 @@ from memlm.training.kinds import AnyRunConfig
 
 _ALL = (
     *(autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny),
-    *(autoencoder_chunk_tiny, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
+    *(autoencoder_chunk_tiny, autoencoder_chunk_small, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
     *(autoencoder_paper, memory_paper, memory_curriculum_paper),
     *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
     *(autoencoder_pretrained, memory_pretrained),

@@ -57,6 +57,15 @@ def autoencoder_chunk_tiny() -> RunConfig:
     )
 
 
+def autoencoder_chunk_small() -> RunConfig:
+    """The same with eight encoder layers of width 512: dear enough that its memories are worth keeping; minutes."""
+    tiny = autoencoder_chunk_tiny()
+    larger = tiny.model.model_copy(update={"hidden_size": 512, "num_encoder_layers": 8})
+    # a larger one needs fewer steps, each dearer
+    training = tiny.training.model_copy(update={"steps": 150})
+    return tiny.model_copy(update={"recipe": "autoencoder-chunk-small", "model": larger, "training": training})
+
+
 def memory_tiny() -> MemoryRunConfig:
     """4 chunks of 16 tokens, width 128, from scratch: next tokens and, ever less, blank copies; within half an hour."""
     return MemoryRunConfig(
