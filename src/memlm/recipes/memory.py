@@ -58,7 +58,7 @@ def autoencoder_chunk_tiny() -> RunConfig:
 
 
 def autoencoder_chunk_small() -> RunConfig:
-    """The same with eight encoder layers of width 512: dear enough that its memories are worth keeping; minutes."""
+    """The same with eight encoder layers of width 512: worth keeping what it writes; 7 minutes in bf16, 40 without."""
     tiny = autoencoder_chunk_tiny()
     larger = tiny.model.model_copy(update={"hidden_size": 512, "num_encoder_layers": 8})
     # a larger one needs fewer steps, each dearer
