@@ -7,9 +7,9 @@ is the median of the pairs' ratios, its interval the middle half of them. Peak m
 First a training step of the curriculum's decoder (forward, backward, optimizer) with memories from disk, and with the
 frozen encoder run in every step; then one pass forward and backward over whole documents, all chunks at once and one
 after the other (memlm.models.memory.naive).
-The encoders are those of autoencoder-chunk-tiny and of autoencoder-chunk-small, the smallest and the largest, and two
-sizes between: the first is a small part of a step beside its decoder, the others show from which size on it pays to
-keep what they wrote.
+The encoders are those of autoencoder-chunk-tiny, of autoencoder-chunk-deep, as wide as the decoder, and of
+autoencoder-chunk-small, the largest, and two sizes between: the first is a small part of a step beside its decoder, the
+others show from which size on it pays to keep what they wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.models.precision import ShortAttentionInFp32
 from memlm.objectives import next_token, token_nats
-from memlm.recipes.memory import autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
+from memlm.recipes.memory import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
 from memlm.training import build_optimizer
 from memlm.training.config import ModelConfig, OptimizerConfig
 from memlm.training.kept_memories import KeptMemories
@@ -181,14 +181,14 @@ def _size_of(autoencoder: ModelConfig) -> tuple[int, int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tiny, small = autoencoder_chunk_tiny().model, autoencoder_chunk_small().model
+    tiny, deep, small = (r().model for r in (autoencoder_chunk_tiny, autoencoder_chunk_deep, autoencoder_chunk_small))
     parser.add_argument("--batch-size", type=int, default=64, help="documents in a step")
     parser.add_argument("--repeats", type=int, default=15, help="steps of each, in turn, of which the median counts")
     parser.add_argument(
         "--encoder",
         type=_size,
         nargs="+",
-        default=[_size_of(tiny), (4, 256), (6, 384), _size_of(small)],
+        default=[_size_of(tiny), _size_of(deep), (4, 256), (6, 384), _size_of(small)],
         help="layers x width of each frozen encoder; chunks are read in parallel by the first",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="what matrices are multiplied in")

@@ -16,7 +16,7 @@ from memlm.training.memory_config import MemoryRunConfig
 TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith("-tiny")]
 
 
-@pytest.mark.parametrize("name", ["autoencoder-chunk-tiny", "autoencoder-chunk-small"])
+@pytest.mark.parametrize("name", ["autoencoder-chunk-tiny", "autoencoder-chunk-small", "autoencoder-chunk-deep"])
 def test_encoders_fit_the_curriculum(name: str) -> None:
     config, curriculum = get_recipe(name), get_recipe("memory-curriculum-tiny")
     assert isinstance(config, RunConfig)

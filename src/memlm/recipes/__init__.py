@@ -15,10 +15,12 @@ from memlm.recipes.autoencoder import (
 )
 from memlm.recipes.memory import (
     OBJECTIVES,
+    autoencoder_chunk_deep,
     autoencoder_chunk_small,
     autoencoder_chunk_tiny,
     memory_curriculum_tiny,
     memory_full_context_tiny,
+    memory_last_token_tiny,
     memory_next_tiny,
     memory_none_tiny,
     memory_oracle_tiny,
@@ -32,7 +34,8 @@ from memlm.training.kinds import AnyRunConfig
 
 _ALL = (
     *(autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny),
-    *(autoencoder_chunk_tiny, autoencoder_chunk_small, memory_tiny, memory_curriculum_tiny, memory_paper_tiny),
+    *(autoencoder_chunk_tiny, autoencoder_chunk_small, autoencoder_chunk_deep),
+    *(memory_tiny, memory_last_token_tiny, memory_curriculum_tiny, memory_paper_tiny),
     *(autoencoder_paper, memory_paper, memory_curriculum_paper),
     *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
     *(autoencoder_pretrained, memory_pretrained),

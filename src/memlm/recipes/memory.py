@@ -66,6 +66,14 @@ def autoencoder_chunk_small() -> RunConfig:
     return tiny.model_copy(update={"recipe": "autoencoder-chunk-small", "model": larger, "training": training})
 
 
+def autoencoder_chunk_deep() -> RunConfig:
+    """The tiny one with 32 encoder layers, no wider: learns in fewer, dearer steps; worth keeping what it writes."""
+    tiny = autoencoder_chunk_tiny()
+    deep = tiny.model.model_copy(update={"num_encoder_layers": 32})
+    training = tiny.training.model_copy(update={"steps": 150})
+    return tiny.model_copy(update={"recipe": "autoencoder-chunk-deep", "model": deep, "training": training})
+
+
 def memory_tiny() -> MemoryRunConfig:
     """4 chunks of 16 tokens, width 128, from scratch: next tokens and, ever less, blank copies; within half an hour."""
     return MemoryRunConfig(
@@ -101,6 +109,21 @@ def memory_curriculum_tiny() -> MemoryRunConfig:
                     row_share={"blank_copy": fewer},
                 ),
             ),
+        }
+    )
+
+
+def memory_last_token_tiny() -> MemoryRunConfig:
+    """The tiny one with the paper's bottleneck, which a head of the memories' own teaches to hold the text; as long."""
+    tiny = memory_tiny()
+    # all of a chunk has to find its way into one position: what copies say of that is too faint (LOG.md)
+    taught = {**_FADING, "reconstruction": _FADING["blank_copy"]}
+    encoder = tiny.model.encoder.model_copy(update={"bottleneck": "last_token"})
+    return tiny.model_copy(
+        update={
+            "recipe": "memory-last-token-tiny",
+            "model": tiny.model.model_copy(update={"encoder": encoder}),
+            "stages": (tiny.stages[0].model_copy(update={"objectives": taught}),),
         }
     )
 
