@@ -17,6 +17,11 @@ from memlm.training.config import RunConfig
 from memlm.training.memory_config import MemoryRunConfig
 
 GOOD = {
+    ("last_token_next", "memories/token_accuracy"): 0.13,
+    ("last_token_next", "memories/untrained/token_accuracy"): 0.11,
+    ("last_token_mixture", "memories/token_accuracy"): 0.98,
+    ("last_token_autoencoder", "memories/token_accuracy"): 0.9,
+    ("autoencoder", "memories/token_accuracy"): 0.99,
     ("autoencoder", "token_accuracy"): 0.999,
     ("next_token", "memories/token_accuracy"): 0.2,
     ("next_token", "memories/untrained/token_accuracy"): 0.15,
@@ -27,7 +32,6 @@ GOOD = {
     ("mixture", "memories/token_accuracy"): 0.99,
     ("mixture", "token_accuracy/blank_copy"): 0.98,
     ("mixture", "bits_per_byte"): 2.01,
-    ("curriculum", "memories/token_accuracy"): 0.99,
     ("curriculum", "token_accuracy/blank_copy"): 0.99,
     ("curriculum", "exact_match/blank_copy"): 0.95,
     ("curriculum_causal", "token_accuracy/blank_copy"): 0.7,
@@ -49,8 +53,9 @@ def outcomes(**changed: float) -> list[str]:
 
 def test_every_claim_can_hold_and_can_fail() -> None:
     good = outcomes()
-    assert good == ["holds"] * 8 + ["not testable here"] * 2
+    assert good == ["holds"] * 9 + ["not testable here"] * 2
     bad: list[dict[str, float]] = [
+        {"last_token_next__memories/token_accuracy": 0.3},  # far above fresh weights
         {"next_token__memories/token_accuracy": 0.6},
         {"autoencoder__token_accuracy": 0.953},  # above, but not with its interval
         {"mixture__token_accuracy/blank_copy": 0.09},
@@ -62,12 +67,13 @@ def test_every_claim_can_hold_and_can_fail() -> None:
     ]
     for i, changed in enumerate(bad):
         assert outcomes(**changed)[i] == "does not hold here", changed
+    assert outcomes(**{"last_token_mixture__memories/token_accuracy": 0.2})[0] == "does not hold here"
     verdicts = judge_all(figures(**bad[0]))
-    table = markdown(verdicts, [Spent(2_500_000, 90.0)] * 9 + [Spent(0, 0.0)])
+    table = markdown(verdicts, [Spent(2_500_000, 90.0)] * 10 + [Spent(0, 0.0)])
     assert table.count("\n") == len(CLAIMS) + 2
     assert "does not hold here | 2.5 M tokens, 2 min |" in table
     assert table.endswith("not testable here | nothing |\n")
-    assert summary(verdicts) == "Of 10 claims 7 hold here, 1 do not, and 2 cannot be tested at this size."
+    assert summary(verdicts).startswith("Of 11 tests of the paper's claims 8 hold here, 1 do not, and 2 cannot be made")
 
 
 def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
@@ -92,9 +98,9 @@ def test_two_trainings_are_compared_seed_by_seed() -> None:
     found["none", "bits_per_byte"] = Figure(1.52, 1.42, 1.62, (1.471, 1.520, 1.569))
     found["recurrent", "bits_per_byte"] = Figure(1.49, 1.39, 1.59, (1.441, 1.490, 1.539))
     verdicts = [verdict for _, verdict in judge_all(found)]
-    assert verdicts[5].outcome == "holds"
-    assert "saves 0.0200 [0.0175, 0.0225]" in verdicts[5].ours
-    assert verdicts[6].outcome == "does not hold here"
+    assert verdicts[6].outcome == "holds"
+    assert "saves 0.0200 [0.0175, 0.0225]" in verdicts[6].ours
+    assert verdicts[7].outcome == "does not hold here"
 
 
 def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
@@ -109,6 +115,10 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
     # equal next-token steps, or the price of retention would be one of fewer steps
     assert alone.steps == mixture.steps_of("next_token") == configs["none"].steps
     assert list(alone.stages[0].objectives) == ["next_token"]
+    papers = [configs[f"last_token_{n}"].model for n in ("autoencoder", "next", "mixture")]
+    assert [getattr(m, "encoder", m).bottleneck for m in papers] == ["last_token"] * 3
+    # what two bottlenecks keep is compared, not how long each was trained
+    assert configs["last_token_next"].steps == configs["last_token_mixture"].steps == alone.steps // 2  # type: ignore[union-attr]
     assert curriculum.encoder_run == str(tmp_path / "runs" / "autoencoder-seed2")
 
 
@@ -167,7 +177,7 @@ def test_side_by_side_trainings_are_kept_like_others_and_wait_for_their_encoder(
     said: list[str] = []
     measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
     assert len(asked) == len(said) == 2 * len(CELLS)
-    assert said[-1].startswith("16 of 16: ")
+    assert said[-1].startswith("22 of 22: ")
     measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
     assert len(asked) == 2 * len(CELLS)
 
@@ -211,8 +221,8 @@ def test_the_command_prints_the_table_and_writes_the_page(
     monkeypatch.setattr("memlm.claims.spent_on", lambda cells, *_: Spent(10**6 * len(cells), 60.0))
     assert main(["claims", "--quick", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.count("| holds |") == 8
-    assert out.endswith("Of 10 claims 8 hold here, 0 do not, and 2 cannot be tested at this size.\n")
+    assert out.count("| holds |") == 9
+    assert out.endswith("Of 11 tests of the paper's claims 9 hold here, 0 do not, and 2 cannot be made at this size.\n")
     page = html.unescape((tmp_path / "claims.html").read_text(encoding="utf-8"))
     for claim in CLAIMS:
         assert claim.text in page

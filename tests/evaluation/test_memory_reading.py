@@ -12,13 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
-from memlm.evaluation import evaluate_run
+from memlm.evaluation import evaluate_run, probe_autoencoder
 from memlm.evaluation.memory_reading import copy_greedily, copy_measurements, read_rows, reading_measurements
 from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.recall import recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
+from memlm.training import train_run
+from memlm.training.kinds import merge_run
 from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.memory_model import build_from_sizes
 
@@ -160,6 +162,21 @@ def test_evaluate_measures_reading_copying_and_what_memories_keep(
     assert main(["report", str(memory_run)]) == 0
     assert "memories hidden" in (memory_run / "report.html").read_text()
     assert len(load_tokenizer(memory_run)) <= 300
+
+
+def test_an_autoencoder_is_probed_as_within_the_memory_model_that_reads_it(
+    finished_run: Path, memory_config: MemoryRunConfig, tmp_path: Path
+) -> None:
+    changes = {
+        "encoder_run": str(finished_run),
+        "model": {"chunk_length": 8},
+        "stages": [{"name": "s", "objectives": {"next_token": 1.0}, "steps": 1}],
+    }
+    around = train_run(merge_run(memory_config, changes), tmp_path / "around", progress=False)
+    alone = {m.name: m.value for m in probe_autoencoder(str(finished_run))}
+    within = {m.name: m.value for m in evaluate_run(str(around.path)).measurements if m.name.startswith("memories/")}
+    assert alone == within
+    assert alone["memories/token_accuracy"] != alone["memories/untrained/token_accuracy"]
 
 
 def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: MemoryRunConfig, rows: PackedRows) -> None:

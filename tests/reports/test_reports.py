@@ -152,8 +152,12 @@ def test_a_card_carries_its_figures(tmp_path: Path) -> None:
 
 def test_shares_are_drawn_where_they_are_and_a_file_stands_alone() -> None:
     series = {"blank copy": [(0.5, 0.4, 0.6), None], "a probe's reading": [(0.9, 0.9, 0.9), (0.1, 0.0, 0.2)]}
-    svg = shares_with_intervals(["mixture", "next_token"], series)
-    assert all(word in svg for word in ("mixture", "next token", "blank copy", "var(--first)"))
+    svg = shares_with_intervals(["mixture", "next_token"], {**series, "of fresh weights": [None, (0.2, 0.1, 0.3)]})
+    assert all(word in svg for word in ("mixture", "next token", "blank copy", "of fresh weights", "var(--first)"))
+    # many rows stay apart
+    tall = shares_with_intervals(list("abcdefghijkl"), {"blank copy": [(0.5, 0.4, 0.6)] * 12})
+    heights = [float(found.split('viewBox="0 0 ')[1].split('"')[0].split()[1]) for found in (svg, tall)]
+    assert heights[1] > 1.4 * heights[0]
     alone = ElementTree.fromstring(standalone(svg))
     assert alone.tag == "{http://www.w3.org/2000/svg}svg"
     assert "--first:" in (alone[0].text or "")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from memlm.claims.side_by_side import run_side_by_side
-from memlm.evaluation import evaluate_run
+from memlm.evaluation import evaluate_run, probe_autoencoder
 from memlm.evaluation.retention import claim_folder
 from memlm.files import write_file_whole
 from memlm.measurement import Measurement
@@ -30,6 +30,8 @@ Say = Callable[[str], None]
 _NINETY_FIVE = 1.96
 """Standard errors in half a 95 % interval."""
 _FEWEST_STEPS = 8
+_HALF = 0.5
+"""Of a recipe's steps, enough to see what its memories come to hold (LOG.md)."""
 
 
 class ClaimSettings(Settings):
@@ -53,10 +55,14 @@ class Cell:
     encoder: str | None = None
     probed: bool = False
     """Whether a probe reads its memories: a claim rests on it."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """What its model has otherwise than the recipe's."""
+    share: float = 1.0
+    """Of the recipe's steps."""
 
 
 CELLS: dict[str, Cell] = {
-    "autoencoder": Cell("autoencoder-chunk-tiny"),
+    "autoencoder": Cell("autoencoder-chunk-tiny", probed=True),
     "next_token": Cell("memory-next-tiny", probed=True),
     "mixture": Cell("memory-tiny", probed=True),
     "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder", probed=True),
@@ -64,8 +70,13 @@ CELLS: dict[str, Cell] = {
     "none": Cell("memory-none-tiny"),
     "recurrent": Cell("memory-recurrent-tiny"),
     "full_context": Cell("memory-full-context-tiny"),
+    "last_token_autoencoder": Cell("autoencoder-chunk-tiny", probed=True, model={"bottleneck": "last_token"}),
+    "last_token_next": Cell(
+        "memory-next-tiny", probed=True, model={"encoder": {"bottleneck": "last_token"}}, share=_HALF
+    ),
+    "last_token_mixture": Cell("memory-last-token-tiny", probed=True, share=_HALF),
 }
-"""In an order in which every encoder is trained before it is used."""
+"""In an order in which every encoder is trained before it is used; the last three with the paper's bottleneck."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +173,12 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRu
     changes: dict[str, Any] = {
         "training": {"seed": seed},
         "data": {"text": settings.text, "max_documents": settings.max_documents},
+        "model": dict(cell.model),
     }
     if cell.encoder is not None:
         changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
     config = merge_run(get_recipe(cell.recipe), changes)
-    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share)))
+    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share * cell.share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:
@@ -187,9 +199,16 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
     folder, kept = _run_folder(name, seed, out), _figures_file(job, out)
     resume = (folder / "run.json").is_file()
     train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
-    evaluation = evaluate_run(str(folder), probe=CELLS[name].probed)
+    found = _measured(str(folder), CELLS[name])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in evaluation.measurements))
+    write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in found))
+
+
+def _measured(folder: str, cell: Cell) -> list[Measurement]:
+    found = evaluate_run(folder, probe=cell.probed).measurements
+    if not cell.probed or isinstance(get_recipe(cell.recipe), MemoryRunConfig):
+        return found
+    return [*found, *probe_autoencoder(folder)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Claims:
-    """The paper's claims put to the test, small: eight trainings a seed, one table, one page.
+    """The paper's claims put to the test, small: eleven trainings a seed, one table, one page.
 
     Every training is kept: the same command goes on where it was stopped.
     """
@@ -113,8 +113,8 @@ def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
     outcomes = [verdict.outcome for _, verdict in verdicts]
     holds, against = outcomes.count("holds"), outcomes.count("does not hold here")
     return (
-        f"Of {len(outcomes)} claims {holds} hold here, {against} do not, "
-        f"and {outcomes.count('not testable here')} cannot be tested at this size."
+        f"Of {len(outcomes)} tests of the paper's claims {holds} hold here, {against} do not, "
+        f"and {outcomes.count('not testable here')} cannot be made at this size."
     )
 
 
@@ -125,7 +125,11 @@ def _picture(figures: Figures) -> str:
     def of(measure: str) -> list[figure.Interval | None]:
         return [None if (f := figures.get((cell, measure))) is None else (f.value, f.low, f.high) for cell in shown]
 
-    measures = {"blank copy": "token_accuracy/blank_copy", "a probe's reading": "memories/token_accuracy"}
+    measures = {
+        "blank copy": "token_accuracy/blank_copy",
+        "a probe's reading": "memories/token_accuracy",
+        "of fresh weights": "memories/untrained/token_accuracy",
+    }
     shown = [cell for cell in CELLS if any((cell, measure) in figures for measure in measures.values())]
     return figure.shares_with_intervals(shown, {name: of(measure) for name, measure in measures.items()})
 

@@ -12,13 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
 from memlm.errors import CheckpointError
+from memlm.evaluation.memory_probe import FEWEST_DOCUMENTS, probed_memories
 from memlm.evaluation.memory_reading import copy_measurements, original_measurements, reading_measurements
 from memlm.evaluation.oracle import oracle_measurements
 from memlm.evaluation.passages import Passage, passages_of
-from memlm.evaluation.probe_settings import ProbeSettings
 from memlm.evaluation.recall import recall_measurements
 from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
-from memlm.evaluation.retention import Retention
 from memlm.inference.encoders import MemoryEncoder
 from memlm.inference.loading import load_model
 from memlm.measurement import Measurement
@@ -28,10 +27,6 @@ from memlm.training import RunFolder, prepare_data
 from memlm.training.memory_config import MemoryRunConfig
 from memlm.training.prepare import read_documents
 from memlm.training.pretrained import load_decoder
-from memlm.training.probe import ProbeTraining
-
-_THREE_SIDES = 3
-"""Documents that the meter needs: to train on, to stop by, to score."""
 
 
 def evaluate_memory_run(
@@ -58,11 +53,10 @@ def evaluate_memory_run(
     if not probe or not isinstance(model, MemoryModelForCausalLM):
         return found
     say("probing the memories")
-    # the meter splits them as the run did: what is held out there is held out here
     documents = read_documents(config.data)
-    if len(documents) < _THREE_SIDES:
+    if len(documents) < FEWEST_DOCUMENTS:
         return found
-    kept = _retention(MemoryEncoder(model.encoder, tokenizer, name=config.recipe), documents, config, folder.path)
+    kept = probed_memories(MemoryEncoder(model.encoder, tokenizer, name=config.recipe), documents, config, folder.path)
     return Evaluation([*found.measurements, *kept], found.accuracy_by_position, found.passages, found.costs)
 
 
@@ -115,27 +109,3 @@ def _copied(
     halves = PackedRows(rows.input_ids[:, :half], rows.attention_mask[:, :half], rows.document_index, rows.document_ids)
     back = scores.predictions[:, half:]
     return found, passages_of(partial(decode_ids, tokenizer), halves, back)
-
-
-def _retention(
-    encoder: MemoryEncoder, documents: list[Document], config: MemoryRunConfig, folder: Path
-) -> list[Measurement]:
-    """Token accuracy and retention of one chunk's memories by a small probe, and of fresh weights'."""
-    settings = ProbeSettings(
-        lengths=(config.model.chunk_length,),
-        passages=8192,
-        held_out=config.data.held_out,
-        seed=config.training.seed,
-        controls=False,
-        probe=ProbeTraining(size="small", steps=240),
-    )
-    found: list[Measurement] = []
-    for name, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
-        out = folder / "probe" / (name.strip("/") or "encoder")
-        result = Retention.measure(probed, documents, out=out, settings=settings)
-        found += [
-            m.model_copy(update={"name": f"memories/{name}{m.name}", "split": "held_out"})
-            for m in result.measurements
-            if m.name in ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
-        ]
-    return found

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 _INK, _SOFT, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+_HEIGHT = 3.6
+"""Inches of a figure, twice as wide."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "memlm",
@@ -118,7 +120,7 @@ Interval = tuple[float, float, float]
 
 
 def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> str:
-    """Two series of shares with their intervals, a line for each row, as SVG.
+    """Up to three series of shares with their intervals, a line for each row, as SVG; the third with hollow marks.
 
     Args:
         rows: names, from the top.
@@ -126,20 +128,21 @@ def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Int
     """
 
     def draw(axes: Any) -> None:
-        marks = ((_FIRST, "o", 0.12), (_SECOND, "D", -0.12))
-        for (name, shares), (colour, marker, shift) in zip(series.items(), marks, strict=True):
+        marks = ((_FIRST, "o", 0.15, _FIRST), (_SECOND, "D", -0.15, _SECOND), (_SECOND, "D", -0.15, "none"))
+        for (name, shares), (colour, marker, shift, filled) in zip(series.items(), marks, strict=False):
             there = [(len(rows) - 1 - i + shift, share) for i, share in enumerate(shares) if share is not None]
             values = [100 * value for _, (value, _, _) in there]
             reach = [[100 * (v - low) for _, (v, low, _) in there], [100 * (high - v) for _, (v, _, high) in there]]
             places = [place for place, _ in there]
-            axes.errorbar(values, places, xerr=reach, fmt=marker, color=colour, capsize=3, label=name)
+            axes.errorbar(values, places, xerr=reach, fmt=marker, color=colour, mfc=filled, capsize=3, label=name)
         axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(-2, 102)
         axes.set_xlabel("% of tokens")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
 
-    return _svg(draw, title="What comes back from memory", name="shares")
+    height = max(_HEIGHT, 1.2 + 0.36 * len(rows))
+    return _svg(draw, title="What comes back from memory", name="shares", height=height)
 
 
 def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
@@ -173,14 +176,14 @@ def standalone(svg: str) -> str:
     return f'{opened} xmlns="http://www.w3.org/2000/svg">{style}{rest}'
 
 
-def _svg(draw: Callable[[Any], None], *, title: str, name: str) -> str:
+def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = _HEIGHT) -> str:
     # imported here: half a second, and only reports need it
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(cast(Any, _STYLE)):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(7.2, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         out = io.StringIO()
