@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memlm.data import random_rows
+from memlm.data import load_documents, random_rows
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.evaluation import chunkwise_costs, compressor_costs, evaluate_run, memory_costs, reconstruct
 from memlm.evaluation.reconstruction import blank_memory_nats, encode_rows
@@ -60,6 +61,15 @@ def test_costs_count_scales_and_compare_the_same_text() -> None:
     assert {name.split()[0] for name in whole} == {"gzip", "xz", "zstd"}
     pieces = [texts[0][:99].encode(), texts[0][99:].encode()]
     assert whole == {c.name: c.bits_per_byte for c in compressor_costs(pieces)}
+
+
+@pytest.mark.parametrize("size", [1, 60, 4095, 4097, 9000])
+def test_a_chunk_packs_in_a_small_window_as_in_the_presets_own(size: int) -> None:
+    text = "".join(d.text for d in load_documents("sotu", max_documents=1))[:size]
+    own = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    packed = len(lzma.compress(text.encode(), format=lzma.FORMAT_RAW, filters=own))
+    costs = {c.name: c.bits_per_byte for c in chunkwise_costs([text])}
+    assert costs["xz -9e, chunk by chunk"] == 8 * packed / len(text.encode())
 
 
 def test_a_run_is_measured_on_every_split(finished_run: Path) -> None:

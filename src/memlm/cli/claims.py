@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from memlm.claims import Claim, ClaimSettings, Figures, Spent, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
-_QUICK_DOCUMENTS = 100
-"""Less than half of the bundled text: so short a training reads but a part of it, and most of the time is measuring."""
+_QUICK_DOCUMENTS = 60
+"""A quarter of the bundled text: so short a training reads but a part of it, and most of the time is measuring."""
 _MOST_WORKERS = 8
 """Each takes a gigabyte or so."""
 
@@ -39,7 +39,7 @@ class Claims:
     seeds: int = 3
     """Runs of each training."""
     quick: bool = False
-    """One seed, a tenth of the steps, 100 documents: whether it runs; too short to judge a claim by."""
+    """One seed, a tenth of the steps, 60 documents: whether it runs; too short to judge a claim by."""
     workers: int | None = None
     """Trainings side by side, each with its share of the cores; one a core by default, eight at most."""
 
