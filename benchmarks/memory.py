@@ -35,10 +35,10 @@ from memlm.objectives import next_token, token_nats
 from memlm.recipes.memory import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
 from memlm.training import build_optimizer
 from memlm.training.config import ModelConfig, OptimizerConfig
-from memlm.training.kept_memories import KeptMemories
-from memlm.training.memory_batches import MemoryBatches
-from memlm.training.memory_config import EncoderSettings, MemoryModelSettings, Stage
-from memlm.training.memory_model import build_from_sizes
+from memlm.training.memory.batches import MemoryBatches
+from memlm.training.memory.building import build_from_sizes
+from memlm.training.memory.cache import KeptMemories
+from memlm.training.memory.config import EncoderSettings, MemoryModelSettings, Stage
 
 CASES = ("kept memories", "frozen encoder", "parallel", "sequential")
 """In pairs: what is compared with what."""

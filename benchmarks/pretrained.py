@@ -22,8 +22,8 @@ from pathlib import Path
 
 from memlm import ProbeSettings, Retention
 from memlm.data import Document, load_documents
+from memlm.encoders import Encoder, open_encoder
 from memlm.errors import EncoderError
-from memlm.inference.encoders import Encoder, open_encoder
 from memlm.reports.table import with_interval
 from memlm.training.probe import SIZES, ProbeTraining
 

@@ -28,9 +28,9 @@ from typing import TypeVar
 import torch
 
 from memlm.data import load_documents
-from memlm.inference import ChunkCodec, MemorySession, MemoryStore, StoreSearch, TextStore, quantize
-from memlm.inference.codec import ROWS
-from memlm.inference.store import StoredDocument, StoreHeader
+from memlm.session import MemorySession
+from memlm.store import ChunkCodec, MemoryStore, StoredDocument, StoreHeader, StoreSearch, TextStore, quantize
+from memlm.store.codec import ROWS
 
 WAYS = ("encoder", "session", "session, read back", "store")
 _DOCUMENT_CHUNKS = 1000

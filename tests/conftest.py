@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from memlm.data import train_tokenizer
 from memlm.training.config import RunConfig
 from memlm.training.kinds import make_run_config
-from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.memory.config import MemoryRunConfig
 
 WORDS = [
     "the",

@@ -17,21 +17,11 @@ from typing import TYPE_CHECKING, Any
 from memlm.version import __version__
 
 if TYPE_CHECKING:
+    from memlm.encoders import FunctionEncoder, open_encoder
     from memlm.errors import MemlmError, UserError
     from memlm.evaluation import evaluate_run
-    from memlm.evaluation.probe_settings import ProbeSettings
-    from memlm.evaluation.retention import Retention
-    from memlm.inference import (
-        FunctionEncoder,
-        MemorySession,
-        MemoryStore,
-        TextMemory,
-        TextStore,
-        dequantize,
-        load,
-        open_encoder,
-        quantize,
-    )
+    from memlm.evaluation.probe.retention import Retention
+    from memlm.evaluation.probe.settings import ProbeSettings
     from memlm.measurement import Measurement
     from memlm.models import (
         MemoryModelConfig,
@@ -44,6 +34,8 @@ if TYPE_CHECKING:
         TextAutoencoderConfig,
     )
     from memlm.recipes import RECIPES, get_recipe
+    from memlm.session import MemorySession, TextMemory, load
+    from memlm.store import MemoryStore, TextStore, dequantize, quantize
     from memlm.training import RunConfig, RunFolder, train_run
 
 _WHERE = {
@@ -55,19 +47,15 @@ _WHERE = {
         ],
         "models",
     ),
-    **dict.fromkeys(
-        [
-            *("FunctionEncoder", "TextMemory", "dequantize", "load", "open_encoder", "quantize"),
-            *("MemorySession", "MemoryStore", "TextStore"),
-        ],
-        "inference",
-    ),
+    **dict.fromkeys(["FunctionEncoder", "open_encoder"], "encoders"),
+    **dict.fromkeys(["MemoryStore", "TextStore", "dequantize", "quantize"], "store"),
+    **dict.fromkeys(["MemorySession", "TextMemory", "load"], "session"),
     **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
     **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),
     "Measurement": "measurement",
     "evaluate_run": "evaluation",
-    "ProbeSettings": "evaluation.probe_settings",
-    "Retention": "evaluation.retention",
+    "ProbeSettings": "evaluation.probe.settings",
+    "Retention": "evaluation.probe.retention",
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.cli.test_bad_inputs import refused
 from tests.conftest import speech
-from tests.inference.test_encoders import saved
+from tests.encoders.test_encoders import saved
 
 Make = Callable[[Path], list[str]]
 

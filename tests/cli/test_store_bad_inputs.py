@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from memlm.cli import main
-from memlm.inference.store.header import NAME
-from memlm.inference.store.header import _hash_of as hash_of  # pyright: ignore[reportPrivateUsage]
+from memlm.store.format.header import NAME
+from memlm.store.format.header import _hash_of as hash_of  # pyright: ignore[reportPrivateUsage]
 from tests.cli.test_bad_inputs import Make, refused, write
 from tests.conftest import speech
 
@@ -212,7 +212,7 @@ def test_one_line_exit_code_two_nothing_lost(
 def test_a_second_writer_is_told(
     small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memlm.inference import MemoryStore
+    from memlm.store import MemoryStore
 
     shutil.copytree(small_store, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from memlm.cli import main
-from memlm.inference import MemoryStore
+from memlm.store import MemoryStore
 from tests.conftest import speech
-from tests.inference.texts import mixed_text
+from tests.store.texts import mixed_text
 
 
 @pytest.fixture

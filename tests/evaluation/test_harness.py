@@ -25,9 +25,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from memlm.data import Document
-from memlm.evaluation.harness.compare import compare_readings, largest_difference, open_tasks
-from memlm.evaluation.harness.language_model import MemoryLM
-from memlm.evaluation.harness.tasks import TASKS, write_tasks
+from memlm.evaluation.lm_eval.compare import compare_readings, largest_difference, open_tasks
+from memlm.evaluation.lm_eval.language_model import MemoryLM
+from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the harness's own
 
@@ -92,7 +92,7 @@ def test_tasks_ask_for_what_stands_far_above(folder: Path) -> None:
 
 
 def test_all_tokens_is_what_the_harness_finds_by_its_own_class(model: MemoryLM, folder: Path) -> None:
-    from memlm.evaluation.harness.compare import _scores
+    from memlm.evaluation.lm_eval.compare import _scores
 
     manager = open_tasks(list(TASKS), folder)
     found = compare_readings(model, list(TASKS), manager, readings=["full"])

@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerFast
 from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
 from memlm.evaluation import evaluate_run, probe_autoencoder
-from memlm.evaluation.memory_reading import copy_greedily, copy_measurements, read_rows, reading_measurements
-from memlm.evaluation.oracle import oracle_measurements
-from memlm.evaluation.recall import recall_measurements
+from memlm.evaluation.memory.oracle import oracle_measurements
+from memlm.evaluation.memory.reading import copy_greedily, copy_measurements, read_rows, reading_measurements
+from memlm.evaluation.memory.recall import recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
 from memlm.training import train_run
 from memlm.training.kinds import merge_run
-from memlm.training.memory_config import MemoryRunConfig
-from memlm.training.memory_model import build_from_sizes
+from memlm.training.memory.building import build_from_sizes
+from memlm.training.memory.config import MemoryRunConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from memlm.errors import ConfigError, UserError
 from memlm.models import MixerConfig, MixerForCausalLM, MixerModel
-from memlm.models.mixer.modeling import TokenMixing
-from memlm.models.mixer.naive import naive_token_mixing
+from memlm.models.layers.mixer.modeling import TokenMixing
+from memlm.models.layers.mixer.naive import naive_token_mixing
 from tests.variants import MIXERS
 
 VOCAB = 19

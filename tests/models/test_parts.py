@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaModel
 
 from memlm.models import TextAutoencoderConfig
-from memlm.models.backbone import LlamaBackbone
-from memlm.models.bottleneck import BOTTLENECKS
-from memlm.models.noise import QuantizationNoise
-from memlm.models.readout import READOUTS, naive_windows
+from memlm.models.layers.backbone import LlamaBackbone
+from memlm.models.layers.bottleneck import BOTTLENECKS
+from memlm.models.layers.noise import QuantizationNoise
+from memlm.models.layers.readout import READOUTS, naive_windows
 from tests.variants import TINY
 
 HIDDEN = torch.arange(12.0).view(1, 6, 2)  # token t is (2t, 2t + 1)

@@ -12,8 +12,8 @@ from torch import nn
 from memlm.recipes import get_recipe
 from memlm.training import RunConfig, build_model, train_run
 from memlm.training.kinds import merge_run
-from memlm.training.memory_config import MemoryRunConfig
-from memlm.training.memory_model import build_from_sizes
+from memlm.training.memory.building import build_from_sizes
+from memlm.training.memory.config import MemoryRunConfig
 
 VOCABULARY = 8000
 

@@ -11,7 +11,7 @@ from memlm.recipes import RECIPES, get_recipe
 from memlm.training import train_run
 from memlm.training.config import RunConfig
 from memlm.training.kinds import merge_run
-from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.memory.config import MemoryRunConfig
 
 TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith("-tiny")]
 

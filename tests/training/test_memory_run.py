@@ -18,12 +18,12 @@ from memlm.models import TextAutoencoder
 from memlm.recipes import get_recipe
 from memlm.shapes import IGNORE_INDEX
 from memlm.training import RunFolder, train_run
-from memlm.training.callbacks import RunCallback
-from memlm.training.kept_memories import keep_memories
 from memlm.training.kinds import make_run_config, merge_run, with_steps
-from memlm.training.memory_batches import MemoryBatches
-from memlm.training.memory_config import MemoryRunConfig, Stage, Weight
-from memlm.training.memory_model import build_memory_model
+from memlm.training.loop.callbacks import RunCallback
+from memlm.training.memory.batches import MemoryBatches
+from memlm.training.memory.building import build_memory_model
+from memlm.training.memory.cache import keep_memories
+from memlm.training.memory.config import MemoryRunConfig, Stage, Weight
 from memlm.training.prepare import prepare_data
 
 MIXTURE = {"next_token": 1.0, "blank_copy": 2.0}

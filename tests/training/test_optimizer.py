@@ -11,8 +11,14 @@ from torch import nn
 from memlm.errors import CheckpointError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.training import MuonAdamW, OptimizerConfig, build_optimizer, learning_rate_factor
-from memlm.training.checkpoint import load_optimizer, load_random_state, save_optimizer, save_random_state, whole_state
-from memlm.training.optimizer import orthogonalized
+from memlm.training.loop.checkpoint import (
+    load_optimizer,
+    load_random_state,
+    save_optimizer,
+    save_random_state,
+    whole_state,
+)
+from memlm.training.loop.optimizer import orthogonalized
 from tests.variants import TINY
 
 

@@ -12,7 +12,7 @@ from memlm.errors import ConfigError, DataError
 from memlm.training import DataConfig, prepare_data, read_split
 from memlm.training.config import RunConfig, settings_names
 from memlm.training.kinds import make_run_config, merge_run
-from memlm.training.trainer import StepRows, reconstruction_batches
+from memlm.training.loop.trainer import StepRows, reconstruction_batches
 from tests.conftest import speech
 
 

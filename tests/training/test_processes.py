@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from memlm.errors import ConfigError
 from memlm.training import RunFolder, train_run
 from memlm.training.config import OptimizerConfig
-from memlm.training.memory_config import MemoryRunConfig
-from memlm.training.zero import require_deepspeed
+from memlm.training.loop.zero import require_deepspeed
+from memlm.training.memory.config import MemoryRunConfig
 
 ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 120

@@ -17,11 +17,11 @@ import pytest
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import write_whole
 from memlm.training import RunFolder, train_run
-from memlm.training.callbacks import Interrupt
-from memlm.training.checkpoint import newest
 from memlm.training.config import RunConfig
 from memlm.training.kinds import merge_run
-from memlm.training.trainer import Interrupted
+from memlm.training.loop.callbacks import Interrupt
+from memlm.training.loop.checkpoint import newest
+from memlm.training.loop.trainer import Interrupted
 
 PROGRAM = """
 import sys
@@ -65,7 +65,7 @@ def test_stopped_between_checkpoints_and_resumed(
     class Bang(Exception):
         pass
 
-    from memlm.training.callbacks import RunCallback
+    from memlm.training.loop.callbacks import RunCallback
 
     original = RunCallback.on_step_end
 

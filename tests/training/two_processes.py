@@ -11,12 +11,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.data import PackedRows
-from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import OptimizerConfig, TrainingConfig
-from memlm.training.memory_batches import MemoryBatches
-from memlm.training.memory_config import DecoderSettings, EncoderSettings, MemoryModelSettings, Stage, Weight
-from memlm.training.memory_model import build_from_sizes
-from memlm.training.trainer import MemlmTrainer, StepRows
+from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.loop.trainer import MemlmTrainer, StepRows
+from memlm.training.memory.batches import MemoryBatches
+from memlm.training.memory.building import build_from_sizes
+from memlm.training.memory.config import DecoderSettings, EncoderSettings, MemoryModelSettings, Stage, Weight
 
 ROWS, STEPS, PER_STEP = 32, 2, 8
 

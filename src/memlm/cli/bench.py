@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> None:
     from memlm.evaluation.efficiency import compare_efficiency, measurements_of
     from memlm.files import write_file_whole
     from memlm.reports import figure, journal
-    from memlm.training.callbacks import ProgressView
+    from memlm.training.loop.callbacks import ProgressView
 
     settings = _settings(options)
     view = ProgressView(len(settings.lengths) * len(settings.batch_sizes), shown=True, noun="case")

@@ -12,7 +12,7 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.claims import Claim, ClaimSettings, Figures, Spent, Verdict
+    from memlm.reproduction import Claim, ClaimSettings, Figures, Spent, Verdict
 
 QUICK = {"share": 0.1, "seeds": 1}
 _QUICK_DOCUMENTS = 60
@@ -48,9 +48,9 @@ def run(arguments: list[str]) -> None:
     """Parse, train what is missing, judge, write table and page, print."""
     options = parse(Claims, arguments, command="claims")
     settings, workers = _settings(options), _workers(options)
-    from memlm.claims import judge_all, measure_cells, spent_on
     from memlm.files import write_file_whole
     from memlm.reports import figure, journal
+    from memlm.reproduction import judge_all, measure_cells, spent_on
     from memlm.training import Interrupted
 
     out = Path(options.out)
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _settings(options: Claims) -> ClaimSettings:
-    from memlm.claims import ClaimSettings
+    from memlm.reproduction import ClaimSettings
     from memlm.training.config import checked
 
     names = ("text", "max_documents", "share", "seeds")
@@ -119,8 +119,8 @@ def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
 
 
 def _picture(figures: Figures) -> str:
-    from memlm.claims import CELLS
     from memlm.reports import figure
+    from memlm.reproduction import CELLS
 
     def of(measure: str) -> list[figure.Interval | None]:
         return [None if (f := figures.get((cell, measure))) is None else (f.value, f.low, f.high) for cell in shown]

@@ -22,8 +22,8 @@ class Compact:
 def run(arguments: list[str]) -> None:
     """Parse, compact, print."""
     options = parse(Compact, arguments, command="compact")
-    from memlm.inference.store import MemoryStore
-    from memlm.training.callbacks import ProgressView
+    from memlm.store import MemoryStore
+    from memlm.training.loop.callbacks import ProgressView
 
     with MemoryStore.open(options.store, write=True, wait=options.wait) as store:
         dead = store.stats().dead_chunks

@@ -13,7 +13,7 @@ from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from memlm.data import Document
-    from memlm.evaluation.harness.compare import TaskScores
+    from memlm.evaluation.lm_eval.compare import TaskScores
 
 LOCAL = ("memlm_recall", "memlm_cloze", "memlm_prose")
 _TITLES = {"memory": "with memory", "without": "without", "full": "all tokens"}
@@ -59,12 +59,12 @@ def run(arguments: list[str]) -> None:
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     _check(options, names)
     _require_harness()
-    from memlm.evaluation.harness.compare import compare_readings, hf_scores, largest_difference, open_tasks
-    from memlm.evaluation.harness.language_model import MemoryLM
-    from memlm.evaluation.harness.tasks import TASKS, write_tasks
+    from memlm.evaluation.lm_eval.compare import compare_readings, hf_scores, largest_difference, open_tasks
+    from memlm.evaluation.lm_eval.language_model import MemoryLM
+    from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
     from memlm.files import write_file_whole
-    from memlm.inference.loading import load_model
     from memlm.models import MemoryModelForCausalLM
+    from memlm.models.loading import load_model
 
     model, tokenizer = load_model(options.model, MemoryModelForCausalLM)
     reader = MemoryLM(model, tokenizer, memory_after=options.memory_after, batch_size=options.batch_size)

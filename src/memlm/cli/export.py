@@ -40,9 +40,9 @@ def run(arguments: list[str]) -> None:
     options = parse(Export, arguments, command="export")
     if options.prompt_embeds is None and (options.store or options.read):
         raise ConfigError("--store and --read are for a prompt; give --prompt-embeds TEXT too.")
-    from memlm.inference.export import PROMPT_FILE, export_decoder, export_prompt
-    from memlm.inference.loading import load_model
     from memlm.models import MemoryModelForCausalLM
+    from memlm.models.loading import load_model
+    from memlm.session.export import PROMPT_FILE, export_decoder, export_prompt
 
     if options.prompt_embeds is None:
         export_decoder(*load_model(options.run, MemoryModelForCausalLM), options.out, merged=options.merged)

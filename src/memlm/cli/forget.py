@@ -25,7 +25,7 @@ class Forget:
 def run(arguments: list[str]) -> None:
     """Parse, remove, print."""
     options = parse(Forget, arguments, command="forget")
-    from memlm.inference.store import MemoryStore, with_parts
+    from memlm.store import MemoryStore, with_parts
 
     if not options.ids:
         raise StoreError("no ids; give at least one document.")

@@ -13,7 +13,7 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.inference import MemorySession
+    from memlm.session import MemorySession
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def open_session(options: Generate) -> MemorySession:
         ConfigError: no model.
     """
     from memlm.cli.stores import model_of, open_texts
-    from memlm.inference import MemorySession, stream_file
+    from memlm.data.parts import stream_file
+    from memlm.session import MemorySession
 
     model = options.model or (model_of(options.store) if options.store else None)
     if model is None:

@@ -11,8 +11,8 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.evaluation.probe_settings import ProbeSettings
-    from memlm.evaluation.retention import Retention
+    from memlm.evaluation.probe.retention import Retention
+    from memlm.evaluation.probe.settings import ProbeSettings
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ def _refuse_mixtures(options: Probe) -> None:
 
 
 def _probed(options: Probe, out: Path) -> Retention:
-    from memlm.evaluation.retention import Retention
+    from memlm.evaluation.probe.retention import Retention
 
     if options.embeddings is not None:
-        from memlm.evaluation.ready_made import read_ready_made
+        from memlm.evaluation.probe.ready_made import read_ready_made
 
         settings = _settings(options, default=32)
         ready = read_ready_made(options.embeddings, options.texts or "", held_out=settings.held_out, seed=settings.seed)
@@ -125,9 +125,8 @@ def _probed(options: Probe, out: Path) -> Retention:
 
 def _probed_encoder(options: Probe, out: Path) -> Retention:
     from memlm.data import load_documents
-    from memlm.evaluation.retention import Retention
-    from memlm.inference import open_encoder
-    from memlm.inference.encoders import MemoryEncoder
+    from memlm.encoders import MemoryEncoder, open_encoder
+    from memlm.evaluation.probe.retention import Retention
 
     # settings that cannot be are refused before a model is loaded
     _settings(options, default=32)
@@ -152,7 +151,7 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
 
 
 def _settings(options: Probe, *, default: int) -> ProbeSettings:
-    from memlm.evaluation.probe_settings import ProbeSettings, check_lengths
+    from memlm.evaluation.probe.settings import ProbeSettings, check_lengths
     from memlm.training.config import checked
 
     return checked(

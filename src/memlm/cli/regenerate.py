@@ -29,8 +29,8 @@ def run(arguments: list[str]) -> None:
     # a text may begin with a dash
     plain = len(arguments) == 2 and not set(arguments) & {"-h", "--help"}
     options = Regenerate(*arguments) if plain else parse(Regenerate, arguments, command="regenerate")
-    from memlm.inference import load
     from memlm.reports.table import percent
+    from memlm.session import load
 
     memory = load(options.directory)
     text = _stdin() if options.text == "-" else options.text

@@ -17,7 +17,7 @@ from memlm.cli.stores import model_of
 from memlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from memlm.inference import TextStore
+    from memlm.store import TextStore
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Remember:
 def run(arguments: list[str]) -> None:
     """Parse, write, say what became of each file."""
     options = parse(Remember, arguments, command="remember")
-    from memlm.inference import TextStore
-    from memlm.training.callbacks import ProgressView
-    from memlm.training.processes import launched
+    from memlm.store import TextStore
+    from memlm.training.loop.callbacks import ProgressView
+    from memlm.training.loop.distributed import launched
 
     if options.workers < 1:
         raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
@@ -77,9 +77,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _written(store: TextStore, paths: list[Path], options: Remember, model: Path, view: Any) -> dict[str, int]:
-    from memlm.inference import stream_file, write_over_ranks, write_side_by_side
+    from memlm.data.parts import stream_file
+    from memlm.store import write_over_ranks, write_side_by_side
     from memlm.training import Interrupted
-    from memlm.training.processes import joined, launched
+    from memlm.training.loop.distributed import joined, launched
 
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
     done, tokens, began = 0, 0, time.monotonic()
@@ -112,8 +113,9 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
 
 def _serve(options: Remember) -> None:
     """A process that only encodes."""
-    from memlm.inference import ChunkCodec, open_encoder, serve_rank
-    from memlm.training.processes import joined
+    from memlm.encoders import open_encoder
+    from memlm.store import ChunkCodec, serve_rank
+    from memlm.training.loop.distributed import joined
 
     if options.model is None:
         raise ConfigError("under torchrun every process needs the model; give --model RUN.")
@@ -124,7 +126,7 @@ def _serve(options: Remember) -> None:
 
 
 def _retrieval(options: Remember) -> str | None:
-    from memlm.inference.store import read_header
+    from memlm.store import read_header
 
     if Path(options.store).exists():
         kept = read_header(Path(options.store)).retrieval_model

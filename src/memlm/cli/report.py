@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memlm.evaluation import Evaluation
     from memlm.measurement import Measurement
     from memlm.training import RunFolder
-    from memlm.training.memory_config import MemoryModelSettings
+    from memlm.training.memory.config import MemoryModelSettings
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """The main result in one sentence."""
     from memlm.reports.table import percent
-    from memlm.training.memory_config import MemoryRunConfig
+    from memlm.training.memory.config import MemoryRunConfig
 
     config = folder.config()
     first = {m.name: m for m in reversed(evaluation.measurements)}

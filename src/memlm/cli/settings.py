@@ -8,7 +8,7 @@ from typing import Any
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.training.config import Settings, defaults_of, settings_names
-from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.memory.config import MemoryRunConfig
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
 

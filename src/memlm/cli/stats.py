@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
     import json
 
     options = parse(Stats, arguments, command="stats")
-    from memlm.inference.store import MemoryStore
+    from memlm.store import MemoryStore
 
     with MemoryStore.open(options.store) as store:
         header, stats = store.header, store.stats()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from memlm.errors import StoreError
 
 if TYPE_CHECKING:
-    from memlm.inference import TextStore
+    from memlm.store import TextStore
 
 
 def open_texts(folder: str, model: str | None, *, retrieval: bool = False) -> TextStore:
@@ -17,8 +17,7 @@ def open_texts(folder: str, model: str | None, *, retrieval: bool = False) -> Te
     Raises:
         StoreError: no store, or its model is not where it was.
     """
-    from memlm.inference import TextStore
-    from memlm.inference.store import read_header
+    from memlm.store import TextStore, read_header
 
     header = read_header(Path(folder))
     encoder = header.retrieval_model if retrieval else None
@@ -37,7 +36,7 @@ def model_of(folder: str) -> str:
     Raises:
         StoreError: it is not there any more.
     """
-    from memlm.inference.store import read_header
+    from memlm.store import read_header
 
     hint = read_header(Path(folder)).model
     if hint is None or not Path(hint).is_dir():

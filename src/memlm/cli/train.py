@@ -13,7 +13,7 @@ from memlm.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from memlm.training.kinds import AnyRunConfig
-    from memlm.training.memory_config import MemoryRunConfig
+    from memlm.training.memory.config import MemoryRunConfig
 
 _EXAMPLES = """examples:
   memlm train autoencoder-tiny --out runs/tiny
@@ -134,7 +134,7 @@ def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
     """--objective, --encoder, --decoder and --adapter as settings."""
     from memlm.recipes import OBJECTIVES
     from memlm.training.kinds import merge_run
-    from memlm.training.memory_config import MemoryRunConfig
+    from memlm.training.memory.config import MemoryRunConfig
     from memlm.training.run_folder import RunFolder
 
     given = [n for n in ("objective", "encoder", "decoder", "adapter") if getattr(options, n) is not None]

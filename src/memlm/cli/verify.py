@@ -27,8 +27,8 @@ class Verify:
 def run(arguments: list[str]) -> None:
     """Parse, check, print each problem."""
     options = parse(Verify, arguments, command="verify")
-    from memlm.inference.store import MemoryStore
-    from memlm.training.callbacks import ProgressView
+    from memlm.store import MemoryStore
+    from memlm.training.loop.callbacks import ProgressView
 
     view = ProgressView(0, shown=True, noun="document")
 

@@ -1,8 +1,8 @@
 """Evaluation: runs models over text and turns what comes back into measurements."""
 
-from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.memory_probe import probe_autoencoder
+from memlm.evaluation.cost import Cost, chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.passages import Passage
+from memlm.evaluation.probe.runs import probe_autoencoder
 from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
 from memlm.evaluation.runner import Evaluation, Yardstick, evaluate_run, measure_rows
 

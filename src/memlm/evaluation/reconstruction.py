@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.inference import Bits, dequantize, quantize
 from memlm.measurement import DocumentTally, asked, asked_rows, correct, exact_rows
 from memlm.models import ProbeDecoder, TextAutoencoder
 from memlm.objectives import reconstruction, token_nats
+from memlm.store import Bits, dequantize, quantize
 
 Progress = Callable[[int, int], None]
 _LOGITS = 2**26

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memlm.errors import DataError
-from memlm.evaluation.memory_cost import Cost
+from memlm.evaluation.cost import Cost
 from memlm.evaluation.passages import Passage
 from memlm.measurement import Measurement
 

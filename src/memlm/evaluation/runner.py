@@ -16,13 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
+from memlm.evaluation.cost import Cost, chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.figures import constant, per_document, ratio_of, retained, scaled
-from memlm.evaluation.memory_cost import Cost, chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.memory_runner import evaluate_memory_run
+from memlm.evaluation.memory.runner import evaluate_memory_run
 from memlm.evaluation.passages import passages_of
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
 from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
-from memlm.inference import Bits, load
 from memlm.measurement import (
     DocumentTally,
     Measurement,
@@ -32,6 +31,8 @@ from memlm.measurement import (
     unigram_nats,
 )
 from memlm.models import TextAutoencoder
+from memlm.session import load
+from memlm.store import Bits
 from memlm.training import RunConfig, RunFolder, prepare_data
 
 _RANDOM_ROWS = 512

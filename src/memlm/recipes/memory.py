@@ -6,7 +6,7 @@ from typing import Any
 
 from memlm.recipes.autoencoder import autoencoder_tiny
 from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-from memlm.training.memory_config import (
+from memlm.training.memory.config import (
     DecoderSettings,
     EncoderSettings,
     MemoryModelSettings,

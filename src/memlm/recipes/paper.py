@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from memlm.recipes.memory import OBJECTIVES
 from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-from memlm.training.memory_config import (
+from memlm.training.memory.config import (
     DecoderSettings,
     EncoderSettings,
     MemoryModelSettings,

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-    from memlm.training.optimizer import MuonAdamW, build_optimizer, learning_rate_factor
+    from memlm.training.loop.optimizer import MuonAdamW, build_optimizer, learning_rate_factor
+    from memlm.training.loop.trainer import Interrupted, MemlmTrainer
     from memlm.training.prepare import PreparedData, prepare_data, read_split
     from memlm.training.run import build_model, train_run
     from memlm.training.run_folder import RunFolder
-    from memlm.training.trainer import Interrupted, MemlmTrainer
 
 _WHERE = {
     **dict.fromkeys(["DataConfig", "ModelConfig", "OptimizerConfig", "RunConfig", "TrainingConfig"], "config"),
-    **dict.fromkeys(["MuonAdamW", "build_optimizer", "learning_rate_factor"], "optimizer"),
+    **dict.fromkeys(["MuonAdamW", "build_optimizer", "learning_rate_factor"], "loop.optimizer"),
     **dict.fromkeys(["PreparedData", "prepare_data", "read_split"], "prepare"),
-    **dict.fromkeys(["Interrupted", "MemlmTrainer"], "trainer"),
+    **dict.fromkeys(["Interrupted", "MemlmTrainer"], "loop.trainer"),
     **dict.fromkeys(["build_model", "train_run"], "run"),
     "RunFolder": "run_folder",
 }

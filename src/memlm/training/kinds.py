@@ -6,7 +6,7 @@ from typing import Any
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.training.config import RunConfig, checked, merged
-from memlm.training.memory_config import MemoryRunConfig
+from memlm.training.memory.config import MemoryRunConfig
 
 AnyRunConfig = RunConfig | MemoryRunConfig
 _KINDS: dict[str, type[RunConfig] | type[MemoryRunConfig]] = {"autoencoder": RunConfig, "memory": MemoryRunConfig}

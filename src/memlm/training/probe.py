@@ -22,10 +22,10 @@ from memlm.measurement import asked, correct
 from memlm.models.probe import ProbeConfig, ProbeDecoder, start_from_vectors
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import token_nats
-from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
-from memlm.training.fit import fit
-from memlm.training.trainer import Batch, MemlmTrainer, Take
+from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.loop.fit import fit
+from memlm.training.loop.trainer import Batch, MemlmTrainer, Take
 
 Size = Literal["small", "medium", "large"]
 SIZES: dict[Size, dict[str, int]] = {

@@ -19,18 +19,18 @@ from memlm.errors import ConfigError, DataError, RunFolderError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.quiet import no_shard_bars
 from memlm.objectives import Task, reconstruction
-from memlm.training import processes
-from memlm.training.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.config import RunConfig
-from memlm.training.fit import fit
 from memlm.training.kinds import AnyRunConfig
-from memlm.training.look import held_out_score
-from memlm.training.memory_config import MemoryRunConfig
-from memlm.training.memory_run import train_stages
+from memlm.training.loop import distributed
+from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.loop.fit import fit
+from memlm.training.loop.trainer import Interrupted, MemlmTrainer, reconstruction_batches
+from memlm.training.loop.validation import held_out_score
+from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.memory.stages import train_stages
 from memlm.training.prepare import PreparedData, prepare_data
 from memlm.training.run_folder import RunFolder, command_line, describe_versions
 from memlm.training.table import take_table
-from memlm.training.trainer import Interrupted, MemlmTrainer, reconstruction_batches
 
 _LOOK_ROWS = 256
 
@@ -66,7 +66,7 @@ def train_run(
         DataError, TokenizerError, ConfigError: what the run is made of does not fit.
         Interrupted: Ctrl-C.
     """
-    with processes.joined():
+    with distributed.joined():
         if resume:
             folder = RunFolder.open(out)
             config = folder.config()
@@ -74,25 +74,25 @@ def train_run(
                 return folder
             data = _prepared(config)
         else:
-            processes.first_does(lambda: RunFolder.require_room(out, overwrite=overwrite))
+            distributed.first_does(lambda: RunFolder.require_room(out, overwrite=overwrite))
             # the folder is touched only when the new run's text and tokenizer are known to be good
             data = _prepared(config)
-            processes.first_does(lambda: RunFolder.create(out, config, overwrite=overwrite))
+            distributed.first_does(lambda: RunFolder.create(out, config, overwrite=overwrite))
             folder = RunFolder(Path(out))
-        processes.require_same("settings", config.model_dump_json())
-        processes.require_same("text", json.dumps(data.record))
+        distributed.require_same("settings", config.model_dump_json())
+        distributed.require_same("text", json.dumps(data.record))
         with _first_locks(folder), no_shard_bars():
             _refuse_changed_text(folder, data)
             there = folder.path / "data.json"
-            processes.first_does(lambda: None if there.is_file() else _write_records(folder, data))
+            distributed.first_does(lambda: None if there.is_file() else _write_records(folder, data))
             train = train_stages if isinstance(config, MemoryRunConfig) else _train_autoencoder
             try:
                 model = train(config, folder, data, progress=progress)  # type: ignore[arg-type]
             except RuntimeError as error:
-                if not processes.is_loss_of_another(error):
+                if not distributed.is_loss_of_another(error):
                     raise
                 raise Interrupted(f"another process has ended; {_again(folder)}") from error
-            processes.first_does(lambda: _finish(folder, model))
+            distributed.first_does(lambda: _finish(folder, model))
     return folder
 
 
@@ -104,7 +104,7 @@ def _again(folder: RunFolder) -> str:
 def _first_locks(folder: RunFolder) -> Generator[None]:
     """The first process keeps others' trainings out of the folder."""
     with ExitStack() as stack:
-        processes.first_does(lambda: stack.enter_context(folder.locked()))
+        distributed.first_does(lambda: stack.enter_context(folder.locked()))
         yield
 
 

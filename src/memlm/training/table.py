@@ -9,7 +9,7 @@ import torch
 
 from memlm.errors import ConfigError
 from memlm.models import TextAutoencoder
-from memlm.training.pretrained import load_decoder
+from memlm.training.memory.pretrained import load_decoder
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.models.backbone import BACKBONES
-from memlm.models.bottleneck import ACTIVATIONS, BOTTLENECKS
 from memlm.models.configuration import MemlmConfig, require_positive
-from memlm.models.readout import READOUTS
+from memlm.models.layers.backbone import BACKBONES
+from memlm.models.layers.bottleneck import ACTIVATIONS, BOTTLENECKS
+from memlm.models.layers.readout import READOUTS
 
 
 @strict

@@ -9,9 +9,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.memory.layout import LAYOUTS
-from memlm.models.readout import READOUTS
 
 FILLERS = ("masked", "learned", "constant")
 ENCODER_TOKENS = ("shared", "own")
@@ -43,7 +43,7 @@ class MemoryModelConfig(MemlmConfig):
     slots_per_chunk: int = 8
     """Decoder inputs that one chunk's memories take."""
     readout: str = "slices"
-    """How memories become slots; one of memlm.models.readout without `prefix`."""
+    """How memories become slots; one of memlm.models.layers.readout without `prefix`."""
     readout_rank: int = 16
     """Numbers each slot reads; `positionwise` only."""
     layout: str = "aligned"

@@ -19,12 +19,12 @@ from transformers import initialization as init
 
 from memlm.errors import UserError
 from memlm.models.autoencoder.modeling import TextAutoencoder
-from memlm.models.backbone import build_backbone
 from memlm.models.base import MemlmModel
-from memlm.models.bottleneck import LearnedSlots, MemoryWriter
+from memlm.models.layers.backbone import build_backbone
+from memlm.models.layers.bottleneck import LearnedSlots, MemoryWriter
+from memlm.models.layers.mixer.modeling import init_mixer_weights
+from memlm.models.layers.positionwise import PositionMaps, start_maps
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
-from memlm.models.mixer.modeling import init_mixer_weights
-from memlm.models.positionwise import PositionMaps, start_maps
 from memlm.shapes import Memories, TokenIds, TokenMask
 
 

@@ -9,9 +9,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
-from memlm.models.backbone import BACKBONES
-from memlm.models.bottleneck import ACTIVATIONS, BOTTLENECKS
 from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.layers.backbone import BACKBONES
+from memlm.models.layers.bottleneck import ACTIVATIONS, BOTTLENECKS
 
 
 @strict

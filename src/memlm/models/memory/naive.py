@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.models.memory.introduction import Introduction
+from memlm.models.memory.injection import Introduction
 from memlm.models.memory.layout import UNUSED, groups_needed, slot_table
 from memlm.models.memory.modeling import MemoryModelForCausalLM
 from memlm.models.memory.slots import SlotReadout

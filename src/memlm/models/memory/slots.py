@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.configuration import MemoryModelConfig
 from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
 from memlm.models.memory.layout import UNUSED
-from memlm.models.readout import READOUTS
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.models.backbone import BACKBONES
-from memlm.models.bottleneck import LastToken, Penultimate
 from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.layers.backbone import BACKBONES
+from memlm.models.layers.bottleneck import LastToken, Penultimate
 
 POOLINGS = {"last_token": LastToken, "penultimate": Penultimate}
 OBJECTIVES = ("next_token", "retrieval")

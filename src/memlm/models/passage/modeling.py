@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memlm.models.backbone import build_backbone
 from memlm.models.base import MemlmModel
-from memlm.models.mixer.modeling import init_mixer_weights
+from memlm.models.layers.backbone import build_backbone
+from memlm.models.layers.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
 from memlm.models.passage.configuration import POOLINGS, PassageEncoderConfig
 from memlm.objectives import info_nce, mean_loss

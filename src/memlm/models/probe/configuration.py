@@ -5,8 +5,8 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.models.backbone import BACKBONES
 from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.layers.backbone import BACKBONES
 
 
 @strict

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
-from memlm.models.backbone import build_backbone
 from memlm.models.base import MemlmModel
-from memlm.models.mixer.modeling import init_mixer_weights
+from memlm.models.layers.backbone import build_backbone
+from memlm.models.layers.mixer.modeling import init_mixer_weights
 from memlm.models.outputs import AutoencoderOutput
 from memlm.models.probe.configuration import ProbeConfig
 from memlm.objectives import mean_loss

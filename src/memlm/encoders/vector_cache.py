@@ -1,0 +1,112 @@
+"""Vectors of many texts: computed once, kept in shards on disk, found again by what decides them.
+
+A folder belongs to one encoder (by its fingerprint) and one list of texts (by theirs). Texts are sorted by length, so
+that little is padded, and cut into shards; each shard is there whole or not at all, and a run that was stopped goes on
+with the first that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memlm.data import texts_fingerprint
+from memlm.encoders import Encoder
+from memlm.errors import CheckpointError, DataError
+from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
+
+FORMAT = 1
+_SHARD = 512
+Progress = Callable[[int, int], None]
+"""Told texts done and texts in all."""
+
+
+def default_cache() -> Path:
+    """Where vectors and probes are kept: $MEMLM_CACHE, or memlm in the user's cache folder."""
+    given = os.environ.get("MEMLM_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlm"
+
+
+def embed(
+    encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None, progress: Progress | None = None
+) -> Float[Tensor, "texts numbers"]:
+    """One vector per text, in order; only those that are not on disk yet are computed.
+
+    Args:
+        encoder: what writes them.
+        texts: any number.
+        cache: folder of all kept vectors; "vectors" in `default_cache()` by default.
+        progress: called after each shard.
+
+    Raises:
+        CheckpointError: a shard is damaged, or the folder belongs to another encoder.
+        DataError: the encoder wrote NaN or infinity, or the folder cannot be written.
+    """
+    folder = (cache or default_cache() / "vectors") / _key(encoder, texts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder, encoder, texts)
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+        parts: list[Tensor] = []
+        for first in range(0, len(order), _SHARD):
+            chosen = order[first : first + _SHARD]
+            parts.append(
+                _shard(folder / f"shard-{first // _SHARD:06d}.safetensors", encoder, [texts[i] for i in chosen])
+            )
+            if progress is not None:
+                progress(first + len(chosen), len(texts))
+    except OSError as error:
+        raise DataError(f"cannot keep vectors in '{folder}': {error.strerror or error}; set MEMLM_CACHE.") from error
+    vectors = torch.empty(len(texts), encoder.width)
+    vectors[torch.tensor(order)] = torch.cat(parts) if parts else vectors
+    return vectors
+
+
+def _key(encoder: Encoder, texts: Sequence[str]) -> str:
+    return hashlib.sha256(f"{FORMAT} {encoder.fingerprint} {texts_fingerprint(texts)}".encode()).hexdigest()[:40]
+
+
+def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
+    """Write what the folder holds, or check that it holds this."""
+    wanted = {
+        "format": FORMAT,
+        "encoder": encoder.fingerprint,
+        "texts": texts_fingerprint(texts),
+        "count": len(texts),
+        "width": encoder.width,
+    }
+    path = folder / "vectors.json"
+    if not path.exists():
+        write_file_whole(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    found = read_json(path)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise CheckpointError(
+                f"'{folder}' was made with another {name} ({str(found.get(name))[:16]}, not {str(value)[:16]}); "
+                "remove that folder or set MEMLM_CACHE."
+            )
+
+
+def _shard(path: Path, encoder: Encoder, texts: list[str]) -> Tensor:
+    if path.exists():
+        kept = read_tensors(path).get("vectors")
+        if kept is None or kept.shape != (len(texts), encoder.width):
+            shape = None if kept is None else tuple(kept.shape)
+            raise CheckpointError(
+                f"'{path}' holds vectors of shape {shape}, not {(len(texts), encoder.width)}; remove that file."
+            )
+        return kept
+    vectors = encoder.encode(texts)
+    bad = int((~torch.isfinite(vectors)).any(1).sum())
+    if bad:
+        raise DataError(f"{encoder.name} wrote NaN or infinity for {bad} of {len(texts)} texts; try another layer.")
+    write_tensors_whole(path, {"vectors": vectors.contiguous()})
+    return vectors

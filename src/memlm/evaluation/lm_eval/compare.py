@@ -1,0 +1,167 @@
+"""One model on tasks of lm-evaluation-harness, its old context read in several ways, side by side."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from memlm.errors import CheckpointError, ConfigError, did_you_mean
+from memlm.evaluation.lm_eval.language_model import MemoryLM, Reading
+from memlm.evaluation.lm_eval.tasks import TASKS
+
+_95 = 1.96
+_BOOTSTRAPS = 1000
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of a task under one reading.
+
+    Attributes:
+        value: as the harness reports it.
+        margin: half of a 95 % interval (1.96 standard errors of the harness); None where it gives none.
+    """
+
+    value: float
+    margin: float | None
+
+
+@dataclass
+class TaskScores:
+    """One task.
+
+    Attributes:
+        task: its name.
+        scores: by metric, then by reading; without `memory` where no request read one.
+        requests: that read memories.
+        memories: chunks that they read as memories, all together.
+        longest: tokens of the longest context.
+    """
+
+    task: str
+    scores: dict[str, dict[Reading, Score]] = field(default_factory=dict)
+    requests: int = 0
+    memories: int = 0
+    longest: int = 0
+
+
+def open_tasks(names: Sequence[str], folder: Path) -> TaskManager:
+    """The harness's tasks and those of a folder.
+
+    Raises:
+        ConfigError: names that neither has.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_path=str(folder))
+    known = manager.all_tasks
+    for name in names:
+        if name not in known:
+            meant = did_you_mean(name, [*TASKS, *known])
+            raise ConfigError(f"unknown task '{name}'. {meant} (`lm_eval ls tasks` lists all.)")
+    return manager
+
+
+def compare_readings(
+    model: MemoryLM,
+    names: Sequence[str],
+    manager: TaskManager,
+    *,
+    readings: Sequence[Reading],
+    limit: int | None = None,
+    say: Say = lambda _: None,
+) -> list[TaskScores]:
+    """Each task under each reading.
+
+    Args:
+        model: whose reading is set.
+        names: of tasks.
+        manager: that knows them.
+        readings: at least one.
+        limit: of questions of a task.
+        say: progress.
+
+    Raises:
+        ConfigError: `memory` was asked for and no request of any task read one.
+        UserError: a context that the decoder has no positions for.
+    """
+    found: list[TaskScores] = []
+    for name in names:
+        row = TaskScores(name)
+        for reading in readings:
+            say(f"{name}, old context read as: {reading}")
+            model.reset()
+            model.reading = reading
+            scores = _scores(model, name, manager, limit)
+            row.longest = max(row.longest, model.longest)
+            if reading == "memory":
+                row.requests, row.memories = model.remembered, model.memories
+            if reading != "memory" or model.remembered:
+                for metric, score in scores.items():
+                    row.scores.setdefault(metric, {})[reading] = score
+        found.append(row)
+    if "memory" in readings and not any(row.memories for row in found):
+        longest = max(row.longest for row in found)
+        raise ConfigError(
+            f"no request of these tasks read a memory: the longest context has {longest} tokens, and memories begin "
+            f"at {model.memory_after + model.chunk_length} (--memory-after {model.memory_after} and a chunk of "
+            f"{model.chunk_length}); lower --memory-after or choose longer tasks."
+        )
+    return found
+
+
+def hf_scores(
+    path_or_id: str, names: Sequence[str], manager: TaskManager, *, batch_size: int, limit: int | None, say: Say
+) -> dict[str, dict[str, Score]]:
+    """The harness's own class for plain models, by task and metric.
+
+    Raises:
+        CheckpointError: no model there.
+    """
+    try:
+        plain = cast(Any, HFLM)(pretrained=path_or_id, dtype="float32", device="cpu", batch_size=batch_size)
+    except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot load '{path_or_id}' by the harness's own class ({reason}).") from error
+    found: dict[str, dict[str, Score]] = {}
+    for name in names:
+        say(f"{name}, by the harness's own class")
+        found[name] = _scores(plain, name, manager, limit)
+    return found
+
+
+def largest_difference(found: Sequence[TaskScores], plain: dict[str, dict[str, Score]]) -> float:
+    """Between the reading of all tokens and a plain model, over all metrics, relative where figures exceed one."""
+    return max(
+        abs(score["full"].value - other.value) / max(1.0, abs(other.value))
+        for row in found
+        for metric, score in row.scores.items()
+        for other in [plain[row.task][metric]]
+    )
+
+
+def _scores(model: Any, name: str, manager: TaskManager, limit: int | None) -> dict[str, Score]:
+    asked: dict[str, Any] = {"limit": limit, "bootstrap_iters": _BOOTSTRAPS, "log_samples": False}
+    with redirect_stdout(sys.stderr):  # what the harness says on the way is no result
+        result = cast(Any, simple_evaluate(model=model, tasks=[name], task_manager=manager, **asked))
+    found: dict[str, Score] = {}
+    for task, figures in result["results"].items():
+        for key, value in figures.items():
+            metric, _, how = key.partition(",")
+            if not how or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = figures.get(f"{metric}_stderr,{how}")
+            known = isinstance(error, int | float) and math.isfinite(error)
+            label = metric if task == name else f"{task} {metric}"
+            found[label] = Score(float(value), _95 * float(error) if known else None)  # type: ignore[arg-type]
+    return found

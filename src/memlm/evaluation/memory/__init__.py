@@ -1,0 +1,1 @@
+"""Evaluation of memory models: perplexity, copies, recall, and the oracle."""

@@ -1,0 +1,1 @@
+"""The probe: how much of a text can be read from a vector."""

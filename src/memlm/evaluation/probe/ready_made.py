@@ -1,0 +1,175 @@
+"""Vectors that already exist, from anywhere, and the texts they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from memlm.data import Document, Passages
+from memlm.errors import DataError
+from memlm.evaluation.probe.dataset import PARTS, Question, split_three_ways
+from memlm.files import read_tensors
+
+MAX_TEXTS_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class ReadyMade:
+    """Texts on three sides with their vectors, by part."""
+
+    passages: dict[str, Passages]
+    vectors: dict[str, Float[Tensor, "_ numbers"]]
+
+
+def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed: int) -> ReadyMade:
+    """Vectors from a .safetensors or .npy file, texts from JSONL, line by line the same.
+
+    Each line is {"text": ...} with, where known, "document" (texts of one document stay on one side) and "split"
+    ("train", "validation" or "held_out", in every line or in none).
+
+    Raises:
+        DataError: files that cannot be read or do not fit each other, vectors that are constant or not finite.
+    """
+    vectors = read_vectors(vectors_path)
+    records = _read_texts(Path(texts_path))
+    if len(records) != len(vectors):
+        raise DataError(
+            f"'{vectors_path}' holds {len(vectors)} vectors and '{texts_path}' {len(records)} texts; "
+            "they must match line by line."
+        )
+    _refuse_useless(vectors, vectors_path)
+    chosen = _sides(records, texts_path, held_out=held_out, seed=seed)
+    passages = {part: _passages([records[i] for i in rows]) for part, rows in chosen.items()}
+    return ReadyMade(passages, {part: vectors[torch.tensor(rows)] for part, rows in chosen.items()})
+
+
+def read_vectors(path: str) -> Float[Tensor, "texts numbers"]:
+    """All two-dimensional arrays of a file, one below the other in the order of their names, in fp32.
+
+    Raises:
+        DataError: no such file, another kind, no such array, or arrays of different widths.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no vectors at '{path}'; give a .safetensors or .npy file.")
+    if file.suffix == ".npy":
+        tensors = {"array": _read_npy(file)}
+    elif file.suffix == ".safetensors":
+        tensors = read_tensors(file)
+    else:
+        raise DataError(f"'{path}' is neither .safetensors nor .npy; save the vectors as one of them.")
+    arrays = [tensors[name] for name in sorted(tensors)]
+    if not arrays or any(a.ndim != 2 for a in arrays):
+        shapes = [tuple(a.shape) for a in arrays]
+        raise DataError(f"'{path}' holds arrays of shapes {shapes[:4]}; each must be (texts, numbers).")
+    widths = sorted({a.shape[1] for a in arrays})
+    if len(widths) > 1:
+        raise DataError(
+            f"'{path}' holds vectors of {widths[0]} and of {widths[1]} numbers; give one encoder's at a time."
+        )
+    return torch.cat([a.float() for a in arrays])
+
+
+def _read_npy(file: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"cannot read '{file}' ({str(error).splitlines()[0]}); save plain numbers with numpy.save."
+        ) from error
+
+
+def _refuse_useless(vectors: Tensor, path: str) -> None:
+    bad = int((~torch.isfinite(vectors)).any(1).sum())
+    if bad:
+        raise DataError(f"{bad} of {len(vectors)} vectors in '{path}' hold NaN or infinity; leave those texts out.")
+    if bool((vectors == vectors[:1]).all()):
+        raise DataError(
+            f"all {len(vectors)} vectors in '{path}' are the same; they cannot hold anything of their texts."
+        )
+
+
+def _read_texts(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise DataError(f"no texts at '{path}'; give JSON lines, each with a field 'text'.")
+    if path.stat().st_size > MAX_TEXTS_BYTES:
+        raise DataError(f"'{path}' has {path.stat().st_size} bytes, more than {MAX_TEXTS_BYTES}; give fewer texts.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 at byte {error.start}; convert it first.") from error
+    return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _record(line: str, place: str) -> dict[str, str]:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON ({error}); every line must be one JSON object.") from error
+    if not isinstance(value, dict) or not isinstance(cast("dict[str, Any]", value).get("text"), str):
+        raise DataError(f"{place} has no field 'text' that is a text; every line needs one.")
+    fields = cast("dict[str, Any]", value)
+    split = fields.get("split", "")
+    if split not in ("", *PARTS):
+        raise DataError(f"{place}: split '{split}' is none of {', '.join(PARTS)}.")
+    return {"text": fields["text"], "document": str(fields.get("document", place)), "split": split}
+
+
+def _sides(records: Sequence[dict[str, str]], path: str, *, held_out: float, seed: int) -> dict[str, list[int]]:
+    """Row numbers of the three parts."""
+    declared = {r["split"] for r in records}
+    if declared == {""}:
+        names = list(dict.fromkeys(r["document"] for r in records))
+        sides = split_three_ways([Document(name, "x") for name in names], held_out=held_out, seed=seed)
+        side_of = {d.id: part for part in PARTS for d in getattr(sides, part)}
+        found = [side_of[r["document"]] for r in records]
+    elif "" in declared:
+        raise DataError(f"some lines of '{path}' have a split and some have none; give all or none.")
+    else:
+        found = [r["split"] for r in records]
+    rows = {part: [i for i, side in enumerate(found) if side == part] for part in PARTS}
+    missing = [part for part in PARTS if not rows[part]]
+    if missing:
+        raise DataError(f"'{path}' has no text for {missing[0]}; every part needs at least one.")
+    _refuse_shared(records, rows, path)
+    return rows
+
+
+def _refuse_shared(records: Sequence[dict[str, str]], rows: dict[str, list[int]], path: str) -> None:
+    """A document on two sides would be trained on and scored."""
+    seen: dict[str, str] = {}
+    for part, numbers in rows.items():
+        for i in numbers:
+            name = records[i]["document"]
+            if seen.setdefault(name, part) != part:
+                raise DataError(f"document '{name}' in '{path}' is in {seen[name]} and in {part}; keep it on one side.")
+
+
+def _passages(records: Sequence[dict[str, str]]) -> Passages:
+    names = list(dict.fromkeys(r["document"] for r in records))
+    place = {name: i for i, name in enumerate(names)}
+    return Passages(
+        tuple(r["text"] for r in records), torch.tensor([place[r["document"]] for r in records]), tuple(names)
+    )
+
+
+def export(question: Question, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
+    """`vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"vectors": torch.cat([vectors[part] for part in PARTS]).contiguous()}, folder / "vectors.safetensors")
+    with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:
+        for part in PARTS:
+            passages = question.passages[part]
+            for text, index in zip(passages.texts, passages.document_index.tolist(), strict=True):
+                line = {"text": text, "document": passages.document_ids[index], "split": part}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    question.tokenizer.save_pretrained(folder / "tokenizer")

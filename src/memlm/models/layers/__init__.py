@@ -1,0 +1,1 @@
+"""Layers that memlm's models share: mixers, backbones, bottlenecks and readouts."""

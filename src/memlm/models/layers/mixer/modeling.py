@@ -1,0 +1,329 @@
+"""The masked mixer: a transformer whose attention is a learned matrix over positions.
+
+Departures from a Llama-style transformer:
+- a head mixes tokens with one trained lower-triangular matrix per tap, the same for every input (paper 2.11)
+- positions are absolute and bounded by `max_position_embeddings`; there is no other positional encoding
+- biases everywhere, GELU, LayerNorm, no final norm by default
+Departures from the reference code (its defects are listed in the paper's notes, 3.1):
+- the mask is applied in the forward pass and never written into weights, so masked entries get no gradient
+- every head has its own matrices; `causal=False` is honoured with any number of heads; shorter inputs are allowed
+- generation has a cache: a layer's mixing inputs take the place of keys, and values have no width
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from memlm.errors import ConfigError, UserError
+from memlm.models.layers.mixer.configuration import MixerConfig
+
+HeadsInput = Float[Tensor, "batch heads tokens channels"]
+
+
+class TokenMixing(nn.Module):
+    """`out[i] = bias[i] + sum over taps and readable j of weight[i, j] * shifted(x[j])`, head by head."""
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__()
+        length, heads = config.max_position_embeddings, config.num_heads
+        self.causal = config.causal
+        self.weight = nn.Parameter(torch.empty(heads, config.kernel_size, length, length))
+        self.bias = nn.Parameter(torch.empty(heads, length))
+        if self.causal:
+            self.register_state_dict_post_hook(_keep_lower_triangle)
+
+    def masked_weight(self, tokens: int) -> Float[Tensor, "heads taps tokens tokens"]:
+        """The matrices for the first `tokens` positions, zero where a position may not look."""
+        weight = self.weight[:, :, :tokens, :tokens]
+        return weight.tril() if self.causal else weight
+
+    def forward(self, x: HeadsInput) -> HeadsInput:
+        """Mix whole rows whose token t stands at position t."""
+        batch, heads, tokens, channels = x.shape
+        taps = self.weight.shape[1]
+        # one matrix product per head: (tokens, taps*tokens) @ (taps*tokens, batch*channels)
+        x_HTBC = x.permute(1, 2, 0, 3)
+        sources = torch.cat([_shift_channels(x_HTBC, offset) for offset in self.offsets()], dim=1)
+        weight = self.masked_weight(tokens).transpose(1, 2).reshape(heads, tokens, taps * tokens)
+        mixed = weight @ sources.reshape(heads, taps * tokens, batch * channels)
+        mixed = mixed + self.bias[:, :tokens, None]
+        return mixed.view(heads, tokens, batch, channels).permute(2, 0, 1, 3)
+
+    def at_positions(
+        self,
+        x: HeadsInput,
+        rows: Int[Tensor, "batch queries"],
+        columns: Int[Tensor, "batch tokens"],
+        readable: Bool[Tensor, "batch tokens"],
+    ) -> Float[Tensor, "batch heads queries channels"]:
+        """Mix rows whose tokens stand at given positions: padded on the left, or one step of generation."""
+        weight = self.weight[:, :, rows[:, :, None], columns[:, None, :]]  # (heads, taps, batch, queries, tokens)
+        allowed = readable[:, None, :]
+        if self.causal:
+            allowed = allowed & (columns[:, None, :] <= rows[:, :, None])
+        weight = weight.masked_fill(~allowed, 0.0)
+        shifted = torch.stack([_shift_channels(x, offset) for offset in self.offsets()])
+        mixed = torch.einsum("hkbqt,kbhtc->bhqc", weight, shifted)
+        return mixed + self.bias[:, rows].permute(1, 0, 2)[..., None]
+
+    def offsets(self) -> range:
+        """How far each tap looks along the channels ('same' padding, the extra tap of an even kernel on the right)."""
+        taps = self.weight.shape[1]
+        return range(-((taps - 1) // 2), taps - (taps - 1) // 2)
+
+
+class MixerBlock(nn.Module):
+    """x + token mixing of LN(x), then x + feed-forward of LN(x)."""
+
+    def __init__(self, config: MixerConfig, layer_index: int) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, cast(int, config.intermediate_size)
+        self.layer_index = layer_index
+        self.num_heads = config.num_heads
+        headed = config.num_heads > 1
+        self.mixing_norm = nn.LayerNorm(width)
+        self.project_in = nn.Linear(width, width) if headed else nn.Identity()
+        self.mixing = TokenMixing(config)
+        self.project_out = nn.Linear(width, width) if headed else nn.Identity()
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, inner)
+        self.contract = nn.Linear(inner, width)
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], place: Place) -> Float[Tensor, "batch tokens width"]:
+        """One block; `place` says where the tokens stand."""
+        heads_in = self.project_in(self.mixing_norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        mixed = place.mix(self.mixing, heads_in, self.layer_index)
+        x = x + self.project_out(mixed.transpose(1, 2).flatten(-2))
+        return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
+
+
+class Place:
+    """Where the tokens of one forward pass stand, and which may be read.
+
+    `positions` None means row by row 0, 1, 2, ... with nothing kept from before: the fast path of training.
+    """
+
+    def __init__(
+        self,
+        positions: Int[Tensor, "batch queries"] | None,
+        readable: Bool[Tensor, "batch tokens"] | None,
+        cache: Cache | None = None,
+        columns: Int[Tensor, "batch tokens"] | None = None,
+    ) -> None:
+        self.positions = positions
+        self.readable = readable
+        self.cache = cache
+        self.columns = columns
+
+    def mix(self, mixing: TokenMixing, x: HeadsInput, layer_index: int) -> HeadsInput:
+        """Token mixing of this pass, earlier tokens taken from the cache."""
+        if self.cache is not None:
+            x, _ = self.cache.update(x, x[..., :0], layer_index)
+        if self.readable is not None:
+            # not a product with the mask: what stands at masked positions may be infinite
+            x = x.masked_fill(~self.readable[:, None, :, None], 0.0)
+        if self.positions is None:
+            return mixing(x)
+        readable = self.readable if self.readable is not None else _all_true(x)
+        columns = _columns(readable) if self.columns is None else self.columns
+        return mixing.at_positions(x, self.positions, columns, readable)
+
+
+class MixerPreTrainedModel(PreTrainedModel):
+    """Common base of the mixer family: initialisation and what transformers may do with it."""
+
+    config: MixerConfig
+    config_class = MixerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["MixerBlock"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init_mixer_weights(module)
+
+
+def init_mixer_weights(module: nn.Module) -> None:
+    """Torch's own starts for linear, convolution and norm layers (the paper's choice), normal embeddings."""
+    if isinstance(module, nn.Linear):
+        init.kaiming_uniform_(module.weight, a=5**0.5)
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        init.normal_(module.weight, std=1.0)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
+    elif isinstance(module, TokenMixing):
+        _init_mixing(module)
+
+
+def _init_mixing(module: TokenMixing) -> None:
+    init.zeros_(module.bias)
+    fan_in = module.weight.shape[1] * module.weight.shape[-1]
+    init.uniform_(module.weight, -(fan_in**-0.5), fan_in**-0.5)
+    if module.causal:
+        init.copy_(module.weight, module.weight.tril())
+
+
+class MixerModel(MixerPreTrainedModel):
+    """Mixer blocks over token embeddings, without a head."""
+
+    def __init__(self, config: MixerConfig, *, with_embeddings: bool = True) -> None:
+        super().__init__(config)
+        table = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id) if with_embeddings else None
+        self.embed_tokens = table
+        self.layers = nn.ModuleList(MixerBlock(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size) if config.final_norm else nn.Identity()
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "rows tokens"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "batch tokens width"] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (batch, tokens, width) of the tokens given, earlier ones read from the cache.
+
+        Without `position_ids` a token stands at the number of readable tokens before it. With them, columns are
+        consecutive and end at the last position given, masked ones included (unused memory slots keep their place).
+
+        Raises:
+            UserError: both or neither of `input_ids` and `inputs_embeds`; more tokens than positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give exactly one of input_ids and inputs_embeds.")
+        hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        place = self._place(hidden, attention_mask, position_ids, past_key_values)
+        for layer in self.layers:
+            hidden = layer(hidden, place)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+
+    def _embed(self, input_ids: Tensor | None) -> Tensor:
+        if self.embed_tokens is None:
+            raise UserError("this mixer has no token embeddings; give inputs_embeds.")
+        return self.embed_tokens(input_ids)
+
+    def _place(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> Place:
+        seen = cache.get_seq_length() if cache is not None else 0
+        total = seen + hidden.shape[1]
+        if position_ids is not None:
+            return self._placed(hidden, attention_mask, position_ids, cache, seen)
+        self._refuse_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
+        readable = None if attention_mask is None else attention_mask[:, :total].bool()
+        if seen == 0 and not _padded_on_left(readable):
+            return Place(None, readable, cache)
+        positions = _columns(readable if readable is not None else _all_true(hidden, total))[:, seen:]
+        return Place(positions, readable, cache)
+
+    def _placed(
+        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None, seen: int
+    ) -> Place:
+        batch, tokens = hidden.shape[:2]
+        positions = position_ids[:, -tokens:].expand(batch, -1)
+        self._refuse_beyond(int(positions.max()) + 1)
+        readable = None if attention_mask is None else attention_mask[:, : seen + tokens].bool()
+        back = torch.arange(seen + tokens - 1, -1, -1, device=hidden.device)
+        columns = positions[:, -1:] - back
+        if seen == 0 and bool((columns[:, 0] == 0).all()) and torch.equal(columns, positions):
+            return Place(None, readable, cache)
+        return Place(positions, readable, cache, columns.clamp(min=0))
+
+    def _refuse_beyond(self, tokens: int) -> None:
+        longest = self.config.max_position_embeddings
+        if tokens > longest:
+            raise UserError(
+                f"{tokens} tokens do not fit this mixer's {longest} positions; cut the input or train a longer one."
+            )
+
+
+class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
+    """The mixer as a language model: next-token logits, loss and `generate()`.
+
+    Raises:
+        ConfigError: `causal=False`, which cannot predict what it sees.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MixerConfig) -> None:
+        super().__init__(config)
+        if not config.causal:
+            raise ConfigError("causal (False) must be True for a language model; use MixerModel for a two-sided mixer.")
+        self.model = MixerModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "rows tokens"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "batch tokens width"] | None = None,
+        labels: Int[Tensor, "batch tokens"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (batch, tokens, vocabulary); with labels (not shifted, as in transformers) the mean loss in nats."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = cast(Any, self.loss_function)(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+
+def _keep_lower_triangle(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Optimisers that update whole matrices (Muon) move entries that are never read; they stay out of checkpoints."""
+    state[prefix + "weight"] = state[prefix + "weight"].tril()
+
+
+def _shift_channels(x: Tensor, offset: int) -> Tensor:
+    """`out[..., c] = x[..., c + offset]`, zeros beyond the edge."""
+    if offset == 0:
+        return x
+    edge = (0, offset) if offset > 0 else (-offset, 0)
+    kept = x[..., offset:] if offset > 0 else x[..., :offset]
+    return F.pad(kept, edge)
+
+
+def _padded_on_left(readable: Tensor | None) -> bool:
+    """Whether any row has a token after a masked position."""
+    return readable is not None and bool((readable[:, 1:] & ~readable[:, :-1]).any())
+
+
+def _columns(readable: Tensor) -> Tensor:
+    """Position of each column: the number of readable tokens before it."""
+    return (readable.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _all_true(x: Tensor, tokens: int | None = None) -> Tensor:
+    return torch.ones(x.shape[0], tokens or x.shape[-2], dtype=torch.bool, device=x.device)

@@ -1,0 +1,18 @@
+"""The paper's claims put to the test: runs that test them, and what each says."""
+
+from memlm.reproduction.runs import CELLS, ClaimSettings, Figure, Figures, Spent, measure_cells, spent_on
+from memlm.reproduction.statements import CLAIMS, Claim, Verdict, judge_all
+
+__all__ = [
+    "CELLS",
+    "CLAIMS",
+    "Claim",
+    "ClaimSettings",
+    "Figure",
+    "Figures",
+    "Spent",
+    "Verdict",
+    "judge_all",
+    "measure_cells",
+    "spent_on",
+]

@@ -1,0 +1,260 @@
+"""The trainings that the claims rest on, each at every seed, kept one by one: what was stopped goes on.
+
+A seed draws weights, order of rows and the split alike; held-out documents differ from seed to seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from memlm.evaluation import evaluate_run, probe_autoencoder
+from memlm.evaluation.probe.retention import claim_folder
+from memlm.files import write_file_whole
+from memlm.measurement import Measurement
+from memlm.recipes import get_recipe
+from memlm.reproduction.scheduler import run_side_by_side
+from memlm.training import RunFolder, train_run
+from memlm.training.config import Settings
+from memlm.training.kinds import AnyRunConfig, merge_run, with_steps
+from memlm.training.loop.callbacks import ProgressView
+from memlm.training.memory.config import MemoryRunConfig
+
+Say = Callable[[str], None]
+_NINETY_FIVE = 1.96
+"""Standard errors in half a 95 % interval."""
+_FEWEST_STEPS = 8
+_HALF = 0.5
+"""Of a recipe's steps, enough to see what its memories come to hold (LOG.md)."""
+
+
+class ClaimSettings(Settings):
+    """What all trainings share."""
+
+    text: Annotated[str, Field(min_length=1)] = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    max_documents: Annotated[int, Field(ge=3)] | None = None
+    """Read so many documents at most."""
+    share: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Of each recipe's steps."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Runs of each training."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a recipe, and whose encoder is frozen into it."""
+
+    recipe: str
+    encoder: str | None = None
+    probed: bool = False
+    """Whether a probe reads its memories: a claim rests on it."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """What its model has otherwise than the recipe's."""
+    share: float = 1.0
+    """Of the recipe's steps."""
+
+
+CELLS: dict[str, Cell] = {
+    "autoencoder": Cell("autoencoder-chunk-tiny", probed=True),
+    "next_token": Cell("memory-next-tiny", probed=True),
+    "mixture": Cell("memory-tiny", probed=True),
+    "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder", probed=True),
+    "curriculum_causal": Cell("memory-curriculum-tiny", encoder="next_token"),
+    "none": Cell("memory-none-tiny"),
+    "recurrent": Cell("memory-recurrent-tiny"),
+    "full_context": Cell("memory-full-context-tiny"),
+    "last_token_autoencoder": Cell("autoencoder-chunk-tiny", probed=True, model={"bottleneck": "last_token"}),
+    "last_token_next": Cell(
+        "memory-next-tiny", probed=True, model={"encoder": {"bottleneck": "last_token"}}, share=_HALF
+    ),
+    "last_token_mixture": Cell("memory-last-token-tiny", probed=True, share=_HALF),
+}
+"""In an order in which every encoder is trained before it is used; the last three with the paper's bottleneck."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over seeds with its 95 % interval: between seeds, and over documents within each."""
+
+    value: float
+    low: float
+    high: float
+    seeds: tuple[float, ...] = ()
+    """Of each seed by itself: what two trainings at one seed differ by is far surer than either."""
+
+
+Figures = Mapping[tuple[str, str], Figure]
+"""By cell and measurement."""
+
+
+Job = tuple[str, int]
+"""A cell at a seed."""
+
+
+def measure_cells(
+    settings: ClaimSettings, out: Path, *, say: Say, workers: int = 1, progress: bool = False
+) -> tuple[dict[tuple[str, str], Figure], list[Measurement]]:
+    """Train and evaluate what is missing below `out`; all figures, and the measurements they are made of.
+
+    Args:
+        settings: text, length, seeds.
+        out: where runs and figures are kept.
+        say: told what is done.
+        workers: trainings side by side, each with its share of the cores.
+        progress: show how far all are on stderr, and each training's own where there is one worker.
+
+    Raises:
+        RunFolderError: the folder belongs to claims of other settings.
+        DataError: the text cannot be read or is too short.
+        Interrupted: Ctrl-C.
+    """
+    claim_folder(out, {"settings": settings.model_dump(mode="json")})
+    jobs = [(name, seed) for seed in range(settings.seeds) for name in CELLS]
+    missing = [job for job in jobs if not _figures_file(job, out).is_file()]
+    done = len(jobs) - len(missing)
+    for name, seed in _worked(missing, settings, out, workers=workers, progress=progress):
+        done += 1
+        say(f"{done} of {len(jobs)}: {name}, seed {seed}")
+    found = {job: _kept_figures(job, out) for job in jobs}
+    figures = {
+        (name, measure): combined([_named(found[name, seed], measure) for seed in range(settings.seeds)])
+        for name in CELLS
+        for measure in _shared(found[name, seed] for seed in range(settings.seeds))
+    }
+    return figures, [_of_run(m, name, seed) for (name, seed), records in found.items() for m in records]
+
+
+def _worked(jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int, progress: bool) -> Iterator[Job]:
+    if workers == 1:
+        for job in jobs:
+            _train_and_measure(job, settings=settings, out=out, progress=progress)
+            yield job
+        return
+    folders = {_run_folder(*job, out): _steps(config_of(*job, settings, out)) for job in jobs}
+    view = ProgressView(sum(folders.values()), shown=progress, noun="step")
+    began = {folder: _steps_done(folder) for folder in folders}
+    view.start(sum(began.values()))
+
+    def watch() -> None:
+        view.update(sum(map(_steps_done, folders)), f"of {len(jobs)} trainings, {workers} side by side")
+
+    work = partial(_train_and_measure, settings=settings, out=out, progress=False)
+    try:
+        yield from run_side_by_side(jobs, work, needs=_needs, workers=workers, watch=watch)
+    finally:
+        view.stop()
+
+
+def _needs(job: Job) -> Job | None:
+    encoder = CELLS[job[0]].encoder
+    return None if encoder is None else (encoder, job[1])
+
+
+def _steps_done(folder: Path) -> int:
+    """By the logs of a run's stages, or of a run without."""
+    stages = list(folder.glob("stages/*")) or [folder]
+    return sum(int(line["step"]) for stage in stages for line in RunFolder(stage).log()[-1:])
+
+
+def _steps(config: AnyRunConfig) -> int:
+    return config.steps if isinstance(config, MemoryRunConfig) else config.training.steps
+
+
+def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
+    """A cell's training at one seed."""
+    cell = CELLS[name]
+    changes: dict[str, Any] = {
+        "training": {"seed": seed},
+        "data": {"text": settings.text, "max_documents": settings.max_documents},
+        "model": dict(cell.model),
+    }
+    if cell.encoder is not None:
+        changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
+    config = merge_run(get_recipe(cell.recipe), changes)
+    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share * cell.share)))
+
+
+def _run_folder(name: str, seed: int, out: Path) -> Path:
+    return out / "runs" / f"{name}-seed{seed}"
+
+
+def _figures_file(job: Job, out: Path) -> Path:
+    name, seed = job
+    return out / "figures" / f"{name}-seed{seed}.jsonl"
+
+
+def _kept_figures(job: Job, out: Path) -> list[Measurement]:
+    return [Measurement.from_json_line(line) for line in _figures_file(job, out).read_text("utf-8").splitlines()]
+
+
+def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress: bool) -> None:
+    name, seed = job
+    folder, kept = _run_folder(name, seed, out), _figures_file(job, out)
+    resume = (folder / "run.json").is_file()
+    train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
+    found = _measured(str(folder), CELLS[name])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in found))
+
+
+def _measured(folder: str, cell: Cell) -> list[Measurement]:
+    found = evaluate_run(folder, probe=cell.probed).measurements
+    if not cell.probed or isinstance(get_recipe(cell.recipe), MemoryRunConfig):
+        return found
+    return [*found, *probe_autoencoder(folder)]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Training of some cells, over all seeds: tokens that were read, and seconds by the clock."""
+
+    tokens: int
+    seconds: float
+
+
+def spent_on(cells: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
+    """By the runs' logs; the encoders that are frozen into them count too."""
+    named = list(cells)
+    whole = {*named, *(e for name in named if (e := CELLS[name].encoder) is not None)}
+    lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in whole for seed in range(settings.seeds)]
+    return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
+
+
+def measure_name(m: Measurement) -> str:
+    """A measurement's name, with the protocol where one name has several."""
+    return f"{m.name}/{m.protocol}" if m.name.endswith("/copy") else m.name
+
+
+def _named(records: Iterable[Measurement], name: str) -> Measurement:
+    return next(m for m in records if m.split == "held_out" and measure_name(m) == name)
+
+
+def _shared(seeds: Iterable[list[Measurement]]) -> list[str]:
+    """What every seed measured on held-out text."""
+    names = [[measure_name(m) for m in records if m.split == "held_out"] for records in seeds]
+    return [name for name in dict.fromkeys(names[0]) if all(name in others for others in names)]
+
+
+def combined(records: list[Measurement]) -> Figure:
+    """Mean over seeds; its variance is that between seeds and the documents' within each, over the seeds."""
+    count = len(records)
+    values = tuple(m.value for m in records)
+    mean = sum(values) / count
+    between = sum((m.value - mean) ** 2 for m in records) / (count - 1) if count > 1 else 0.0
+    halves = [(m.high - m.low) / 2 for m in records if m.low is not None and m.high is not None]
+    within = sum((half / _NINETY_FIVE) ** 2 for half in halves) / max(len(halves), 1)
+    half = _NINETY_FIVE * math.sqrt((between + within) / count)
+    if records[0].unit == "fraction":
+        return Figure(mean, max(0.0, mean - half), min(1.0, mean + half), values)
+    return Figure(mean, mean - half, mean + half, values)
+
+
+def _of_run(m: Measurement, name: str, seed: int) -> Measurement:
+    return m.model_copy(update={"name": f"{name}/seed_{seed}/{m.name}"})

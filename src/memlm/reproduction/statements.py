@@ -1,0 +1,225 @@
+"""The paper's claims in our words, its figures, and how ours decide. Rows that speak against the paper stay.
+
+Figures of the paper are of far larger models and other text (its notes, 1.0 to 1.7): only their order is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from memlm.measurement import t_interval
+from memlm.reproduction.runs import Figure, Figures
+
+Outcome = Literal["holds", "does not hold here", "not testable here"]
+_NEAR_PERFECT = 0.95
+_TWICE = 2.0
+_AFFORDABLE = 2.0
+"""Per cent of bits per byte."""
+_OUR_BOTTLENECK = ("next_token", "mixture", "autoencoder")
+_PAPERS_BOTTLENECK = ("last_token_next", "last_token_mixture", "last_token_autoencoder")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out."""
+
+    outcome: Outcome
+    ours: str
+    """Our figures in one line."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper and its test."""
+
+    text: str
+    paper: str
+    test: str
+    judge: Callable[[Figures], Verdict]
+    rests_on: tuple[str, ...] = ()
+    """Trainings whose figures are compared; with those of the encoders in them, what the row cost."""
+
+
+def judge_all(figures: Figures) -> list[tuple[Claim, Verdict]]:
+    """Every claim with its verdict, in order."""
+    return [(claim, claim.judge(figures)) for claim in CLAIMS]
+
+
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.value:.1f} % [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+
+
+def _bits(figure: Figure) -> str:
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}]"
+
+
+def _far_above(high: Figure, low: Figure) -> bool:
+    """Intervals apart, and at least twice as much."""
+    return high.low > low.high and high.value > _TWICE * low.value
+
+
+def _verdict(holds: bool, ours: str) -> Verdict:
+    return Verdict("holds" if holds else "does not hold here", ours)
+
+
+def _next_token_keeps_little(next_token: str, mixture: str, autoencoder: str) -> Callable[[Figures], Verdict]:
+    """Near what fresh weights keep, and far below what these other trainings do."""
+
+    def judge(f: Figures) -> Verdict:
+        causal, mixed, full = (f[cell, "memories/token_accuracy"] for cell in (next_token, mixture, autoencoder))
+        untrained = f[next_token, "memories/untrained/token_accuracy"]
+        ours = (
+            f"next tokens {_percent(causal)}, untrained {_percent(untrained)}, mixture {_percent(mixed)}, "
+            f"autoencoder {_percent(full)}"
+        )
+        above = all(_far_above(other, causal) for other in (mixed, full))
+        return _verdict(above and not _far_above(causal, untrained), ours)
+
+    return judge
+
+
+def _autoencoders_keep_all(f: Figures) -> Verdict:
+    found = f["autoencoder", "token_accuracy"]
+    return _verdict(found.low > _NEAR_PERFECT, _percent(found))
+
+
+def _mixtures_remember(f: Figures) -> Verdict:
+    mixed, alone = (f[cell, "token_accuracy/blank_copy"] for cell in ("mixture", "next_token"))
+    kept = f["mixture", "memories/token_accuracy"]
+    ours = f"blank copy {_percent(mixed)}, next tokens alone {_percent(alone)}; a probe reads {_percent(kept)}"
+    return _verdict(_far_above(mixed, alone), ours)
+
+
+def _curriculum_reads(f: Figures) -> Verdict:
+    found, whole = (f["curriculum", f"{what}/blank_copy"] for what in ("token_accuracy", "exact_match"))
+    return _verdict(found.low > _NEAR_PERFECT, f"blank copy {_percent(found)}, whole {_percent(whole)}")
+
+
+def _causal_encoders_fail(f: Figures) -> Verdict:
+    good, bad = (f[cell, "token_accuracy/blank_copy"] for cell in ("curriculum", "curriculum_causal"))
+    whole, broken = (f[cell, "exact_match/blank_copy"] for cell in ("curriculum", "curriculum_causal"))
+    ours = (
+        f"over a next-token encoder {_percent(bad)}, whole {_percent(broken)}; "
+        f"over an autoencoder's {_percent(good)}, whole {_percent(whole)}"
+    )
+    return _verdict(_far_above(whole, broken), ours)
+
+
+def _memory_lowers_loss(f: Figures) -> Verdict:
+    saved, other = (f["next_token", f"bits_saved_over/{way}"] for way in ("no_memory", "other_memory"))
+    with_memory, none = f["next_token", "bits_per_byte"], f["none", "bits_per_byte"]
+    trained = _paired(none, with_memory, lambda a, b: a - b)
+    ours = (
+        f"{with_memory.value:.4f} bits per byte against {none.value:.4f} trained without: saves {_bits(trained)}; "
+        f"from chunk 2 on hiding memories costs {_bits(saved)}, another text's {_bits(other)}"
+    )
+    return _verdict(saved.low > 0 and other.low > 0 and trained.low > 0, ours)
+
+
+def _parallel_is_as_good(f: Figures) -> Verdict:
+    parallel, recurrent = f["next_token", "bits_per_byte"], f["recurrent", "bits_per_byte"]
+    worse = _paired(parallel, recurrent, lambda a, b: a - b)
+    ours = f"parallel {parallel.value:.4f} bits per byte, recurrent {recurrent.value:.4f}: differ by {_bits(worse)}"
+    return _verdict(worse.low <= 0, ours)
+
+
+def _price_of_retention(f: Figures) -> Verdict:
+    mixed, alone, full = (f[cell, "bits_per_byte"] for cell in ("mixture", "next_token", "full_context"))
+    price = _paired(mixed, alone, lambda a, b: 100 * (a / b - 1))
+    ours = (
+        f"mixture {mixed.value:.4f} bits per byte, next tokens {alone.value:.4f}: {price.value:+.2f} % "
+        f"[{price.low:+.2f}, {price.high:+.2f}]; full context {full.value:.4f}"
+    )
+    return _verdict(price.value <= _AFFORDABLE, ours)
+
+
+def _paired(a: Figure, b: Figure, of: Callable[[float, float], float]) -> Figure:
+    """Two trainings compared seed by seed, on the same held-out text: the interval is between seeds."""
+    values = tuple(of(x, y) for x, y in zip(a.seeds, b.seeds, strict=True))
+    return Figure(statistics.fmean(values), *t_interval(values), values)
+
+
+def _not_here(why: str) -> Callable[[Figures], Verdict]:
+    return lambda _: Verdict("not testable here", why)
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "An encoder trained on next tokens keeps little of its input",
+        "causal 4.8 %, untrained 4.1 %, autoencoder 55.3 % of tokens",
+        "a probe reads one chunk's memories, all of them with the paper's bottleneck (last_token)",
+        _next_token_keeps_little(*_PAPERS_BOTTLENECK),
+        _PAPERS_BOTTLENECK,
+    ),
+    Claim(
+        "The same with a bottleneck whose fresh weights keep nearly all",
+        "not tried",
+        "a probe reads one chunk's memories, all of them with ours (slices)",
+        _next_token_keeps_little(*_OUR_BOTTLENECK),
+        _OUR_BOTTLENECK,
+    ),
+    Claim(
+        "An autoencoder's memory is near perfect",
+        "over 95 % of tokens (256 tokens, width 512)",
+        "held-out tokens given back from one memory",
+        _autoencoders_keep_all,
+        ("autoencoder",),
+    ),
+    Claim(
+        "Next-token and copy objectives together make memories that hold the text",
+        "copies near perfectly; next tokens alone do not",
+        "blank copy, greedy",
+        _mixtures_remember,
+        ("mixture", "next_token"),
+    ),
+    Claim(
+        "A decoder learns by curriculum to read a frozen autoencoder's memories",
+        "near-perfect copies",
+        "blank copy, greedy",
+        _curriculum_reads,
+        ("curriculum",),
+    ),
+    Claim(
+        "The same curriculum over a next-token encoder fails",
+        "fails",
+        "blank copy, greedy, both encoders with the same bottleneck; texts given back whole",
+        _causal_encoders_fail,
+        ("curriculum", "curriculum_causal"),
+    ),
+    Claim(
+        "Memories lower the next-token loss",
+        "loss below the same model without memory",
+        "bits per byte of held-out text",
+        _memory_lowers_loss,
+        ("next_token", "none"),
+    ),
+    Claim(
+        "Parallel memories predict no worse than recurrent ones",
+        "slightly better (mixers), not significant (transformers)",
+        "bits per byte of held-out text",
+        _parallel_is_as_good,
+        ("next_token", "recurrent"),
+    ),
+    Claim(
+        "Retention costs little next-token loss",
+        "close to causal training alone",
+        "bits per byte at equal next-token steps, within 2 %",
+        _price_of_retention,
+        ("mixture", "next_token", "full_context"),
+    ),
+    Claim(
+        "Memories cost a fraction of full attention's compute on long text",
+        "linear in the number of chunks",
+        "none",
+        _not_here("at 16-token chunks slots cost what they save; benchmarks.memory times what can be seen here"),
+    ),
+    Claim(
+        "Pretrained decoders can be taught to read memories",
+        "Llama 1B, slowly",
+        "none",
+        _not_here("memlm brings no pretrained decoder; docs/pretrained.md teaches one, docs/results.md measures it"),
+    ),
+)

@@ -1,0 +1,47 @@
+"""Texts stored as memories: the store, its codec, exact corrections, search, and memories in fewer bits."""
+
+from memlm.store.codec import ChunkCodec
+from memlm.store.format.document import StoredDocument, named_parts, part_ids
+from memlm.store.format.header import StoreHeader, read_header
+from memlm.store.format.index import Entry
+from memlm.store.memory_store import MemoryStore, StoreStats, with_parts
+from memlm.store.quantize import (
+    ROUNDINGS,
+    Bits,
+    QuantizedMemories,
+    bits_per_vector,
+    dequantize,
+    quantize,
+    rounded,
+)
+from memlm.store.ranks import serve_rank, write_over_ranks
+from memlm.store.search import Hit, StoreSearch
+from memlm.store.text_store import Remembered, TextStore
+from memlm.store.workers import write_side_by_side
+
+__all__ = [
+    "ROUNDINGS",
+    "Bits",
+    "ChunkCodec",
+    "Entry",
+    "Hit",
+    "MemoryStore",
+    "QuantizedMemories",
+    "Remembered",
+    "StoreHeader",
+    "StoreSearch",
+    "StoreStats",
+    "StoredDocument",
+    "TextStore",
+    "bits_per_vector",
+    "dequantize",
+    "named_parts",
+    "part_ids",
+    "quantize",
+    "read_header",
+    "rounded",
+    "serve_rank",
+    "with_parts",
+    "write_over_ranks",
+    "write_side_by_side",
+]

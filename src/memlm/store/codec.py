@@ -1,0 +1,185 @@
+"""A model that writes chunks of tokens as memories and reads them back, with its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from memlm.chunking import chunk_texts
+from memlm.data import decode_ids, decode_piece, encode_texts, eos_id, pad_id
+from memlm.encoders.fingerprint import model_fingerprint, vocabulary_of
+from memlm.errors import CheckpointError, TokenizerError
+from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
+from memlm.models.fingerprint import weights_fingerprint
+from memlm.models.loading import load_model
+from memlm.store.corrections import stable_ranks, tokens_of
+from memlm.store.format.header import StoreHeader
+from memlm.store.quantize import Bits, QuantizedMemories, dequantize, quantize
+
+ROWS = 64
+"""Chunks that are encoded or read back at once: what is freed between longer-lived memories is small enough to be used
+again, so that a long text's memory does not grow (LOG.md)."""
+
+
+@dataclass(frozen=True)
+class WrittenChunks:
+    """Chunks as they are kept, and how their memories read.
+
+    Attributes:
+        memories: rounded; (chunks, memories, numbers).
+        ranks: (chunks, length), of memlm.store.corrections.
+        right: (chunks,), tokens that the memory gives back by itself.
+    """
+
+    memories: QuantizedMemories
+    ranks: UInt8[Tensor, "chunks length"]
+    right: Int[Tensor, " chunks"]
+
+
+class ChunkCodec:
+    """Writes and reads one chunk at a time: what a chunk becomes depends on nothing but its own tokens."""
+
+    def __init__(self, model: TextAutoencoder | MemoryModelForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.encoder = encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder
+        words = self.encoder.config.vocab_size
+        apart = isinstance(model, MemoryModelForCausalLM) and model.config.encoder_tokens == "own"
+        if len(tokenizer) != words and not apart:
+            raise TokenizerError(
+                f"the tokenizer has {len(tokenizer)} tokens and the model {words}; "
+                "use the tokenizer that the model was trained with."
+            )
+        if model.dtype != torch.float32:
+            raise CheckpointError(
+                f"the model is in {model.dtype} and reading back must be in torch.float32, so that it is the same "
+                "everywhere; load it without a dtype."
+            )
+
+    @classmethod
+    def load(cls, directory: str | Path) -> ChunkCodec:
+        """Of a run folder, or any folder that save_pretrained wrote.
+
+        Raises:
+            CheckpointError: no autoencoder or memory model there, or a damaged one.
+            TokenizerError: no tokenizer, or one of another vocabulary.
+        """
+        return cls(*load_model(directory, TextAutoencoder, MemoryModelForCausalLM))
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens."""
+        return self.model.config.chunk_length
+
+    def header(self, bits: Bits) -> StoreHeader:
+        """Of a store that this model writes."""
+        settings = self.encoder.config
+        return StoreHeader(
+            encoder=weights_fingerprint(self.encoder),
+            decoder=model_fingerprint(self.model, self.tokenizer),
+            tokenizer=hashlib.sha256(vocabulary_of(self.tokenizer).encode()).hexdigest(),
+            chunk_length=self.chunk_length,
+            memories_per_chunk=settings.memories_per_chunk,
+            numbers=settings.bottleneck_size,
+            bits=bits,
+        )
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return encode_texts(self.tokenizer, texts)
+
+    def text(self, tokens: list[int]) -> str:
+        """Of ids."""
+        return decode_ids(self.tokenizer, tokens)
+
+    def piece(self, tokens: list[int]) -> str:
+        """Of ids from the middle of a text."""
+        return decode_piece(self.tokenizer, tokens)
+
+    @torch.inference_mode()
+    def encode(self, texts: list[list[int]]) -> Float[Tensor, "chunks memories numbers"]:
+        """Memories of the chunks of all texts, in fp32; a chunk that is not full is ended by end of text."""
+        ids, mask = self._chunks(texts)
+        pairs = zip(ids.split(ROWS), mask.split(ROWS), strict=True)
+        with _full_precision(self.model.device):
+            written = [self._encoded(i, m).float().cpu() for i, m in pairs if len(i)]
+        settings = self.encoder.config
+        return torch.cat([torch.empty(0, settings.memories_per_chunk, settings.bottleneck_size), *written])
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if isinstance(self.model, MemoryModelForCausalLM):
+            return self.model.encode_chunks(ids[:, None], mask[:, None])[:, 0]
+        return self.encoder(ids, mask)
+
+    @torch.inference_mode()
+    def write(self, texts: list[list[int]], bits: Bits) -> WrittenChunks:
+        """Encode, round, and read back what was rounded."""
+        memories = quantize(self.encode(texts), bits)
+        ids, mask = self._chunks(texts)
+        # the end of text that fills up a chunk is not the text's
+        mask = mask.bool().cpu() & _belongs(texts, self.chunk_length)
+        ids = ids.cpu()
+        ranks, right = torch.zeros(ids.shape, dtype=torch.uint8), torch.zeros(len(ids), dtype=torch.int32)
+        for rows, logits in self._read(dequantize(memories)):
+            ranks[rows] = stable_ranks(logits, ids[rows]).masked_fill(~mask[rows], 0)
+            right[rows] = ((logits.argmax(-1) == ids[rows]) & mask[rows]).sum(-1).int()
+        return WrittenChunks(memories, ranks, right)
+
+    @torch.inference_mode()
+    def read(
+        self,
+        memories: QuantizedMemories,
+        ranks: UInt8[Tensor, "chunks length"],
+        explicit: Int[Tensor, "chunks length"],
+    ) -> Int[Tensor, "chunks length"]:
+        """Tokens of chunks, corrected; what stands behind a chunk's text means nothing.
+
+        Args:
+            memories: as they are kept.
+            ranks: (chunks, length), 0 everywhere to read without corrections.
+            explicit: (chunks, length), tokens where the rank is EXPLICIT.
+        """
+        found = torch.zeros(ranks.shape, dtype=torch.long)
+        for rows, logits in self._read(dequantize(memories)):
+            found[rows] = tokens_of(logits, ranks[rows], explicit[rows])
+        return found
+
+    def _read(self, memories: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of chunks, and logits of them."""
+        for rows in torch.arange(len(memories)).split(ROWS) if len(memories) else ():
+            with _full_precision(self.model.device):
+                logits = self.model.decode(memories[rows].to(self.model.device)).float().cpu()
+            yield rows, logits
+
+    def _chunks(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        chunks, _ = chunk_texts(
+            texts,
+            chunk_length=self.chunk_length,
+            pad_token_id=pad_id(self.tokenizer),
+            eos_token_id=eos_id(self.tokenizer),
+        )
+        device = self.model.device
+        return chunks.input_ids[:, 0].to(device), chunks.attention_mask[:, 0].to(device)
+
+
+def _belongs(texts: list[list[int]], length: int) -> Tensor:
+    """(chunks, length): whether a place holds one of the text's tokens."""
+    sizes = [size for tokens in texts for size in chunk_sizes(len(tokens), length)]
+    return torch.arange(length) < torch.tensor(sizes, dtype=torch.long)[:, None]
+
+
+def chunk_sizes(tokens: int, length: int) -> list[int]:
+    """Tokens of each chunk of a text."""
+    return [min(length, tokens - first) for first in range(0, tokens, length)]
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """Whatever the surroundings ask for: what is read back must be what was read at writing."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,121 @@
+"""Exact nearest chunks by cosine: one product with all vectors of a store.
+
+Vectors are read once, made as long as one, and kept in fp32: a million of 128 numbers are half a gigabyte.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from memlm.errors import MemoryShapeError, StoreError, UserError
+from memlm.store.format.document import is_part, named_parts, owner_of
+from memlm.store.format.index import Entry
+from memlm.store.memory_store import MemoryStore
+from memlm.store.quantize import dequantize, rows_of
+
+_ROWS = 2**16
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk near the query.
+
+    Attributes:
+        id: its document.
+        part: of a long document, which of its parts; else None.
+        chunk: which chunk of the document or part, from 0.
+        score: cosine, -1 to 1.
+    """
+
+    id: str
+    part: int | None
+    chunk: int
+    score: float
+
+
+class StoreSearch:
+    """All vectors of a store, or those of some documents, at the time of reading."""
+
+    def __init__(self, store: MemoryStore, *, documents: Iterable[str] | None = None) -> None:
+        """Read them.
+
+        Args:
+            store: what is searched.
+            documents: ids; all where None.
+
+        Raises:
+            StoreError: an id that is not there.
+            DamagedStoreError: a segment is not what was written.
+        """
+        wanted = None if documents is None else {store.entry(name).id for name in documents}
+        entries = _searched(store, wanted)
+        by_segment: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_segment.setdefault(entry.segment, []).append(entry)
+        header = store.header
+        width = header.retrieval_numbers or header.memories_per_chunk * header.numbers
+        count = sum(entry.chunks for entry in entries)
+        self.vectors = torch.empty(count, width)
+        self._first: list[int] = []
+        self._owners: list[Entry] = []
+        row = 0
+        for segment, kept in store.searched():
+            for entry in by_segment.get(segment.number, []):
+                self._first.append(row)
+                self._owners.append(entry)
+                for rows in torch.arange(entry.first_chunk, entry.first_chunk + entry.chunks).split(_ROWS):
+                    numbers = dequantize(rows_of(kept, rows)).flatten(1)
+                    self.vectors[row : row + len(rows)] = F.normalize(numbers, dim=-1)
+                    row += len(rows)
+        if row != count:
+            raise StoreError(f"'{store.folder}' was compacted while it was read; search again.")
+
+    def __len__(self) -> int:
+        """Chunks."""
+        return len(self.vectors)
+
+    def nearest(self, query: Float[Tensor, "queries numbers"], k: int = 10) -> list[Hit]:
+        """The chunks nearest to any of the query's vectors, best first; fewer where the store has fewer.
+
+        Raises:
+            UserError: k below 1.
+            MemoryShapeError: vectors of another width, or values that are not finite.
+        """
+        if k < 1:
+            raise UserError(f"k ({k}) must be at least 1.")
+        if query.ndim != 2 or query.shape[1] != self.vectors.shape[1] or not len(query):
+            raise MemoryShapeError(
+                f"a query of shape {tuple(query.shape)} does not fit vectors of {self.vectors.shape[1]} numbers."
+            )
+        if not bool(torch.isfinite(query).all()):
+            raise MemoryShapeError("the query holds values that are NaN or infinite; encode it again.")
+        if not len(self):
+            return []
+        scores = (self.vectors @ F.normalize(query.float(), dim=-1).T).amax(1)
+        best = scores.topk(min(k, len(self)))
+        return [self._hit(row, score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def _hit(self, row: int, score: float) -> Hit:
+        place = bisect_right(self._first, row) - 1
+        name, _, part = owner_of(self._owners[place].id)
+        return Hit(name, part, row - self._first[place], score)
+
+
+def _searched(store: MemoryStore, wanted: set[str] | None) -> list[Entry]:
+    """Documents with chunks, and the parts of long ones that are all there."""
+    entries = list(store.entries())
+    parts = {e.id: named_parts(store.read(e.id)) for e in entries if not is_part(e.id) and not e.chunks and e.num_bytes}
+
+    def visible(entry: Entry) -> bool:
+        name, generation, _ = owner_of(entry.id)
+        named = parts.get(name)
+        return generation is None or (named is not None and named[0] == generation)
+
+    return [e for e in entries if e.chunks and visible(e) and (wanted is None or owner_of(e.id)[0] in wanted)]

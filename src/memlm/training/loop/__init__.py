@@ -1,0 +1,1 @@
+"""The training loop: trainer, optimizer, checkpoints, progress, and several processes."""

@@ -1,0 +1,137 @@
+"""Training checkpoints: safetensors and JSON only, there whole or not at all.
+
+A checkpoint is written into a hidden folder beside the others, flushed to the disk and renamed. Whatever is found
+half-written later was never renamed and is swept away. Nothing is pickled: transformers would write the optimizer,
+the random states and its arguments with pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from memlm.errors import CheckpointError
+from memlm.files import read_json, read_tensors
+from memlm.training.loop.sharding import spread_like, whole
+
+_NAME = re.compile(r"step-(\d+)$")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; half-written ones are removed."""
+    for draft in folder.glob(".*.draft"):
+        shutil.rmtree(draft, ignore_errors=True)
+    whole = _whole(folder)
+    return whole[-1] if whole else None
+
+
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for old in _whole(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    match = _NAME.search(checkpoint.name)
+    if match is None:
+        raise CheckpointError(f"'{checkpoint}' is not a checkpoint; its name must end in step-NUMBER.")
+    return int(match.group(1))
+
+
+def _whole(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=step_of)
+
+
+def whole_state(optimizer: Optimizer) -> dict[str, Any]:
+    """What `save_optimizer` writes; where weights are sharded, every process must come here."""
+    state = optimizer.state_dict()
+    entries = {
+        index: {name: whole(v) if isinstance(v, Tensor) else v for name, v in own.items()}
+        for index, own in state["state"].items()
+    }
+    return {**state, "state": entries}
+
+
+def save_optimizer(state: dict[str, Any], folder: Path) -> None:
+    """Tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            target = tensors if isinstance(value, Tensor) else plain
+            target[f"{index}.{name}"] = value.contiguous() if isinstance(value, Tensor) else value
+    save_file(tensors, folder / "optimizer.safetensors")
+    _write_json(folder / "optimizer.json", {"param_groups": state["param_groups"], "plain": plain})
+
+
+def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
+    """Undo `save_optimizer`.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or of another model.
+    """
+    record = read_json(folder / "optimizer.json")
+    entries = {**read_tensors(folder / "optimizer.safetensors"), **record["plain"]}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in entries.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    for group in record["param_groups"]:
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"'{folder}' belongs to another model ({error}); resume with the settings it began with."
+        ) from error
+    for parameter, own in optimizer.state.items():
+        own.update({n: spread_like(v, parameter) if isinstance(v, Tensor) else v for n, v in own.items()})
+
+
+def save_random_state(folder: Path) -> None:
+    """The states of Python's, NumPy's and torch's generators."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    if torch.cuda.is_available():
+        states |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    save_file(states, folder / "random.safetensors")
+    plain = {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), int(position), int(has_gauss), float(cached)],
+    }
+    _write_json(folder / "random.json", plain)
+
+
+def load_random_state(folder: Path) -> None:
+    """Undo `save_random_state`.
+
+    Raises:
+        CheckpointError: the files are missing or cut short.
+    """
+    plain, states = read_json(folder / "random.json"), read_tensors(folder / "random.safetensors")
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, position, has_gauss, cached = plain["numpy"]
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((name, keys, position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    cuda = [states[key] for key in sorted(states) if key.startswith("cuda.")]
+    if cuda and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,0 +1,253 @@
+"""Training: transformers' Trainer with its own rows, optimizer and checkpoints.
+
+What the subclass changes, and why:
+- rows are a pure function of (seed, step), so that resuming skips nothing and repeats nothing
+- checkpoints are whole, and hold no pickle
+- the log is ours: a mean of losses that survives a resume, which Trainer's own does not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from memlm.data import PackedRows
+from memlm.errors import MemlmError
+from memlm.files import write_whole
+from memlm.measurement import asked
+from memlm.models.precision import ShortAttentionInFp32, wants_bf16
+from memlm.objectives import asked_by_objective, reconstruction
+from memlm.training.config import TrainingConfig
+from memlm.training.loop.callbacks import RunCallback
+from memlm.training.loop.checkpoint import (
+    load_optimizer,
+    load_random_state,
+    remove_old,
+    save_optimizer,
+    save_random_state,
+    step_of,
+    whole_state,
+)
+from memlm.training.loop.optimizer import build_optimizer, learning_rate_factor
+from memlm.training.loop.sharding import shard, shards, whole_weights
+from memlm.training.loop.zero import ZERO_STAGES, ZeroAdamW, quiet_deepspeed
+
+Batch = dict[str, Tensor]
+
+
+class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
+    """Training was stopped by Ctrl-C; a checkpoint was kept."""
+
+
+Take = Callable[[Tensor, int], Batch]
+"""Row numbers, and the place of the first of them among all rows of all steps, to a batch: a pure function of both."""
+
+
+class StepRows(Dataset[Batch]):
+    """All rows of all steps in order: epoch after epoch, each in its own permutation, a pure function of the seed."""
+
+    def __init__(self, count: int, take: Take, *, length: int, seed: int) -> None:
+        self.count = count
+        self.take = take
+        self.length = length
+        self.seed = seed
+        self.epoch = -1
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return self.take(torch.stack([self._row(i) for i in indices]), indices[0])
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def _row(self, index: int) -> Tensor:
+        epoch, place = divmod(index, self.count)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.epoch, self.order = epoch, torch.randperm(self.count, generator=generator)
+        return self.order[place]
+
+
+def reconstruction_batches(rows: PackedRows) -> Take:
+    """Batches that ask for their own tokens."""
+
+    def take(chosen: Tensor, _: int) -> Batch:
+        batch = rows.select(chosen)
+        labels = reconstruction(batch.input_ids, batch.attention_mask).labels
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+
+    return take
+
+
+class MemlmTrainer(Trainer):
+    """Trainer over `StepRows`, with whole checkpoints of safetensors and JSON."""
+
+    def __init__(
+        self, model: PreTrainedModel, rows: StepRows, config: TrainingConfig, folder: Path, **rest: Any
+    ) -> None:
+        self.config = config
+        self.checkpoints = folder
+        quiet_deepspeed()
+        super().__init__(
+            model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
+        )
+        if self.shards:
+            self.accelerator.prepare_model = cast(Any, partial(self._prepare_shared, self.accelerator.prepare_model))
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+
+    @property
+    def shards(self) -> bool:
+        """Whether weights are spread over several processes."""
+        return shards(self.config)
+
+    def _prepare_shared(self, prepare: Callable[..., nn.Module], model: nn.Module, **_: Any) -> nn.Module:
+        # ours is sharded already where accelerate would copy it to every process
+        prepared = prepare(model, evaluation_mode=True)
+        return self.optimizer.engine if isinstance(self.optimizer, ZeroAdamW) else prepared
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        # a checkpoint's weights, which are whole, are in the model by now
+        if self.optimizer is None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.optimizer = self._built_optimizer(cast(PreTrainedModel, self.model))
+        return self.optimizer
+
+    def _built_optimizer(self, model: PreTrainedModel) -> Optimizer:
+        stage = ZERO_STAGES.get(self.config.sharding) if self.shards else None
+        if self.shards and stage is None:
+            shard(model)
+        optimizer = build_optimizer(model, self.config.optimizer)
+        if stage is None:
+            return optimizer
+        clip = self.config.optimizer.gradient_clip
+        return ZeroAdamW(model, cast(AdamW, optimizer), stage=stage, rows=self.config.batch_size, gradient_clip=clip)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        settings = self.config.optimizer
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda step: learning_rate_factor(step, num_training_steps, settings)
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.run_callback.last_loss = loss
+        return loss
+
+    def wrapped(self) -> nn.Module:
+        """The model as it trains: within what spreads it over devices."""
+        assert self.model_wrapped is not None
+        return self.model_wrapped
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As Trainer's; what each objective lost and got right is kept for the log."""
+        with ShortAttentionInFp32():
+            loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
+        if getattr(outputs, "nats", None) is not None:
+            self.run_callback.last_sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
+        """Tokens asked for over all accumulated batches and processes, of each objective where there are several."""
+        if not batch_samples or "loss_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = torch.stack([_asked_for(batch) for batch in batch_samples]).sum(0).to(device)
+        if self.args.world_size > 1:
+            counts = cast(Tensor, self.accelerator.gather(counts[None])).sum(0)
+        return counts
+
+    def add_run_callback(self, callback: RunCallback) -> None:
+        """The callback that logs; it needs each step's loss."""
+        self.run_callback = callback
+        self.add_callback(callback)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.optimizer is not None
+        # gathered by all, written by the first
+        weights = whole_weights(cast(nn.Module, self.model), self.config) if self.shards else None
+        optimizer = whole_state(self.optimizer)
+        if self.args.should_save:
+            write = partial(self._write_checkpoint, weights=weights, optimizer=optimizer)
+            write_whole(self.checkpoints / f"step-{self.state.global_step}", write)
+            remove_old(self.checkpoints, keep=self.config.keep_checkpoints)
+
+    def _write_checkpoint(self, folder: Path, *, weights: dict[str, Tensor] | None, optimizer: dict[str, Any]) -> None:
+        self.model.save_pretrained(folder, state_dict=weights)  # type: ignore[union-attr]
+        save_optimizer(optimizer, folder)
+        save_random_state(folder)
+        self.state.stateful_callbacks = cast(Any, {"RunLog": self.run_callback.run_log.state()})
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.optimizer is not None
+            load_optimizer(self.optimizer, Path(checkpoint))
+            step = step_of(Path(checkpoint))
+            # the schedule is a pure function of the step, and the rates of that step came with the optimizer
+            schedule = self.lr_scheduler
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            schedule.load_state_dict(
+                {**schedule.state_dict(), "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+            )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random_state(Path(checkpoint))
+
+    def _load_callback_state(self) -> None:
+        """Ours is restored in `train_run`; Trainer's own callbacks keep nothing."""
+
+
+def _asked_for(batch: Batch) -> Tensor:
+    """Of each objective; a reconstruction's labels are its own."""
+    apart = "reconstruction_labels" in batch
+    counts = asked_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
+    return torch.cat([counts, asked(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.batch_size,
+        max_steps=config.steps,
+        num_train_epochs=1,
+        # DeepSpeed clips by itself what no process has whole
+        max_grad_norm=0.0 if config.sharding in ZERO_STAGES and shards(config) else config.optimizer.gradient_clip,
+        bf16=wants_bf16(config.precision),
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        logging_strategy="no",
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        # they never change
+        ddp_broadcast_buffers=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+    )

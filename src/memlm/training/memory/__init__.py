@@ -1,0 +1,1 @@
+"""Training of memory models: stages, batches, the memory cache, and pretrained decoders."""

@@ -1,0 +1,130 @@
+"""Memories of a frozen encoder: computed once per corpus, on disk, read by every later epoch and stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memlm.chunking import split
+from memlm.data import PackedRows
+from memlm.errors import CheckpointError
+from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
+from memlm.models import MemoryModelForCausalLM
+from memlm.models.fingerprint import weights_fingerprint
+from memlm.models.precision import ShortAttentionInFp32
+from memlm.training.loop import distributed
+
+_ROWS = 64
+"""Encoded at once: few enough that a processor's cache holds what passes between layers (LOG.md)."""
+Progress = Callable[[int, int], None]
+"""Told rows done and rows in all."""
+
+
+@dataclass(frozen=True)
+class KeptMemories:
+    """What the encoder wrote for every chunk of every row.
+
+    Attributes:
+        memories: (rows, chunks, memories, numbers).
+        blank: (memories, numbers), of a chunk of blanks.
+    """
+
+    memories: Float[Tensor, "rows chunks memories numbers"]
+    blank: Float[Tensor, "memories numbers"]
+
+    def of(
+        self, objective: str, rows: Int[Tensor, " chosen"], distances: Int[Tensor, " chosen"]
+    ) -> Float[Tensor, "chosen chunks memories numbers"]:
+        """Of the chunks that an objective's inputs have, for these rows; blanks begin at their distance."""
+        found = self.memories[rows]
+        if objective == "copy":
+            half = found.shape[1] // 2
+            return torch.cat([found[:, :half], found[:, :half]], dim=1)
+        if objective == "blank_copy":
+            blank = torch.arange(found.shape[1]) >= distances[:, None]
+            return torch.where(blank[..., None, None], self.blank, found)
+        return found
+
+
+def keep_memories(
+    model: MemoryModelForCausalLM,
+    rows: PackedRows,
+    folder: Path,
+    *,
+    blank_id: int,
+    bf16: bool = False,
+    progress: Progress | None = None,
+) -> KeptMemories:
+    """Read them from `folder`, or compute and write them.
+
+    Args:
+        model: its encoder writes.
+        rows: of one length, whole chunks.
+        folder: where they are kept.
+        blank_id: token of blanks.
+        bf16: the encoder runs in bf16 autocast, as it would in the steps of a run in that precision.
+        progress: called after each batch.
+
+    Raises:
+        CheckpointError: the folder holds memories of another encoder or of other text.
+    """
+    wanted = {"encoder": weights_fingerprint(model.encoder), "text": _rows_fingerprint(rows), "rows": len(rows)}
+    record, tensors = folder / "memories.json", folder / "memories.safetensors"
+    if record.is_file() and tensors.is_file():
+        _check(folder, read_json(record), wanted)
+        found = read_tensors(tensors)
+        return KeptMemories(found["memories"], found["blank"])
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
+        kept = _compute(model, rows, blank_id, progress)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors_whole(tensors, {"memories": kept.memories, "blank": kept.blank})
+        # the record last: where it is, the memories are whole
+        write_file_whole(record, json.dumps(wanted, indent=2) + "\n")
+
+    distributed.first_does(write)
+    return kept
+
+
+@torch.no_grad()
+def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, progress: Progress | None) -> KeptMemories:
+    """Each process computes its share of the rows; all have all of them in the end."""
+    training, length = model.training, model.config.chunk_length
+    model.eval()
+    own = torch.arange(len(rows)).tensor_split(distributed.count())[distributed.rank()]
+    parts: list[Tensor] = []
+    for batch in rows.select(own).batches(_ROWS):
+        chunks = split(batch.input_ids, batch.attention_mask, chunk_length=length, pad_token_id=blank_id)
+        parts.append(model.encode_chunks(chunks.input_ids.to(model.device), chunks.attention_mask.to(model.device)))
+        if progress is not None:
+            progress(min(len(rows), distributed.count() * sum(map(len, parts))), len(rows))
+    blanks = torch.full((1, 1, length), blank_id, device=model.device)
+    blank = model.encode_chunks(blanks, torch.ones_like(blanks))[0, 0]
+    model.train(training)
+    empty = blank.new_zeros(0, rows.input_ids.shape[1] // length, *blank.shape)
+    memories = distributed.gathered(torch.cat([empty, *parts]).float().cpu())
+    return KeptMemories(memories.contiguous(), blank.float().cpu().contiguous())
+
+
+def _check(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise CheckpointError(
+                f"memories kept in '{folder}' are of another {name} ({str(found.get(name))[:12]}, "
+                f"not {str(value)[:12]}); remove that folder to compute them again."
+            )
+
+
+def _rows_fingerprint(rows: PackedRows) -> str:
+    digest = hashlib.sha256(str(tuple(rows.input_ids.shape)).encode())
+    for tensor in (rows.input_ids, rows.attention_mask):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
