@@ -30,7 +30,7 @@ import torch
 from memlm.data import PackedRows
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
-from memlm.models.precision import ShortAttentionInFp32
+from memlm.models.runtime import ShortAttentionInFp32
 from memlm.objectives import next_token, token_nats
 from memlm.recipes.memory import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
 from memlm.training import build_optimizer

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from memlm.models.precision import wants_bf16
+from memlm.models.runtime import wants_bf16
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import RunConfig, build_model, build_optimizer
 

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memlm.errors import CheckpointError
+from memlm.errors import CheckpointError, ConfigError
 
 
 def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
@@ -83,3 +84,40 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not an object; it was not written by memlm.")
     return cast("dict[str, Any]", value)
+
+
+_IMPLICIT: Final = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases, which can grow a few lines beyond any memory; leaves dates as words."""
+
+    yaml_implicit_resolvers = _IMPLICIT
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ConfigError("settings must not hold aliases (*name); write the value out.")
+        return super().compose_node(parent, index)
+
+
+def read_plain_yaml(text: str) -> Any:
+    """The value that a text holds.
+
+    Raises:
+        ConfigError: not YAML, an alias, or nested too deeply.
+    """
+    try:
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except RecursionError as error:
+        raise ConfigError("the settings are nested too deeply; two levels are all there are.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from error

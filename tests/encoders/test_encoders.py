@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from memlm.encoders import FunctionEncoder, MemoryEncoder, open_encoder
-from memlm.encoders.pooling import POOLINGS
+from memlm.encoders.huggingface import POOLINGS
 from memlm.errors import EncoderError
 from memlm.session import load
 from tests.conftest import speech

@@ -22,8 +22,8 @@ from memlm.models import (
     TextAutoencoderConfig,
     encoder_of,
 )
-from memlm.models.memory.layout import UNUSED, slot_table
 from memlm.models.memory.naive import naive_logits
+from memlm.models.memory.slots import UNUSED, slot_table
 from memlm.shapes import IGNORE_INDEX
 from tests.variants import MEMORY_ENCODER, MEMORY_MODELS, MIXER_DECODER, TINY
 

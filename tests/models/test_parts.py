@@ -10,8 +10,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from memlm.models import TextAutoencoderConfig
 from memlm.models.layers.backbone import LlamaBackbone
-from memlm.models.layers.bottleneck import BOTTLENECKS
-from memlm.models.layers.noise import QuantizationNoise
+from memlm.models.layers.bottleneck import BOTTLENECKS, QuantizationNoise
 from memlm.models.layers.readout import READOUTS, naive_windows
 from tests.variants import TINY
 

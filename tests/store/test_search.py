@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from memlm.data import parts as parts_module
+from memlm.data import corpus as parts_module
 from memlm.encoders import FunctionEncoder
 from memlm.errors import DamagedStoreError, MemoryShapeError, StoreError, UserError
 from memlm.store import ChunkCodec, StoreSearch, TextStore, dequantize

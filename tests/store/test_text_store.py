@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memlm.data import parts as parts_module
-from memlm.data.parts import parts_of, stream_file
+from memlm.data import corpus as parts_module
+from memlm.data.corpus import parts_of, stream_file
 from memlm.errors import CheckpointError, DamagedStoreError, DataError, StoreError, TokenizerError
 from memlm.store import MemoryStore
 from memlm.store import codec as codec_module

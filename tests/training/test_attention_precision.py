@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as attend
 from torch.overrides import TorchFunctionMode
 
-from memlm.models.precision import ShortAttentionInFp32
+from memlm.models.runtime import ShortAttentionInFp32
 from memlm.training import train_run
 from memlm.training.config import RunConfig
 

@@ -15,7 +15,7 @@ from memlm.data import encode_texts, load_tokenizer, train_tokenizer
 from memlm.evaluation import evaluate_run
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder
 from memlm.models.memory.adapter import plain_decoder
-from memlm.models.memory.translation import Translation
+from memlm.models.memory.encoder import Translation
 from memlm.session import MemorySession
 from memlm.store import TextStore
 from memlm.training import RunFolder

@@ -72,7 +72,7 @@ def open_session(options: Generate) -> MemorySession:
         ConfigError: no model.
     """
     from memlm.cli.stores import model_of, open_texts
-    from memlm.data.parts import stream_file
+    from memlm.data.corpus import stream_file
     from memlm.session import MemorySession
 
     model = options.model or (model_of(options.store) if options.store else None)

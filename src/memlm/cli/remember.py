@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _written(store: TextStore, paths: list[Path], options: Remember, model: Path, view: Any) -> dict[str, int]:
-    from memlm.data.parts import stream_file
+    from memlm.data.corpus import stream_file
     from memlm.store import write_over_ranks, write_side_by_side
     from memlm.training import Interrupted
     from memlm.training.loop.distributed import joined, launched

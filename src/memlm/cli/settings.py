@@ -50,7 +50,7 @@ def _value(text: str) -> Any:
     """As YAML reads it, and floats such as 1e-3, which YAML would take for words."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
-    from memlm.training.plain_yaml import read_plain_yaml  # --help must not wait for it
+    from memlm.files import read_plain_yaml  # --help must not wait for it
 
     try:
         return read_plain_yaml(text)

@@ -10,7 +10,6 @@ from memlm.data.corpus import (
     split_documents,
     stream_documents,
 )
-from memlm.data.facts import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
 from memlm.data.packing import PackedRows, pack, shorten_rows
 from memlm.data.passages import (
     Passages,
@@ -20,7 +19,7 @@ from memlm.data.passages import (
     passage_rows,
     texts_fingerprint,
 )
-from memlm.data.synthetic import random_rows
+from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
     decode_ids,
     decode_piece,

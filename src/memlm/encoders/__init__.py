@@ -6,10 +6,8 @@ import importlib.util
 import json
 from pathlib import Path
 
-from memlm.encoders.base import Encoder, FunctionEncoder, TextVectors
-from memlm.encoders.huggingface import HuggingFaceEncoder, load_huggingface
-from memlm.encoders.memory import MemoryEncoder
-from memlm.encoders.pooling import POOLINGS
+from memlm.encoders.base import Encoder, FunctionEncoder, MemoryEncoder, TextVectors
+from memlm.encoders.huggingface import POOLINGS, HuggingFaceEncoder, load_huggingface
 from memlm.errors import EncoderError
 from memlm.models import MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import OURS, kind_of, load_model

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from memlm.chunking import chunk_texts
+from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import EncoderError
+from memlm.models import ChunkEncoder
+from memlm.models.runtime import hash_weights
 
 TextVectors = Float[Tensor, "texts numbers"]
 
@@ -60,3 +67,56 @@ class FunctionEncoder:
                 "it must give (texts, numbers)."
             )
         return vectors
+
+
+def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
+    """SHA-256 over weights, tokenizer and settings, 64 hexadecimal digits."""
+    digest = hashlib.sha256(repr(settings).encode())
+    hash_weights(digest, model)
+    digest.update(vocabulary_of(tokenizer).encode())
+    return digest.hexdigest()
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How text becomes ids; padding and truncation are left out, which each use of a tokenizer sets anew."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr(sorted(tokenizer.get_vocab().items()))
+    settings = json.loads(backend.to_str())
+    return json.dumps({name: value for name, value in settings.items() if name not in ("padding", "truncation")})
+
+
+_ROWS = 256
+
+
+class MemoryEncoder:
+    """The first chunk of a text as its memories, one after the other in one vector; what goes beyond is not read."""
+
+    def __init__(self, encoder: ChunkEncoder, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        self.model = encoder.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.width = encoder.config.memories_per_chunk * encoder.config.bottleneck_size
+        self.fingerprint = model_fingerprint(self.model, self.tokenizer, "memories")
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> TextVectors:
+        """One vector per text."""
+        config, device = self.model.config, self.model.device
+        tokens = [ids[: config.chunk_length] for ids in encode_texts(self.tokenizer, texts)]
+        # an empty text still needs a vector: that of an end of text alone
+        rows = [ids or [eos_id(self.tokenizer)] for ids in tokens]
+        chunks, _ = chunk_texts(
+            rows,
+            chunk_length=config.chunk_length,
+            pad_token_id=pad_id(self.tokenizer),
+            eos_token_id=eos_id(self.tokenizer),
+        )
+        pairs = zip(chunks.input_ids[:, 0].split(_ROWS), chunks.attention_mask[:, 0].split(_ROWS), strict=True)
+        written = [self.model(ids.to(device), mask.to(device)).flatten(1) for ids, mask in pairs]
+        return torch.cat([part.float().cpu() for part in written])
+
+    def untrained(self, seed: int) -> MemoryEncoder:
+        """The same architecture with fresh weights."""
+        torch.manual_seed(seed)
+        return MemoryEncoder(ChunkEncoder(self.model.config), self.tokenizer, name=f"{self.name} (untrained)")

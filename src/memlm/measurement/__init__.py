@@ -1,18 +1,20 @@
 """Figures: accuracy, information, sums, intervals, records. Knows no models."""
 
-from memlm.measurement.accumulate import DocumentTally
-from memlm.measurement.accuracy import asked, asked_rows, correct, exact_rows
-from memlm.measurement.information import (
+from memlm.measurement.intervals import DocumentTally, bootstrap_interval, t_interval
+from memlm.measurement.metrics import (
+    asked,
+    asked_rows,
     bits_per_byte,
     bits_per_dim,
     bits_per_token,
+    correct,
+    exact_rows,
     paper_nats,
     retention,
     uniform_nats,
     unigram_log_probabilities,
     unigram_nats,
 )
-from memlm.measurement.interval import bootstrap_interval, t_interval
 from memlm.measurement.record import Baseline, Measurement
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Mixer, text autoencoder, memory models, passage encoder, probe; on import they join the Auto classes."""
 
 from memlm.models.autoencoder import TextAutoencoder, TextAutoencoderConfig
+from memlm.models.documents import AutoencoderOutput, MemoryModelOutput
 from memlm.models.layers.mixer import MixerConfig, MixerForCausalLM, MixerModel
 from memlm.models.memory import (
     ChunkEncoder,
@@ -9,7 +10,6 @@ from memlm.models.memory import (
     MemoryModelForCausalLM,
     encoder_of,
 )
-from memlm.models.outputs import AutoencoderOutput, MemoryModelOutput
 from memlm.models.passage import PassageEncoder, PassageEncoderConfig
 from memlm.models.probe import ProbeConfig, ProbeDecoder
 from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from memlm.errors import ConfigError, did_you_mean
+
+_TRANSFORMERS_OWN = frozenset(
+    {"torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "attn_implementation", "auto_map"}
+    | {"experts_implementation", "output_attentions", "num_labels", "per_layer_config", "model_type"}
+    | {"_attn_implementation_internal", "_experts_implementation_internal", "_attn_implementation"}
+)
+
+
+class MemlmConfig(PreTrainedConfig):
+    """Base of every memlm configuration.
+
+    Raises:
+        ConfigError: a key that no field has, or values that do not fit each other.
+    """
+
+    # @strict checks the types of fields; jaxtyping's check would refuse the unknown keys before we can name them
+    __no_type_check__: ClassVar[bool] = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.refuse_unknown(kwargs)
+        super().__post_init__(**kwargs)
+        self.check()
+
+    def refuse_unknown(self, extra: dict[str, Any]) -> None:
+        """Raise for the first key that is neither a field nor one of transformers' own."""
+        own = _TRANSFORMERS_OWN | set(GenerationConfig().to_dict())
+        for key in extra:
+            if key not in own:
+                known = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
+                raise ConfigError(f"unknown setting '{key}' for {self.model_type}. {did_you_mean(key, known)}")
+
+    def check(self) -> None:
+        """Raise ConfigError where settings do not fit each other; overridden by each family."""
+
+
+def require_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Raise ConfigError for the first of these settings below one."""
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise ConfigError(f"{name} ({value}) must be at least 1.")
 
 
 class MemlmModel(PreTrainedModel):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.data import load_tokenizer
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder, TextAutoencoderConfig
-from memlm.models.quiet import no_shard_bars
+from memlm.models.runtime import no_shard_bars
 
 OURS: dict[str, type[PreTrainedModel]] = {
     TextAutoencoderConfig.model_type: TextAutoencoder,

@@ -1,9 +1,15 @@
 """What a model is asked for: labels, losses, mixtures. Pure functions; no batch is changed in place."""
 
-from memlm.objectives.by_objective import ObjectiveSums, asked_by_objective, sums_by_objective, weighted_loss
-from memlm.objectives.contrastive import info_nce
 from memlm.objectives.labels import Task, blank_copy, copy, next_token, reconstruction, token_dropout
-from memlm.objectives.losses import mean_loss, token_nats
+from memlm.objectives.losses import (
+    ObjectiveSums,
+    asked_by_objective,
+    info_nce,
+    mean_loss,
+    sums_by_objective,
+    token_nats,
+    weighted_loss,
+)
 from memlm.objectives.mixture import OBJECTIVES, Mixture, Ramp
 
 __all__ = [

@@ -1,9 +1,11 @@
-"""Cross-entropy per token, and its mean over the tokens that were asked for."""
+"""Losses: cross-entropy per token, its mean by objective, and InfoNCE for retrieval."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,3 +40,76 @@ def mean_loss(logits: Logits, labels: Labels, num_items: Tensor | int | None = N
     if not bool(asked):
         raise UserError(f"all {labels.numel()} labels are {IGNORE_INDEX} (ignored); there is nothing to learn from.")
     return token_nats(logits, labels).sum() / asked
+
+
+class ObjectiveSums(NamedTuple):
+    """Sums over the tokens that each objective asked for; all (objectives,)."""
+
+    nats: Float[Tensor, " objectives"]
+    right: Float[Tensor, " objectives"]
+    asked: Float[Tensor, " objectives"]
+
+
+def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> ObjectiveSums:
+    """Nats, right tokens and asked tokens of each of `count` objectives.
+
+    Args:
+        logits: (batch, tokens, vocabulary).
+        labels: (batch, tokens), aligned with the logits.
+        objective: (batch,), whose row it is.
+        count: objectives in all; one without rows has zeros.
+    """
+    right = (logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)
+    nats, hits = (
+        row.new_zeros(count).index_add(0, objective, row)
+        for row in (token_nats(logits, labels).sum(1), right.sum(1).float())
+    )
+    return ObjectiveSums(nats, hits, asked_by_objective(labels, objective, count=count))
+
+
+def asked_by_objective(labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> Float[Tensor, " objectives"]:
+    """How many tokens each objective asks for."""
+    asked = (labels != IGNORE_INDEX).sum(1).float()
+    return asked.new_zeros(count).index_add(0, objective, asked)
+
+
+def weighted_loss(
+    nats: Float[Tensor, " objectives"], asked: Float[Tensor, " objectives"], weights: Float[Tensor, " objectives"]
+) -> Float[Tensor, ""]:
+    """Weighted mean over objectives of their mean nats per token.
+
+    Args:
+        nats: (objectives,), summed.
+        asked: (objectives,), tokens over all accumulated batches and devices.
+        weights: (objectives,); an objective that nothing was asked of counts for nothing.
+
+    Raises:
+        UserError: no objective with a weight asks for anything.
+    """
+    counted = weights * (asked > 0)
+    if not bool(counted.sum() > 0):
+        raise UserError(
+            f"all labels are {IGNORE_INDEX} (ignored) or of objectives with no weight; there is nothing to learn from."
+        )
+    return (counted * nats / asked.clamp(min=1)).sum() / counted.sum()
+
+
+def info_nce(
+    queries: Float[Tensor, "batch width"], passages: Float[Tensor, "batch width"], *, temperature: float = 0.02
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy in nats of picking each query's passage by cosine.
+
+    Args:
+        queries: (batch, width); row i belongs to passage i.
+        passages: (batch, width); the other rows are the negatives.
+        temperature: cosines are divided by it.
+
+    Raises:
+        UserError: a temperature that is not above zero.
+    """
+    if not temperature > 0:
+        raise UserError(f"temperature ({temperature}) must be above 0; the paper uses 0.02.")
+    # fp32: cosines divided by 0.02 leave bf16 one digit
+    cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(passages.float(), dim=-1).T
+    own = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(cosines / temperature, own, reduction="none")

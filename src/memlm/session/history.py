@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from memlm.errors import CheckpointError
+from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole, write_whole
 from memlm.models.memory import MemoryModelConfig
 from memlm.models.memory.prompt import Piece
 
@@ -64,3 +69,95 @@ class History:
             dropped += 1
         del self.chunks[:dropped]
         self.forgotten += dropped
+
+
+FORMAT = 1
+_JSON, _TENSORS = "session.json", "session.safetensors"
+_MOST = 2**20
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    chunks: Annotated[list[list[Token] | None], Field(max_length=_MOST)]
+    """Tokens, or None where a memory stands."""
+    newest: Annotated[list[Token], Field(max_length=_MOST)]
+    forgotten: Count
+
+
+class SessionFile(BaseModel):
+    """What a session is beside its memories."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = FORMAT
+    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Fingerprint of model and tokenizer."""
+    fidelity: Annotated[float, Field(ge=0, le=1)]
+    max_positions: Count
+    rows: Annotated[list[_Row], Field(min_length=1, max_length=_MOST)]
+
+
+def save_session(folder: Path, histories: list[History], *, model: str, fidelity: float, max_positions: int) -> None:
+    """Write a folder; one that is there is replaced."""
+    rows = [
+        _Row(
+            chunks=[None if isinstance(c, Tensor) else c for c in history.chunks],
+            newest=history.newest,
+            forgotten=history.forgotten,
+        )
+        for history in histories
+    ]
+    held = [c.float().cpu() for history in histories for c in history.chunks if isinstance(c, Tensor)]
+    file = SessionFile(model=model, fidelity=fidelity, max_positions=max_positions, rows=rows)
+
+    def fill(draft: Path) -> None:
+        write_file_whole(draft / _JSON, file.model_dump_json(indent=1) + "\n")
+        write_tensors_whole(draft / _TENSORS, {"memories": torch.stack(held) if held else torch.zeros(0, 1, 1)})
+
+    write_whole(folder, fill)
+
+
+def load_session(folder: Path, *, model: str, shape: tuple[int, int], words: int) -> tuple[SessionFile, list[History]]:
+    """What was saved.
+
+    Args:
+        folder: of `save_session`.
+        model: fingerprint of the model that goes on.
+        shape: memories and numbers of a chunk.
+        words: ids that a token may have.
+
+    Raises:
+        CheckpointError: missing, damaged, of a newer format or of another model.
+    """
+    values = read_json(folder / _JSON)
+    newer = values.get("format")
+    if isinstance(newer, int) and newer > FORMAT:
+        raise CheckpointError(f"'{folder}' has format {newer}, this memlm reads up to {FORMAT}; install a newer memlm.")
+    try:
+        file = SessionFile(**values)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"'{folder / _JSON}' is no session ({error.errors()[0]['msg']}); save it again."
+        ) from error
+    if file.model != model:
+        raise CheckpointError(
+            f"'{folder}' was saved with another model ({file.model[:12]}) than this one ({model[:12]}); give that one."
+        )
+    memories = read_tensors(folder / _TENSORS).get("memories")
+    wanted = sum(chunk is None for row in file.rows for chunk in row.chunks)
+    if memories is None or len(memories) != wanted or (wanted and tuple(memories.shape[1:]) != shape):
+        raise CheckpointError(
+            f"'{folder / _TENSORS}' does not hold the {wanted} memories of its session; save it again."
+        )
+    if not bool(torch.isfinite(memories).all()):
+        raise CheckpointError(f"'{folder / _TENSORS}' holds memories that are not finite; save it again.")
+    top = max((t for row in file.rows for ids in (*row.chunks, row.newest) for t in ids or ()), default=0)
+    if top >= words:
+        raise CheckpointError(f"'{folder / _JSON}' names token {top} and the model has {words}; save it again.")
+    left = iter(memories)
+    return file, [
+        History([next(left) if c is None else c for c in row.chunks], row.newest, row.forgotten) for row in file.rows
+    ]

@@ -18,14 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id, pad_id
-from memlm.data.parts import parts_of
-from memlm.encoders.fingerprint import model_fingerprint
+from memlm.data.corpus import parts_of
+from memlm.encoders.base import model_fingerprint
 from memlm.errors import UserError
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.loading import load_model
 from memlm.models.memory.prompt import span_of
-from memlm.session.files import load_session, save_session
-from memlm.session.history import History
+from memlm.session.history import History, load_session, save_session
 from memlm.store.codec import ROWS
 from memlm.store.quantize import dequantize
 from memlm.store.text_store import TextStore

@@ -5,6 +5,7 @@ from memlm.store.format.document import StoredDocument, named_parts, part_ids
 from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.index import Entry
 from memlm.store.memory_store import MemoryStore, StoreStats, with_parts
+from memlm.store.parallel import serve_rank, write_over_ranks, write_side_by_side
 from memlm.store.quantize import (
     ROUNDINGS,
     Bits,
@@ -14,10 +15,8 @@ from memlm.store.quantize import (
     quantize,
     rounded,
 )
-from memlm.store.ranks import serve_rank, write_over_ranks
 from memlm.store.search import Hit, StoreSearch
 from memlm.store.text_store import Remembered, TextStore
-from memlm.store.workers import write_side_by_side
 
 __all__ = [
     "ROUNDINGS",

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.chunking import chunk_texts
 from memlm.data import decode_ids, decode_piece, encode_texts, eos_id, pad_id
-from memlm.encoders.fingerprint import model_fingerprint, vocabulary_of
+from memlm.encoders.base import model_fingerprint, vocabulary_of
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
-from memlm.models.fingerprint import weights_fingerprint
 from memlm.models.loading import load_model
+from memlm.models.runtime import weights_fingerprint
 from memlm.store.corrections import stable_ranks, tokens_of
 from memlm.store.format.header import StoreHeader
 from memlm.store.quantize import Bits, QuantizedMemories, dequantize, quantize

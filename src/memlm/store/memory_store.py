@@ -1,7 +1,7 @@
 """Memories on disk: one writer, many readers, and nothing half written, whenever the power goes.
 
     store.json                      what wrote the memories (header.py)
-    index.sqlite                    documents and their places (index.py)        seal.json  its hash at rest (seal.py)
+    index.sqlite                    documents and their places (index.py)        seal.json  its hash at rest (index.py)
     segments/0000000000.safetensors memories and corrections (segments.py)       writer.lock
 
 A write makes new segments first and then one commit of the index; what the index does not name is not there, and is
@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import write_whole
-from memlm.store.format import seal
 from memlm.store.format.document import (
     StoredDocument,
     check_id,
@@ -34,7 +33,7 @@ from memlm.store.format.document import (
 )
 from memlm.store.format.header import StoreHeader, read_header, write_header
 from memlm.store.format.index import NAME as INDEX
-from memlm.store.format.index import Entry, Index
+from memlm.store.format.index import Entry, Index, read_seal, write_seal
 from memlm.store.format.segments import (
     FOLDER,
     Place,
@@ -100,7 +99,7 @@ class MemoryStore:
             write_header(draft, header)
             (draft / FOLDER).mkdir()
             Index.create(draft)
-            seal.write_seal(draft, 0, settled=True)
+            write_seal(draft, 0, settled=True)
 
         try:
             write_whole(path, fill)
@@ -144,7 +143,7 @@ class MemoryStore:
     def close(self) -> None:
         """Let go of the files, and of the lock."""
         if self._lock is not None and self._index.settle():
-            seal.write_seal(self.folder, self._index.state().commits, settled=True)
+            write_seal(self.folder, self._index.state().commits, settled=True)
         self._index.close()
         if self._lock is not None:
             self._lock.release()
@@ -395,13 +394,13 @@ class MemoryStore:
     def _settle(self) -> None:
         try:
             settled = self._index.settle()
-            seal.write_seal(self.folder, self._index.state().commits, settled=settled)
+            write_seal(self.folder, self._index.state().commits, settled=settled)
         except OSError as error:
             raise _cannot_write(self.folder, error, done=True) from error
 
     def _recover(self) -> None:
         """What a stopped writer left: segments that no commit names, and an index without its seal."""
-        kept = seal.read_seal(self.folder)
+        kept = read_seal(self.folder)
         if kept.commits != self._index.state().commits or kept.index_sha256 is None:
             wrong = self._index.problems()
             if wrong:
@@ -501,7 +500,7 @@ def _entry_of(document: StoredDocument, order: int, place: Place, digest: str) -
 
 def _seal_problems(folder: Path) -> list[str]:
     """Whether the index at rest is, byte for byte, what was sealed."""
-    kept = seal.read_seal(folder)
+    kept = read_seal(folder)
     index = Index(folder, write=False)
     try:
         commits, digest = index.state().commits, file_hash(folder / INDEX)

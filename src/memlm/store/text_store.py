@@ -1,6 +1,6 @@
 """Texts in a store: remembered with what makes them exact, recalled byte for byte, long ones part by part.
 
-A text of more than one part (memlm.data.parts) is kept as hidden documents, one a part, and becomes visible by one
+A text of more than one part (memlm.data.corpus) is kept as hidden documents, one a part, and becomes visible by one
 more that names them, committed when all are there. What was interrupted goes on behind the parts that are there.
 """
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.data.parts import parts_of
+from memlm.data.corpus import parts_of
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import DamagedStoreError, StoreError, UserError
 from memlm.store.codec import ChunkCodec, WrittenChunks, chunk_sizes

@@ -230,7 +230,7 @@ def read_changes(path: str | Path) -> dict[str, Any]:
             f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
         ) from error
     try:
-        from memlm.training.plain_yaml import read_plain_yaml  # --help must not wait for it
+        from memlm.files import read_plain_yaml  # --help must not wait for it
 
         values = read_plain_yaml(text)
     except ConfigError as error:

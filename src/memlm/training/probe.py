@@ -20,7 +20,7 @@ from memlm.errors import CheckpointError
 from memlm.files import write_whole
 from memlm.measurement import asked, correct
 from memlm.models.probe import ProbeConfig, ProbeDecoder, start_from_vectors
-from memlm.models.quiet import no_shard_bars
+from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog

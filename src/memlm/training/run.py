@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from memlm.data import PackedRows, eos_id, load_tokenizer, pad_id
 from memlm.errors import ConfigError, DataError, RunFolderError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
-from memlm.models.quiet import no_shard_bars
+from memlm.models.runtime import no_shard_bars
 from memlm.objectives import Task, reconstruction
 from memlm.training.config import RunConfig
 from memlm.training.kinds import AnyRunConfig

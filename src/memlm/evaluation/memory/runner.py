@@ -22,7 +22,7 @@ from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
 from memlm.measurement import Measurement
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.loading import load_model
-from memlm.models.memory.layout import reads_own_chunk
+from memlm.models.memory.slots import reads_own_chunk
 from memlm.training import RunFolder, prepare_data
 from memlm.training.memory.config import MemoryRunConfig
 from memlm.training.memory.pretrained import load_decoder

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, eos_id, pad_id
 from memlm.models import PassageEncoder, PassageEncoderConfig, TextAutoencoder, TextAutoencoderConfig
-from memlm.models.quiet import no_shard_bars
+from memlm.models.runtime import no_shard_bars
 from memlm.objectives import next_token
 from memlm.training.config import TrainingConfig
 from memlm.training.loop.fit import fit

@@ -33,11 +33,10 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.errors import RunFolderError
 from memlm.evaluation.passages import Passage, passages_of
-from memlm.evaluation.probe.audit import ROUNDINGS as AUDITED
-from memlm.evaluation.probe.audit import recovered_spans
 from memlm.evaluation.probe.cache import Shelf, fingerprint
 from memlm.evaluation.probe.dataset import PARTS, Question, ask_documents, ask_passages, split_three_ways
-from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint
+from memlm.evaluation.probe.metrics import ROUNDINGS as AUDITED
+from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint, recovered_spans
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder

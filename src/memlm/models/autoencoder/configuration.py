@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_positive
 from memlm.models.layers.backbone import BACKBONES
 from memlm.models.layers.bottleneck import ACTIVATIONS, BOTTLENECKS
 from memlm.models.layers.readout import READOUTS

@@ -23,12 +23,12 @@ from memlm.chunking import text_first
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.base import MemlmModel
+from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import build_backbone
 from memlm.models.layers.bottleneck import LearnedSlots, MemoryWriter
 from memlm.models.layers.mixer.modeling import init_mixer_weights
 from memlm.models.layers.positionwise import PositionMaps, start_maps
 from memlm.models.layers.readout import READOUTS, Prefix
-from memlm.models.outputs import AutoencoderOutput
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
 

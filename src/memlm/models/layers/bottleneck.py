@@ -14,8 +14,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from memlm.models.layers.noise import QuantizationNoise
 from memlm.models.layers.positionwise import Positionwise, Slices
+
+
+class QuantizationNoise(nn.Module):
+    """Adds uniform noise as wide as one step of rounding to `bits` bits with one scale per vector."""
+
+    def __init__(self, bits: int | None) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Float[Tensor, "*batch numbers"]) -> Float[Tensor, "*batch numbers"]:
+        """In training `x` plus centred noise; otherwise, or with no bits set, `x` itself."""
+        if self.bits is None or not self.training:
+            return x
+        step = x.detach().abs().amax(-1, keepdim=True) / (2 ** (self.bits - 1) - 1)
+        return x + (torch.rand_like(x) - 0.5) * step
+
 
 Chunks = Float[Tensor, "chunks tokens width"]
 ChunkMask = Bool[Tensor, "chunks tokens"]

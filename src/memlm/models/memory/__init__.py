@@ -2,9 +2,8 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from memlm.models.memory.configuration import MemoryModelConfig
+from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
 from memlm.models.memory.encoder import ChunkEncoder, encoder_of
-from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
 from memlm.models.memory.modeling import MemoryModelForCausalLM
 
 AutoConfig.register(ChunkEncoderConfig.model_type, ChunkEncoderConfig, exist_ok=True)

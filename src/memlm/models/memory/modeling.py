@@ -29,19 +29,21 @@ from transformers.utils import ModelOutput
 from memlm.chunking import left_align, split
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.base import DecoderInside
-from memlm.models.documents import ChunkedDocuments, chunked, loss_of
+from memlm.models.documents import ChunkedDocuments, MemoryModelOutput, chunked, loss_of
 from memlm.models.layers.mixer import MixerConfig
 from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter, free_adapter
-from memlm.models.memory.configuration import MemoryModelConfig
-from memlm.models.memory.encoder import ChunkEncoder, init_memory_weights
-from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
-from memlm.models.memory.injection import Introduction
-from memlm.models.memory.layout import groups_needed, reads_own_chunk, slot_table
+from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
+from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, init_memory_weights, translation_in
 from memlm.models.memory.prompt import Piece, lay_out, places_of, positions_of
-from memlm.models.memory.slots import SlotReadout, SlotSettings
-from memlm.models.memory.translation import FOLDER, Translation, translation_in
-from memlm.models.outputs import MemoryModelOutput
+from memlm.models.memory.slots import (
+    Introduction,
+    SlotReadout,
+    SlotSettings,
+    groups_needed,
+    reads_own_chunk,
+    slot_table,
+)
 from memlm.objectives import ObjectiveSums, sums_by_objective
 from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
 

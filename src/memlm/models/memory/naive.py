@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.models.memory.injection import Introduction
-from memlm.models.memory.layout import UNUSED, groups_needed, slot_table
 from memlm.models.memory.modeling import MemoryModelForCausalLM
-from memlm.models.memory.slots import SlotReadout
+from memlm.models.memory.slots import UNUSED, Introduction, SlotReadout, groups_needed, slot_table
 from memlm.shapes import TokenIds, TokenMask
 
 

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memlm.errors import MemoryShapeError, UserError
-from memlm.models.memory.configuration import MemoryModelConfig
-from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
+from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
 from memlm.shapes import TokenIds, TokenMask
 
 Piece = Float[Tensor, "_ memories numbers"] | Sequence[int]

@@ -1,18 +1,63 @@
-"""Memories become the decoder's inputs, and groups of slots find their places. D documents, C chunks, G groups."""
+"""Memories become the decoder's inputs, and groups of slots find their places. D documents, C chunks, G groups.
+
+The layouts of the slots before each chunk's tokens:
+
+- `aligned`: the newest group stands next to the tokens, and unused groups before it are masked. The distance between a
+  token and the memory it needs is the same for every chunk.
+- `fixed`: groups are filled from the left, oldest first (arXiv 2602.13466).
+- `variable`: as `aligned`, but positions count from the first memory that is there (arXiv 2602.13466).
+- `oracle`: as `aligned`, and each chunk's own memory stands next to its tokens, which shows what a memory could add.
+
+An entry of a slot table is the chunk whose memory stands there, or UNUSED.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memlm.models.layers.readout import READOUTS
-from memlm.models.memory.configuration import MemoryModelConfig
-from memlm.models.memory.encoder_configuration import ChunkEncoderConfig
-from memlm.models.memory.layout import UNUSED
+from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
+
+UNUSED: Final = -1
+
+
+def slot_table(layout: str, *, chunks: int, groups: int) -> Int[Tensor, "chunks groups"]:
+    """Whose memory each group of slots holds, for each of `chunks` chunks read one after the other.
+
+    Args:
+        layout: one of LAYOUTS.
+        chunks: how many chunks a document has.
+        groups: groups of slots in the decoder's input; where they are fewer than the earlier chunks, the newest stay.
+    """
+    chunk, group = torch.arange(chunks)[:, None], torch.arange(groups)
+    if layout == "fixed":
+        dropped = (chunk - groups).clamp(min=0)
+        held = group + dropped
+    else:
+        held = group - groups + chunk + reads_own_chunk(layout)
+    return torch.where((held >= 0) & (held < chunk + reads_own_chunk(layout)), held, UNUSED)
+
+
+def reads_own_chunk(layout: str) -> bool:
+    """Whether a chunk is read behind its own memory, which knows what comes."""
+    return layout == "oracle"
+
+
+def groups_needed(layout: str, *, chunks: int, trained: int) -> int:
+    """Groups of slots for documents of so many chunks; as many as in training at least, so that positions stay.
+
+    Args:
+        layout: one of LAYOUTS.
+        chunks: of the longest document.
+        trained: chunks of a document in training.
+    """
+    most = max(chunks, trained)
+    return most if layout == "fixed" or reads_own_chunk(layout) else most - 1
 
 
 @dataclass
@@ -62,7 +107,7 @@ class SlotReadout(nn.Module):
 
         Args:
             slots: of the chunks that were encoded.
-            table: of memlm.models.memory.layout; it may name fewer chunks than there are slots.
+            table: of memlm.models.memory.slots; it may name fewer chunks than there are slots.
         """
         used = table != UNUSED
         placed = slots[:, table.clamp(min=0)]
@@ -70,3 +115,32 @@ class SlotReadout(nn.Module):
         placed = torch.where(used[:, :, None, None], placed, filler)
         readable = used if self.masks_unused else torch.ones_like(used)
         return placed.flatten(2, 3), readable.repeat_interleave(self.per_chunk, dim=1)
+
+
+HIDDEN_SHARE = 4
+"""`hidden` gives one part in so many of the decoder's width to the memory."""
+
+
+class Introduction(nn.Module):
+    """A chunk's own memories beside each of its tokens: added (`projection`), or part of their width (`hidden`).
+
+    `hidden` is the paper's concatenation, its token table as much narrower: a token's last numbers give way.
+    """
+
+    def __init__(self, config: MemoryModelConfig) -> None:
+        super().__init__()
+        writer, width = cast(ChunkEncoderConfig, config.writer), config.reader.hidden_size
+        self.concatenates = config.introduction == "hidden"
+        self.width = width // HIDDEN_SHARE if self.concatenates else width
+        self.map = nn.Linear(writer.memories_per_chunk * writer.bottleneck_size, self.width, bias=False)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "documents chunks length width"],
+        memories: Float[Tensor, "documents chunks memories numbers"],
+    ) -> Float[Tensor, "documents chunks length width"]:
+        """Tokens that know their chunk's memories."""
+        read = self.map(memories.flatten(2))[:, :, None].to(tokens.dtype)
+        if not self.concatenates:
+            return tokens + read
+        return torch.cat([tokens[..., : -self.width], read.expand(-1, -1, tokens.shape[2], -1)], dim=-1)

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memlm.models.base import MemlmModel
+from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import build_backbone
 from memlm.models.layers.mixer.modeling import init_mixer_weights
-from memlm.models.outputs import AutoencoderOutput
 from memlm.models.passage.configuration import POOLINGS, PassageEncoderConfig
 from memlm.objectives import info_nce, mean_loss
 from memlm.shapes import Labels, TokenIds, TokenMask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError, did_you_mean
-from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_positive
 from memlm.models.layers.backbone import BACKBONES
 
 

@@ -22,9 +22,9 @@ from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
 from memlm.models.base import MemlmModel
+from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import build_backbone
 from memlm.models.layers.mixer.modeling import init_mixer_weights
-from memlm.models.outputs import AutoencoderOutput
 from memlm.models.probe.configuration import ProbeConfig
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits

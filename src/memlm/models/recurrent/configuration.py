@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from memlm.errors import ConfigError
-from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_positive
 
 
 @strict

@@ -18,8 +18,7 @@ from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
 from memlm.models.base import DecoderInside
-from memlm.models.documents import ChunkedDocuments, chunked, loss_of
-from memlm.models.outputs import MemoryModelOutput
+from memlm.models.documents import ChunkedDocuments, MemoryModelOutput, chunked, loss_of
 from memlm.models.recurrent.configuration import RecurrentMemoryConfig
 from memlm.objectives import sums_by_objective
 from memlm.shapes import Labels, TokenIds, TokenMask

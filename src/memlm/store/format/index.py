@@ -3,6 +3,8 @@
 SQLite makes a write whole or not at all, also when the power goes; it does not see a flipped bit. So each row carries a
 seal (a hash of its fields), and one row of state carries the sum of all seals: no row can change, vanish or come back
 unseen.
+
+A file beside it, `seal.json`, holds a hash of the whole index at rest, so that a flipped bit is seen where no row is.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.store.format.segments import Place, Segment
+from memlm.files import write_file_whole
+from memlm.store.format.segments import Place, Segment, file_hash
 
 NAME = "index.sqlite"
 _SUMS = 2**256
@@ -271,3 +274,45 @@ def _closing(connection: sqlite3.Connection) -> Generator[None]:
         yield
     finally:
         connection.close()
+
+
+SEAL = "seal.json"
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The index after so many commits."""
+
+    commits: int
+    index_sha256: str | None
+    """None where a reader kept the last commits from the main file."""
+
+
+def write_seal(folder: Path, commits: int, *, settled: bool) -> None:
+    """Of the index as it is now."""
+    seal = Seal(commits, file_hash(folder / NAME) if settled else None)
+    write_file_whole(folder / SEAL, _seal_text(seal))
+
+
+def read_seal(folder: Path) -> Seal:
+    """Read and check it.
+
+    Raises:
+        DamagedStoreError: missing, or not what was written.
+    """
+    path = folder / SEAL
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        seal = Seal(values["commits"], values["index_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedStoreError(f"'{path}' is damaged or missing ({' '.join(str(error).split())[:80]}).") from error
+    if text != _seal_text(seal):
+        raise DamagedStoreError(f"'{path}' is not what was written (its hash differs).")
+    return seal
+
+
+def _seal_text(seal: Seal) -> str:
+    values = asdict(seal)
+    own = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return json.dumps({**values, "sha256": own}) + "\n"

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors
-from memlm.training.loop.sharding import spread_like, whole
+from memlm.training.loop.distributed import spread_like, whole
 
 _NAME = re.compile(r"step-(\d+)$")
 

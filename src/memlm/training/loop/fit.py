@@ -15,7 +15,7 @@ from memlm.training.config import TrainingConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.checkpoint import newest, step_of
-from memlm.training.loop.sharding import shards, whole_weights
+from memlm.training.loop.distributed import shards, whole_weights
 from memlm.training.loop.trainer import Interrupted, MemlmTrainer, StepRows, Take
 from memlm.training.loop.zero import require_deepspeed
 

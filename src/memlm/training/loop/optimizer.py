@@ -20,10 +20,9 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 from transformers import PreTrainedModel
 
-from memlm.models.precision import wants_bf16
+from memlm.models.runtime import wants_bf16
 from memlm.training.config import OptimizerConfig
-from memlm.training.loop.distributed import shared_out
-from memlm.training.loop.sharding import spread_like, whole
+from memlm.training.loop.distributed import shared_out, spread_like, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5

@@ -25,7 +25,7 @@ from memlm.data import PackedRows
 from memlm.errors import MemlmError
 from memlm.files import write_whole
 from memlm.measurement import asked
-from memlm.models.precision import ShortAttentionInFp32, wants_bf16
+from memlm.models.runtime import ShortAttentionInFp32, wants_bf16
 from memlm.objectives import asked_by_objective, reconstruction
 from memlm.training.config import TrainingConfig
 from memlm.training.loop.callbacks import RunCallback
@@ -38,8 +38,8 @@ from memlm.training.loop.checkpoint import (
     step_of,
     whole_state,
 )
+from memlm.training.loop.distributed import shard, shards, whole_weights
 from memlm.training.loop.optimizer import build_optimizer, learning_rate_factor
-from memlm.training.loop.sharding import shard, shards, whole_weights
 from memlm.training.loop.zero import ZERO_STAGES, ZeroAdamW, quiet_deepspeed
 
 Batch = dict[str, Tensor]

@@ -19,8 +19,8 @@ from memlm.models import (
     TextAutoencoder,
     encoder_of,
 )
-from memlm.models.fingerprint import weights_fingerprint
-from memlm.models.memory.layout import groups_needed
+from memlm.models.memory.slots import groups_needed
+from memlm.models.runtime import weights_fingerprint
 from memlm.training.memory.config import MemoryModelSettings
 from memlm.training.memory.pretrained import build_around_pretrained
 from memlm.training.run_folder import RunFolder

@@ -17,8 +17,7 @@ from memlm.data import PackedRows
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
 from memlm.models import MemoryModelForCausalLM
-from memlm.models.fingerprint import weights_fingerprint
-from memlm.models.precision import ShortAttentionInFp32
+from memlm.models.runtime import ShortAttentionInFp32, weights_fingerprint
 from memlm.training.loop import distributed
 
 _ROWS = 64

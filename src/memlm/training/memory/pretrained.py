@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, ConfigError
 from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM
-from memlm.models.fingerprint import weights_fingerprint
 from memlm.models.memory.adapter import base_weights_into
-from memlm.models.memory.translation import Translation, same_tokens
-from memlm.models.quiet import no_shard_bars
+from memlm.models.memory.encoder import Translation, same_tokens
+from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.memory.config import MemoryModelSettings
 
 _OURS = {"encoder", "decoder", "memory", "backpropagation_depth"}

@@ -16,8 +16,7 @@ from memlm.data import PackedRows, eos_id, load_tokenizer, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_whole, write_whole
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
-from memlm.models.fingerprint import weights_fingerprint
-from memlm.models.precision import wants_bf16
+from memlm.models.runtime import wants_bf16, weights_fingerprint
 from memlm.training.config import TrainingConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError
-from memlm.models.configuration import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_positive
 
 
 @strict

@@ -1,27 +1,105 @@
-"""Documents written by the processes of a launcher (torchrun), on one machine or several, in their order.
-
-The first process holds texts and store; the others have only the model. What goes between them is bytes: text there,
-safetensors back.
-"""
+"""Encoding on several processes: worker processes of this machine, or the ranks of a launcher."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor
 
-from memlm.encoders import Encoder
+from memlm.encoders import Encoder, open_encoder
 from memlm.errors import StoreError
 from memlm.store.codec import ChunkCodec
-from memlm.store.format.document import StoredDocument
+from memlm.store.format.document import StoredDocument, document_of, tensors_of
 from memlm.store.format.header import StoreHeader
 from memlm.store.quantize import Bits
 from memlm.store.text_store import Unit, write_units
-from memlm.store.wire import Sent, received, sent
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One document.
+
+    Attributes:
+        id: of the document.
+        tensors: as safetensors.
+        text_sha256: of its text.
+        size: of its text, in bytes.
+    """
+
+    id: str
+    tensors: bytes
+    text_sha256: str
+    size: int
+
+
+def sent(documents: list[StoredDocument]) -> list[Sent]:
+    """To be sent; torch would hand over a file for each tensor."""
+    return [Sent(d.id, save(tensors_of(d)), d.text_sha256, d.text_bytes) for d in documents]
+
+
+def received(documents: list[Sent], header: StoreHeader) -> list[StoredDocument]:
+    """As they were, for a store of this header."""
+    return [
+        document_of(load(d.tensors), header, name=d.id, text_sha256=d.text_sha256, text_bytes=d.size) for d in documents
+    ]
+
+
+_AHEAD = 2
+"""Lists that each worker has waiting, so that none is idle and memory stays bounded."""
+
+
+def write_side_by_side(
+    batches: Iterator[list[Unit]], *, model: Path, header: StoreHeader, retrieval: str | None, workers: int
+) -> Iterator[list[StoredDocument]]:
+    """What `write_units` gives for each list, in order.
+
+    Args:
+        batches: texts to write.
+        model: folder that each worker loads.
+        header: of the store that they are for.
+        retrieval: encoder that each worker loads.
+        workers: processes.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")
+    start = (str(model), header.bits, retrieval, threads)
+    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=start) as pool:
+        waiting: deque[Future[list[Sent]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(_work, [(unit.id, unit.text) for unit in batch]))
+                if len(waiting) > workers * _AHEAD:
+                    yield received(waiting.popleft().result(), header)
+            while waiting:
+                yield received(waiting.popleft().result(), header)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_here: dict[str, Any] = {}
+"""A worker's model, encoder and bits."""
+
+
+def _start(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
+    torch.set_num_threads(threads)
+    encoder: Encoder | None = None if retrieval is None else open_encoder(retrieval)
+    _here.update(codec=ChunkCodec.load(model), bits=bits, retrieval=encoder)
+
+
+def _work(units: list[tuple[str, str]]) -> list[Sent]:
+    return sent(write_units(_here["codec"], [Unit(*unit) for unit in units], _here["bits"], _here["retrieval"]))
 
 
 def write_over_ranks(

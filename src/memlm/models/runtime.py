@@ -1,14 +1,52 @@
-"""Which precision this machine computes fastest in."""
+"""Fingerprints of weights, numeric precision, and quiet loading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from transformers.utils import logging
+
+
+@contextmanager
+def no_shard_bars() -> Generator[None]:
+    """Within it those bars are off; whatever the setting was comes back."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@runtime_checkable
+class Digest(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take these bytes in."""
+
+
+def hash_weights(digest: Digest, model: nn.Module) -> None:
+    """Take names, kinds, shapes and numbers of all weights in."""
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over all weights, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    hash_weights(digest, model)
+    return digest.hexdigest()
+
 
 _SHORT = 256
 """Positions below which fused attention in bf16 is slower on processors than in fp32 (LOG.md)."""

@@ -1,18 +1,36 @@
-"""How much was kept, in nats and bits (paper 2.1, 2.3).
-
-Retention is 1 - CE / CE_baseline. An empty memory does not score zero against `uniform` or `paper`: a decoder that
-knows token frequencies already does better than chance. That is why `unigram` and `blank_memory` stand beside them.
-"""
+"""Shares of tokens and of chunks that are right."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.errors import UserError
+from memlm.shapes import IGNORE_INDEX, Labels, TokenIds
+
+
+def asked(labels: Labels) -> Bool[Tensor, "batch tokens"]:
+    """Where a token is asked for."""
+    return labels != IGNORE_INDEX
+
+
+def correct(predictions: TokenIds, labels: Labels) -> Bool[Tensor, "batch tokens"]:
+    """Where the predicted token is the one asked for; False where none is."""
+    return predictions == labels
+
+
+def exact_rows(predictions: TokenIds, labels: Labels) -> Bool[Tensor, " batch"]:
+    """Rows with every asked token right."""
+    return (correct(predictions, labels) | ~asked(labels)).all(dim=1)
+
+
+def asked_rows(labels: Labels) -> Int[Tensor, " batch"]:
+    """1 for rows that ask for at least one token, else 0: the denominator of exact match."""
+    return asked(labels).any(dim=1).long()
+
 
 NATS_PER_BIT = math.log(2)
 
