@@ -37,7 +37,7 @@ from memlm.training import build_optimizer
 from memlm.training.config import ModelConfig, OptimizerConfig
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.building import build_from_sizes
-from memlm.training.memory.cache import KeptMemories
+from memlm.training.memory.cache import MemoryCache
 from memlm.training.memory.config import EncoderSettings, MemoryModelSettings, Stage
 
 CASES = ("kept memories", "frozen encoder", "parallel", "sequential")
@@ -70,7 +70,7 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool,
     writer = settings.encoder
     shape = (batch_size, settings.num_chunks, writer.memories_per_chunk, writer.bottleneck_size)
     stage = Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": 1.0}, steps=1)
-    take = MemoryBatches(
+    batch_fn = MemoryBatches(
         rows,
         stage,
         rows_per_step=batch_size,
@@ -78,13 +78,13 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool,
         blank_id=0,
         delimiter_id=1,
         seed=0,
-        kept=KeptMemories(torch.randn(shape), torch.randn(shape[2:])) if kept else None,
+        kept=MemoryCache(torch.randn(shape), torch.randn(shape[2:])) if kept else None,
     )
     optimizer = build_optimizer(model, OptimizerConfig())
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
-            loss = model(**take(torch.arange(batch_size), 0)).loss
+            loss = model(**batch_fn(torch.arange(batch_size), 0)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -92,7 +92,7 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool,
     return step
 
 
-def whole_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool, bf16: bool) -> Callable[[], None]:
+def full_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool, bf16: bool) -> Callable[[], None]:
     """Forward and backward over documents, asked for their next tokens."""
     model = model_of(settings, frozen=False)
     ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
@@ -113,7 +113,7 @@ def step_of(case: str, options: argparse.Namespace) -> Callable[[], None]:
     shared: dict[str, Any] = {"batch_size": options.batch_size, "bf16": options.precision == "bf16"}
     if case in CASES[:2]:
         return training_step(settings, kept=case == "kept memories", **shared)
-    return whole_pass(settings, parallel=case == "parallel", **shared)
+    return full_pass(settings, parallel=case == "parallel", **shared)
 
 
 def time_pair(fast: str, slow: str, options: argparse.Namespace) -> dict[str, float]:

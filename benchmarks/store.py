@@ -116,7 +116,7 @@ def by_store(model: str, characters: int) -> dict[str, float]:
     """A store takes it as one document."""
     with tempfile.TemporaryDirectory() as folder, TextStore.open(Path(folder) / "s", model, write=True) as store:
         watch = Watch(characters)
-        with closing(store.remember([("long", watch.pieces(characters))])) as told:
+        with closing(store.add([("long", watch.pieces(characters))])) as told:
             list(told)
         found = watch.figures(0)
         return {**found, "tokens": store.store.stats().tokens}
@@ -189,7 +189,7 @@ def _document(first: int, chunks: int, numbers: int, generator: torch.Generator)
         id=f"chunks from {first}",
         memories=quantize(torch.randn(chunks, 1, numbers, generator=generator), 8),
         tokens=counts,
-        right=counts,
+        num_correct=counts,
         corrections=b"",
         text_sha256=hashlib.sha256(b"").hexdigest(),
         text_bytes=0,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = {
     "autoencoder-pretrained": "--steps 3 --model.chunk_length 8 --model.hidden_size 8 --model.num_heads 2 "
     "--model.bottleneck_size 16 --data.held_out 0.2 --training.evaluate_rows 4",
-    "memory-pretrained": "--steps 4 --model.chunk_length 4 --training.batch_size 4 --training.evaluate_rows 4",
+    "memory-pretrained-input": "--steps 4 --model.chunk_length 4 --training.batch_size 4 --training.evaluate_rows 4",
     "memory-tiny": "--text SOURCE --steps 3 --data.vocab_size 300 --data.held_out 0.2 --training.batch_size 4 "
     "--training.evaluate_rows 4",
     "eval-harness": "--text PROSE --questions 2",

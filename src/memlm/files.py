@@ -17,7 +17,7 @@ from torch import Tensor
 from memlm.errors import CheckpointError, ConfigError
 
 
-def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     """Fill a folder by `write` so that it is there whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.draft")
@@ -32,7 +32,7 @@ def write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     _flush(folder.parent)
 
 
-def write_tensors_whole(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
     """Replace a safetensors file at once."""
     draft = path.with_name(f".{path.name}.draft")
     save_file(tensors, draft)
@@ -40,7 +40,7 @@ def write_tensors_whole(path: Path, tensors: dict[str, Tensor]) -> None:
     draft.replace(path)
 
 
-def write_file_whole(path: Path, text: str) -> None:
+def write_file_atomic(path: Path, text: str) -> None:
     """Replace a file's content at once."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")

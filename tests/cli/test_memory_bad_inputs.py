@@ -196,7 +196,7 @@ def test_an_encoder_changed_since_its_memories_were_kept_is_refused(
 
     shutil.copytree(finished_run, tmp_path / "run")
     flags = ["--training.batch_size", "4", "--training.evaluate_rows", "8", "--model.chunk_length", "8"]
-    flags += ["--training.keep_memories", "true"]
+    flags += ["--training.memory_cache", "true"]
     config = write(tmp_path / "mine.yaml", json.dumps({"stages": [STAGE]}))
     out = str(tmp_path / "out")
     command = ["train", "memory-curriculum-tiny", "--encoder", str(tmp_path / "run"), "--config", config, *flags]

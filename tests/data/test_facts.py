@@ -18,12 +18,12 @@ def test_pairs_do_not_overlap_and_only_values_are_asked(tokens: int, data: st.Da
     pairs = data.draw(st.integers(1, tokens // 2))
     ids = torch.zeros(5, tokens, dtype=torch.long)
     planted = plant_pairs(ids, pairs=pairs, allowed={7, 8, 9}, generator=torch.Generator().manual_seed(pairs))
-    assert planted.asked.sum(1).tolist() == [pairs] * 5
+    assert planted.target_mask.sum(1).tolist() == [pairs] * 5
     assert (planted.input_ids != 0).sum(1).tolist() == [2 * pairs] * 5
-    assert bool((planted.input_ids[planted.asked] != 0).all())
-    keys = planted.asked.roll(-1, 1)
+    assert bool((planted.input_ids[planted.target_mask] != 0).all())
+    keys = planted.target_mask.roll(-1, 1)
     assert bool((planted.input_ids[keys] != 0).all())
-    assert not bool((keys & planted.asked).any())
+    assert not bool((keys & planted.target_mask).any())
     assert not ids.any()  # the text itself is as it was
 
 
@@ -34,12 +34,12 @@ def test_a_number_lies_in_prose_and_another_seed_gives_another(tokenizer: PreTra
     one, two = (
         plant_number(ids, digits=digits, length=4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
     )
-    assert one.asked.sum(1).tolist() == [4] * 200
-    assert torch.equal(one.input_ids != 299, one.asked)
-    assert bool((one.asked[:, 1:] & one.asked[:, :-1]).sum(1).eq(3).all())  # in one piece
+    assert one.target_mask.sum(1).tolist() == [4] * 200
+    assert torch.equal(one.input_ids != 299, one.target_mask)
+    assert bool((one.target_mask[:, 1:] & one.target_mask[:, :-1]).sum(1).eq(3).all())  # in one piece
     assert not torch.equal(one.input_ids, two.input_ids)
-    assert one.asked[:, 0].any()
-    assert one.asked[:, -1].any()
+    assert one.target_mask[:, 0].any()
+    assert one.target_mask[:, -1].any()
 
 
 def test_what_does_not_fit_is_refused() -> None:

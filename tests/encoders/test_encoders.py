@@ -130,7 +130,7 @@ def test_ours_gives_its_memories_and_an_untrained_twin(finished_run: Path) -> No
     assert isinstance(encoder, MemoryEncoder)
     memory = load(finished_run)
     text = speech(3)[:20]
-    first = memory.remember(text)[0][0].flatten()
+    first = memory.encode(text)[0][0].flatten()
     assert torch.equal(encoder.encode([text])[0], first)
     assert encoder.encode([""]).shape == (1, encoder.width)
     assert not torch.equal(encoder.untrained(0).encode([text])[0], first)

@@ -78,14 +78,14 @@ def written(context: str, **options: Any) -> Instance:
 def test_tasks_ask_for_what_stands_far_above(folder: Path) -> None:
     rows = {name: [json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in TASKS}
     for row in rows["memlm_recall"]:
-        text, _, question = row["context"].rpartition("\n\n")
-        assert f"{question.removeprefix('The')} {row['answer']}." in text.replace(" The secret", "  secret")
+        text, _, dataset = row["context"].rpartition("\n\n")
+        assert f"{dataset.removeprefix('The')} {row['answer']}." in text.replace(" The secret", "  secret")
         assert row["choices"][row["label"]] == f" {row['answer']}"
         assert text.index("secret word") < len(text) / 2
     for row in rows["memlm_cloze"]:
-        text, _, question = row["context"].rpartition("\n\nOnce more: ")
+        text, _, dataset = row["context"].rpartition("\n\nOnce more: ")
         assert f"{question} {row['answer']}." in text
-        assert text.index(question) < len(text) / 2
+        assert text.index(dataset) < len(text) / 2
     assert len({row["context"] for row in rows["memlm_prose"]}) == 4
     with pytest.raises(DataError, match="need documents of 900 words"):
         write_tasks(folder, [Document("a", prose(1))], questions=1, words=900)
@@ -96,13 +96,13 @@ def test_all_tokens_is_what_the_harness_finds_by_its_own_class(model: MemoryLM, 
 
     manager = open_tasks(list(TASKS), folder)
     found = compare_readings(model, list(TASKS), manager, readings=["full"])
-    plain = HFLM(pretrained=plain_decoder(model.reader.decoder), tokenizer=model.tokenizer, batch_size=3)
+    plain = HFLM(pretrained=plain_decoder(model.memory_model.decoder), tokenizer=model.tokenizer, batch_size=3)
     own = {name: _scores(plain, name, manager, None) for name in TASKS}
     assert largest_difference(found, own) == 0
 
 
 def test_what_is_read_as_memories_is_what_the_model_says_of_them(model: MemoryLM) -> None:
-    reader, length = model.reader, model.chunk_length
+    reader, length = model.memory_model, model.chunk_length
     context, continuation = prose(3)[:150], " people"
     ids, more = model._encode_pair(context, continuation)
     old = (len(ids) - 8) // length
@@ -110,7 +110,7 @@ def test_what_is_read_as_memories_is_what_the_model_says_of_them(model: MemoryLM
     model.reset()
     model.reading = "memory"
     (nats, greedy), (nats_again, _) = model.loglikelihood([scored(context, continuation)] * 2, disable_tqdm=True)
-    memories = reader.remember(torch.tensor([ids[: old * length]]))[0]
+    memories = reader.encode(torch.tensor([ids[: old * length]]))[0]
     prompt = reader.prompt([[memories, [*ids[old * length :], *more[:-1]]]])
     logits = reader(**reader.prepare_inputs_for_generation(**prompt, use_cache=False)).logits[0, -len(more) :]
     expected = logits.log_softmax(-1).gather(-1, torch.tensor(more)[:, None]).sum()
@@ -196,7 +196,7 @@ def test_mistakes_are_one_line(name: str, saved: Path, tmp_path: Path, capsys: p
 
 def test_a_task_shorter_than_the_window_has_no_score_with_memory(model: MemoryLM, folder: Path) -> None:
     manager = open_tasks(["memlm_recall"], folder)
-    wide = MemoryLM(model.reader, model.tokenizer, memory_after=model.positions - 1)
+    wide = MemoryLM(model.memory_model, model.tokenizer, memory_after=model.positions - 1)
     with pytest.raises(UserError, match=r"no request of these tasks read a memory: the longest context has \d+ tokens"):
         compare_readings(wide, ["memlm_recall"], manager, readings=["memory"], limit=2)
 

@@ -22,7 +22,7 @@ from memlm.cli import main
 from memlm.data import Document, Passages, encode_texts, pad_id
 from memlm.errors import RunFolderError
 from memlm.evaluation.probe import retention as meter
-from memlm.evaluation.probe.dataset import ask_passages, split_three_ways
+from memlm.evaluation.probe.dataset import dataset_of_passages, split_train_val_test
 from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
@@ -139,9 +139,9 @@ def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrained
     passages = {
         part: Passages(texts, torch.tensor([0, 1, 1]), ("a", "b")) for part in ("train", "validation", "held_out")
     }
-    question = ask_passages(passages, tokenizer, length=40)
-    everything = question.classes("held_out").input_ids
-    tallies = recovered_spans(question, everything)
+    dataset = dataset_of_passages(passages, tokenizer, length=40)
+    everything = dataset.classes("held_out").input_ids
+    tallies = recovered_spans(dataset, everything)
     assert {kind: (t.sums.tolist(), t.counts.tolist()) for kind, t in tallies.items()} == {
         "names": ([1, 1], [1, 1]),
         "numbers": ([1, 1], [1, 1]),
@@ -149,9 +149,9 @@ def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrained
     spoiled = everything.clone()
     places = tokenizer(texts[0], return_offsets_mapping=True)["offset_mapping"]
     spoiled[0, next(i for i, (start, end) in enumerate(places) if start <= 10 < end)] = 0  # inside "John"
-    assert recovered_spans(question, spoiled)["names"].sums.tolist() == [0, 1]
-    assert recovered_spans(question, spoiled)["numbers"].sums.tolist() == [1, 1]
-    short = ask_passages(passages, tokenizer, length=3)
+    assert recovered_spans(dataset, spoiled)["names"].sums.tolist() == [0, 1]
+    assert recovered_spans(dataset, spoiled)["numbers"].sums.tolist() == [1, 1]
+    short = dataset_of_passages(passages, tokenizer, length=3)
     assert recovered_spans(short, short.classes("held_out").input_ids)["numbers"].count == 0
 
 
@@ -185,7 +185,7 @@ def test_vectors_from_a_file_give_the_same_figures_to_the_last_digit(
 def test_held_out_texts_reach_no_tokenizer_no_probe_and_no_stopping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    sides = split_three_ways(DOCUMENTS, held_out=0.2, seed=0)
+    sides = split_train_val_test(DOCUMENTS, held_out=0.2, seed=0)
     marked = {d.id for d in sides.held_out}
     assert marked
     mark = "XYZZY "

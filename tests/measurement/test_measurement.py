@@ -13,7 +13,6 @@ from memlm.measurement import (
     Baseline,
     DocumentTally,
     Measurement,
-    asked_rows,
     bits_per_byte,
     bits_per_dim,
     bits_per_token,
@@ -22,6 +21,7 @@ from memlm.measurement import (
     exact_rows,
     paper_nats,
     retention,
+    rows_with_targets,
     t_interval,
     uniform_nats,
     unigram_log_probabilities,
@@ -61,7 +61,7 @@ def test_accuracy_leaves_out_what_is_not_asked() -> None:
     predicted, labels = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 9, X], [4, 5, X]])
     assert correct(predicted, labels).tolist() == [[True, False, False], [True, True, False]]
     assert exact_rows(predicted, labels).tolist() == [False, True]
-    assert asked_rows(torch.tensor([[X, X], [X, 1]])).tolist() == [0, 1]
+    assert rows_with_targets(torch.tensor([[X, X], [X, 1]])).tolist() == [0, 1]
 
 
 def test_a_tally_divides_once_however_it_was_fed() -> None:

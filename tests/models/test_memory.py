@@ -119,8 +119,8 @@ def test_training_loss_of_asked_tokens_equals_the_loss_of_all(name: str, first: 
     trained = model.train()(ids, labels=labels, objective=owners, loss_weights=weights)
     assert trained.logits is None
     torch.testing.assert_close(trained.loss, evaluated.loss)
-    assert torch.equal(trained.asked, evaluated.asked)
-    assert torch.equal(trained.right, evaluated.right)
+    assert torch.equal(trained.num_targets, evaluated.num_targets)
+    assert torch.equal(trained.num_correct, evaluated.num_correct)
     nats = torch.nn.functional.cross_entropy(
         evaluated.logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
     ).sum(1)
@@ -132,7 +132,7 @@ def test_training_loss_of_asked_tokens_equals_the_loss_of_all(name: str, first: 
 def test_kept_memories_give_what_encoding_gives(name: str) -> None:
     model = memory_model(name)
     ids = documents()
-    memories = model.remember(ids)
+    memories = model.encode(ids)
     assert memories.shape[:2] == (2, 4)
     torch.testing.assert_close(model(ids, memories=memories).logits, model(ids).logits)
     other = model(ids, memories=memories.flip(0)).logits
@@ -162,7 +162,7 @@ def test_prompts_with_slots_equal_documents_cached_uncached_and_padded(name: str
     model = memory_model(name)
     ids = documents()
     whole = model(ids[:, :11]).logits[:, 8:11]
-    memories = model.remember(ids[:, :8])
+    memories = model.encode(ids[:, :8])
     prompt = model.prompt([[memories[row], ids[row, 8:11].tolist()] for row in range(2)])
     for use_cache in (True, False):
         inputs = model.prepare_inputs_for_generation(**prompt, use_cache=use_cache)
@@ -184,7 +184,7 @@ def test_no_generated_token_stands_for_a_slot() -> None:
     model = memory_model("llama decoder")
     with torch.no_grad():  # a head that would write nothing else
         model.get_output_embeddings().weight.zero_()
-    memories = model.remember(documents()[:, :8])
+    memories = model.encode(documents()[:, :8])
     prompt = model.prompt([[memories[row], documents()[row, 8:11].tolist()] for row in range(2)])
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: out.index_fill(-1, torch.tensor(VOCAB), 9.0))
     written = model.generate(**prompt, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -220,7 +220,7 @@ def test_frozen_encoders_have_no_gradients_and_no_noise() -> None:
     ids = documents()
     model(ids, labels=ids).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in model.encoder.parameters())
-    assert torch.equal(model.remember(ids), model.remember(ids))
+    assert torch.equal(model.encode(ids), model.encode(ids))
 
 
 def test_an_autoencoders_encoder_is_bit_equal() -> None:
@@ -234,7 +234,7 @@ def test_reconstruction_is_an_objective_of_its_own() -> None:
     model = memory_model("reconstruction head")
     ids = documents()
     out = model(ids, labels=ids, reconstruction_labels=ids, loss_weights=torch.tensor([0.0, 1.0]))
-    assert out.asked.tolist() == [32, 32]
+    assert out.num_targets.tolist() == [32, 32]
     out.loss.backward()
     assert model.reconstruction.head.weight.grad.abs().sum() > 0
     assert all(p.grad is None or not p.grad.any() for p in model.decoder.parameters())
@@ -259,8 +259,8 @@ def test_errors_name_both_values() -> None:
         config(chunk_length=9)
     with pytest.raises(ConfigError, match=r"memory_token_id \(7\) must lie beyond the tokenizer's 23 ids"):
         config(memory_token_id=7)
-    with pytest.raises(ConfigError, match=r"introduction \('hidden'\) .* needs the oracle layout, not 'aligned'"):
-        config(introduction="hidden")
+    with pytest.raises(ConfigError, match=r"injection \('hidden'\) .* needs the oracle layout, not 'aligned'"):
+        config(injection="hidden")
     with pytest.raises(ConfigError, match="filler .* has no place in the variable layout"):
         config(layout="variable", filler="learned")
     with pytest.raises(ConfigError, match=r"first_token_id \(3\) must .* variable layout, not 'aligned'"):
@@ -290,7 +290,7 @@ def test_errors_name_both_values() -> None:
 @pytest.mark.parametrize("name", [n for n in MEMORY_MODELS if n != "no memory"])
 def test_what_a_memory_gives_back_is_what_a_blank_copy_reads(name: str) -> None:
     model = memory_model(name)
-    memories = model.remember(documents(3, 4))[:, 0]
+    memories = model.encode(documents(3, 4))[:, 0]
     # the copy of a text of half the chunks, all of which are this one
     blanks = torch.zeros(3, 12, dtype=torch.long)
     read = model(blanks, memories=memories[:, None].expand(-1, 3, -1, -1)).logits[:, 8:]

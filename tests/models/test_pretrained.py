@@ -101,12 +101,12 @@ def test_saved_and_loaded_and_taken_out_again(family: str, lora: dict[str, Any],
     taken = plain_decoder(again.decoder)
     assert type(taken) is type(original)
     assert torch.equal(taken(ids).logits, original(ids).logits)
-    behind = again.prompt_embeddings([[again.remember(ids[:1])[0, :2], [5, 6]]])
+    behind = again.prompt_embeddings([[again.encode(ids[:1])[0, :2], [5, 6]]])
     with_adapters = again.decoder(**behind).logits
     merged = plain_decoder(again.decoder, merged=True)
     torch.testing.assert_close(merged(**behind).logits, with_adapters, rtol=1e-4, atol=1e-4)
     assert (taken(**behind).logits - with_adapters).abs().amax() > 1e-3
-    prompt = again.prompt([[again.remember(ids[:1])[0, :2], [5, 6]], [[7, 8, 9]]])
+    prompt = again.prompt([[again.encode(ids[:1])[0, :2], [5, 6]], [[7, 8, 9]]])
     assert again.generate(**prompt, max_new_tokens=6, do_sample=False).shape[0] == 2
 
 

@@ -84,7 +84,7 @@ def test_gradients_pass_through_as_many_memories_as_asked(depth: int | None, rea
 
 def test_memories_of_another_text_are_read_and_none_without_memory() -> None:
     model, ids = recurrent(), documents()
-    memories = model.remember(ids)
+    memories = model.encode(ids)
     assert memories.shape == (2, 4, 2, 12)
     torch.testing.assert_close(model(ids, memories=memories).logits, model(ids).logits)
     assert not torch.allclose(model(ids, memories=memories.flip(0)).logits[:, 4:], model(ids).logits[:, 4:])

@@ -9,15 +9,15 @@ import torch
 
 from memlm.errors import ConfigError, UserError
 from memlm.objectives import (
+    LinearSchedule,
     Mixture,
-    Ramp,
-    asked_by_objective,
     blank_copy,
     copy,
     mean_loss,
     next_token,
     reconstruction,
     sums_by_objective,
+    targets_by_objective,
     token_dropout,
     token_nats,
     weighted_loss,
@@ -105,27 +105,27 @@ def test_mixtures_are_weighted_means_over_what_each_objective_asked() -> None:
     logits[2, :, 1] = 100.0
     labels, owners = torch.tensor([[1, 2], [3, X], [1, 2]]), torch.tensor([0, 0, 2])
     sums = sums_by_objective(logits, labels, owners, count=3)
-    assert sums.asked.tolist() == asked_by_objective(labels, owners, count=3).tolist() == [3.0, 0.0, 2.0]
-    assert sums.right.tolist() == [0.0, 0.0, 1.0]
+    assert sums.num_targets.tolist() == targets_by_objective(labels, owners, count=3).tolist() == [3.0, 0.0, 2.0]
+    assert sums.num_correct.tolist() == [0.0, 0.0, 1.0]
     torch.testing.assert_close(sums.nats, torch.tensor([3 * math.log(4), 0.0, 100.0]))
     mixture = Mixture({"blank_copy": 1.0, "next_token": 3.0})
     assert mixture.names == ("next_token", "blank_copy")
     weights = torch.tensor([3.0, 5.0, 1.0])  # the objective that asked for nothing counts for nothing
     expected = (3 * math.log(4) + 50.0) / 4
-    assert float(weighted_loss(sums.nats, sums.asked, weights)) == pytest.approx(expected)
-    twice = weighted_loss(sums.nats, 2 * sums.asked, weights)  # asked over two accumulated batches
+    assert float(weighted_loss(sums.nats, sums.num_targets, weights)) == pytest.approx(expected)
+    twice = weighted_loss(sums.nats, 2 * sums.num_targets, weights)  # asked over two accumulated batches
     assert float(twice) == pytest.approx(expected / 2)
     with pytest.raises(UserError, match="nothing to learn from"):
-        weighted_loss(sums.nats, sums.asked, torch.tensor([0.0, 1.0, 0.0]))
+        weighted_loss(sums.nats, sums.num_targets, torch.tensor([0.0, 1.0, 0.0]))
 
 
 def test_weights_move_and_mistakes_are_one_line() -> None:
-    mixture = Mixture({"next_token": Ramp(0.0, 1.0, 4), "blank_copy": 1.0})
+    mixture = Mixture({"next_token": LinearSchedule(0.0, 1.0, 4), "blank_copy": 1.0})
     assert [mixture.at(step).tolist() for step in (0, 2, 4, 9)] == [[0.0, 1.0], [0.5, 1.0], [1.0, 1.0], [1.0, 1.0]]
     with pytest.raises(ConfigError, match="sum to 0 at step 0"):
         Mixture({"copy": 0.0})
     with pytest.raises(ConfigError, match="sum to 0 at step 5"):
-        Mixture({"copy": Ramp(1.0, 0.0, 5)})
+        Mixture({"copy": LinearSchedule(1.0, 0.0, 5)})
     with pytest.raises(ConfigError, match=r"weight of 'copy' \(-1.0\)"):
         Mixture({"copy": -1.0})
     with pytest.raises(ConfigError, match="unknown objective 'copi'"):

@@ -11,8 +11,18 @@ from memlm.cli import main
 from memlm.cli.claims import markdown, summary
 from memlm.errors import RunFolderError
 from memlm.measurement import Measurement
-from memlm.reproduction import CELLS, CLAIMS, ClaimSettings, Figure, Spent, judge_all, measure_cells, runs, spent_on
-from memlm.reproduction.runs import Cell, combined, config_of
+from memlm.reproduction import (
+    CLAIMS,
+    EXPERIMENTS,
+    ClaimSettings,
+    Figure,
+    Spent,
+    judge_all,
+    measure_experiments,
+    runs,
+    spent_on,
+)
+from memlm.reproduction.runs import Experiment, combined, config_of
 from memlm.training.config import RunConfig
 from memlm.training.memory.config import MemoryRunConfig
 
@@ -105,7 +115,7 @@ def test_two_trainings_are_compared_seed_by_seed() -> None:
 
 def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
     settings = ClaimSettings(share=0.5)
-    configs = {name: config_of(name, 2, settings, tmp_path) for name in CELLS}
+    configs = {name: config_of(name, 2, settings, tmp_path) for name in EXPERIMENTS}
     assert all(config.training.seed == 2 for config in configs.values())
     mixture, alone, curriculum = (configs[n] for n in ("mixture", "next_token", "curriculum"))
     assert isinstance(mixture, MemoryRunConfig)
@@ -125,20 +135,20 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
 def test_runs_are_kept_one_by_one_and_other_settings_are_refused(
     memory_config: MemoryRunConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "CELLS", {"recurrent": Cell("memory-recurrent-tiny")})
+    monkeypatch.setattr(runs, "EXPERIMENTS", {"recurrent": Experiment("memory-recurrent-tiny")})
     recurrent = memory_config.model.model_copy(update={"memory": "recurrent"})
     monkeypatch.setattr(runs, "get_recipe", lambda _: memory_config.model_copy(update={"model": recurrent}))
     settings = ClaimSettings(text=str(corpus), seeds=2)
     said: list[str] = []
-    found, records = measure_cells(settings, tmp_path, say=said.append)
+    found, records = measure_experiments(settings, tmp_path, say=said.append)
     assert [line.split("  ")[0] for line in said] == ["1 of 2: recurrent, seed 0", "2 of 2: recurrent, seed 1"]
     assert found["recurrent", "token_accuracy/copy/greedy"].value <= 1
     assert {m.name.split("/")[1] for m in records} == {"seed_0", "seed_1"}
     (tmp_path / "figures" / "recurrent-seed1.jsonl").unlink()
     monkeypatch.setattr(runs, "train_run", lambda *_, resume, **__: None if resume else pytest.fail("trained again"))
-    assert measure_cells(settings, tmp_path, say=said.append)[0] == found
+    assert measure_experiments(settings, tmp_path, say=said.append)[0] == found
     with pytest.raises(RunFolderError):
-        measure_cells(ClaimSettings(text=str(corpus), seeds=1), tmp_path, say=said.append)
+        measure_experiments(ClaimSettings(text=str(corpus), seeds=1), tmp_path, say=said.append)
 
 
 BAD_FLAGS = (
@@ -175,11 +185,11 @@ def test_side_by_side_trainings_are_kept_like_others_and_wait_for_their_encoder(
     monkeypatch.setattr(runs, "run_side_by_side", here)
     monkeypatch.setattr(runs, "_train_and_measure", measured)
     said: list[str] = []
-    measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
-    assert len(asked) == len(said) == 2 * len(CELLS)
+    measure_experiments(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
+    assert len(asked) == len(said) == 2 * len(EXPERIMENTS)
     assert said[-1].startswith("22 of 22: ")
-    measure_cells(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
-    assert len(asked) == 2 * len(CELLS)
+    measure_experiments(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
+    assert len(asked) == 2 * len(EXPERIMENTS)
 
 
 def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -209,7 +219,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memlm.reproduction.measure_cells", stopped)
+    monkeypatch.setattr("memlm.reproduction.measure_experiments", stopped)
     assert main(["claims", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "memlm: error: stopped, nothing is lost: the same command goes on.\n"
 
@@ -217,8 +227,8 @@ def test_ctrl_c_says_how_to_go_on(
 def test_the_command_prints_the_table_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("memlm.reproduction.measure_cells", lambda *_, **__: (figures(), []))
-    monkeypatch.setattr("memlm.reproduction.spent_on", lambda cells, *_: Spent(10**6 * len(cells), 60.0))
+    monkeypatch.setattr("memlm.reproduction.measure_experiments", lambda *_, **__: (figures(), []))
+    monkeypatch.setattr("memlm.reproduction.spent_on", lambda experiments, *_: Spent(10**6 * len(experiments), 60.0))
     assert main(["claims", "--quick", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("| holds |") == 9

@@ -61,7 +61,7 @@ def test_from_a_store_to_plain_transformers(
     llama_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with TextStore.open(tmp_path / "s", llama_run, write=True) as store:
-        list(store.remember([("a", [speech(3)])]))
+        list(store.add([("a", [speech(3)])]))
     flags = ["--store", str(tmp_path / "s"), "--read", "a", "--fidelity", "0"]
     out = tmp_path / "plain"
     assert main(["export", str(llama_run), str(out), "--prompt-embeds", "the people", *flags]) == 0

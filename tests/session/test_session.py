@@ -193,7 +193,7 @@ def test_texts_in_and_out(memory_run: Path) -> None:
 def test_stored_documents_are_read_as_they_are_kept(memory_run: Path, tmp_path: Path) -> None:
     codec, text = ChunkCodec.load(memory_run), speech(7, 12)
     with TextStore.open(tmp_path / "s", codec, write=True, bits=16) as store:
-        list(store.remember([("a", [text]), ("empty", [""])]))
+        list(store.add([("a", [text]), ("empty", [""])]))
         trusting, strict = (MemorySession((codec.model, codec.tokenizer), fidelity=f) for f in (0.0, 1.0))  # type: ignore[arg-type]
         trusting.read_stored(store, "a")
         trusting.read_stored(store, "empty")

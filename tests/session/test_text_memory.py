@@ -39,7 +39,7 @@ def perfect(tokenizer: PreTrainedTokenizerFast) -> TextMemory:
 
 @pytest.mark.parametrize("text", [TEXT, "", "a", "<eos> is text", "你好 🙂\n\n", "exact!" * 40])
 def test_texts_of_any_length_come_back(text: str, perfect: TextMemory) -> None:
-    memories = perfect.remember(text)
+    memories = perfect.encode(text)
     assert perfect.regenerate(memories) == [text]
     tokens = len(encode_texts(perfect.tokenizer, [text])[0])
     assert len(memories[0]) == -(-tokens // 6)
@@ -48,13 +48,13 @@ def test_texts_of_any_length_come_back(text: str, perfect: TextMemory) -> None:
 
 def test_batches_give_what_single_texts_give(perfect: TextMemory) -> None:
     texts = [TEXT, "", "short", TEXT * 3]
-    together = perfect.remember(texts, batch_size=3)
-    assert [len(m) for m in together] == [len(perfect.remember(t)[0]) for t in texts]
+    together = perfect.encode(texts, batch_size=3)
+    assert [len(m) for m in together] == [len(perfect.encode(t)[0]) for t in texts]
     for text, memories in zip(texts, together, strict=True):
-        torch.testing.assert_close(memories, perfect.remember(text)[0])
+        torch.testing.assert_close(memories, perfect.encode(text)[0])
     assert perfect.regenerate(together, batch_size=2) == texts
     assert perfect.regenerate([]) == []
-    assert perfect.remember([]) == [] or perfect.remember([])[0].numel() == 0
+    assert perfect.encode([]) == [] or perfect.encode([])[0].numel() == 0
 
 
 def test_fidelity_counts_by_place(perfect: TextMemory) -> None:
@@ -71,7 +71,7 @@ def test_fidelity_counts_by_place(perfect: TextMemory) -> None:
 
 
 def test_memories_of_another_shape(perfect: TextMemory) -> None:
-    good = perfect.remember("a")[0]
+    good = perfect.encode("a")[0]
     with pytest.raises(MemoryShapeError, match="do not fit this model"):
         perfect.regenerate(good[..., :-1])
     with pytest.raises(MemoryShapeError, match="do not fit this model"):
@@ -79,12 +79,12 @@ def test_memories_of_another_shape(perfect: TextMemory) -> None:
     with pytest.raises(MemoryShapeError, match="NaN or infinite"):
         perfect.regenerate(good * torch.nan)
     with pytest.raises(UserError, match=r"batch_size \(0\)"):
-        perfect.remember("a", batch_size=0)
+        perfect.encode("a", batch_size=0)
 
 
 def test_a_run_loads_and_remembers(finished_run: Path) -> None:
     memory = load(finished_run)
-    assert isinstance(memory.regenerate(memory.remember(TEXT))[0], str)
+    assert isinstance(memory.regenerate(memory.encode(TEXT))[0], str)
 
 
 @pytest.mark.parametrize(

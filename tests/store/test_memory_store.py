@@ -33,7 +33,7 @@ def document(name: str, *, chunks: int = 3, seed: int = 0, header: StoreHeader =
         id=name,
         memories=quantize(numbers, header.bits),
         tokens=torch.full((chunks,), 4, dtype=torch.int32),
-        right=torch.randint(0, 5, (chunks,), generator=draw, dtype=torch.int32),
+        num_correct=torch.randint(0, 5, (chunks,), generator=draw, dtype=torch.int32),
         corrections=text,
         text_sha256=hashlib.sha256(text).hexdigest(),
         text_bytes=len(text),
@@ -47,7 +47,7 @@ def same(a: StoredDocument, b: StoredDocument) -> bool:
         and (a.memories.scale is None) == (b.memories.scale is None)
         and (a.memories.scale is None or b.memories.scale is None or torch.equal(a.memories.scale, b.memories.scale))
         and torch.equal(a.tokens, b.tokens)
-        and torch.equal(a.right, b.right)
+        and torch.equal(a.num_correct, b.num_correct)
     )
 
 
@@ -197,11 +197,11 @@ def test_a_full_disk_leaves_the_store_as_it_was(folder: Path, monkeypatch: pytes
         store.add([document("a")])
         with monkeypatch.context() as patch:
             if where == "segment":
-                patch.setattr(segments, "write_tensors_whole", full)
+                patch.setattr(segments, "write_tensors_atomic", full)
             elif where == "index":
                 patch.setattr("memlm.store.format.index._write_state", full_index)
             else:
-                patch.setattr(module.seal, "write_file_whole", full)
+                patch.setattr("memlm.store.format.index.write_file_atomic", full)
             with pytest.raises(StoreError, match=r"No space left|disk is full"):
                 store.add([document("b")])
         assert [e.id for e in store.entries()] == (["a", "b"] if where == "seal" else ["a"])

@@ -22,7 +22,7 @@ def codec(memory_run: Path) -> ChunkCodec:
 
 def written(folder: Path, codec: ChunkCodec, texts: dict[str, str], **options: object) -> TextStore:
     with TextStore.open(folder, codec, write=True, **options) as store:  # type: ignore[arg-type]
-        list(store.remember((name, [text]) for name, text in texts.items()))
+        list(store.add((name, [text]) for name, text in texts.items()))
     return TextStore.open(folder, codec, retrieval=options.get("retrieval"))  # type: ignore[arg-type]
 
 
@@ -92,7 +92,7 @@ def test_what_is_written_is_found_at_once(codec: ChunkCodec, tmp_path: Path) -> 
     written(tmp_path / "s", codec, {"a": speech(1)}).close()
     with TextStore.open(tmp_path / "s", codec, write=True) as store:
         assert {h.id for h in store.search("people", 1000)} == {"a"}
-        list(store.remember([("b", [speech(2)])]))
+        list(store.add([("b", [speech(2)])]))
         assert {h.id for h in store.search("people", 1000)} == {"a", "b"}
         store.delete(["a"])
         assert {h.id for h in store.search("people", 1000)} == {"b"}

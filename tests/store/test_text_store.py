@@ -34,7 +34,7 @@ def codecs(finished_run: Path, memory_run: Path) -> dict[Kind, ChunkCodec]:
 
 def remembered(folder: Path, codec: ChunkCodec, texts: dict[str, str], **options: object) -> list[str]:
     with TextStore.open(folder, codec, write=True) as store:
-        return [told.outcome for told in store.remember(((n, [t]) for n, t in texts.items()), **options)]  # type: ignore[arg-type]
+        return [told.outcome for told in store.add(((n, [t]) for n, t in texts.items()), **options)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +44,7 @@ def test_a_thousand_mixed_documents_come_back_byte_for_byte(
 ) -> None:
     codec, texts = codecs[kind], {f"{i}.txt": mixed_text(i) for i in range(1000)}
     with TextStore.open(tmp_path / "s", codec, write=True, bits=bits) as store:
-        told = list(store.remember((n, [t]) for n, t in texts.items()))
+        told = list(store.add((n, [t]) for n, t in texts.items()))
         assert [one.id for one in told] == list(texts)
         store.delete([f"{i}.txt" for i in range(0, 1000, 7)])
         store.store.compact()
@@ -148,7 +148,7 @@ def test_an_interrupted_long_text_is_not_visible_and_goes_on(
 
     with TextStore.open(tmp_path / "s", codec, write=True) as store:
         with pytest.raises(KeyboardInterrupt):
-            list(store.remember([("a", stopping())]))
+            list(store.add([("a", stopping())]))
         assert len(store.store) == 0
         assert len(list(store.store.entries())) > 8
         with pytest.raises(StoreError, match="no document 'a'"):
@@ -168,7 +168,7 @@ def test_uncorrected_reading_is_of_memories_alone(codecs: dict[Kind, ChunkCodec]
     with TextStore.open(tmp_path / "s", codec) as store:
         entry = store.store.entry("a")
         read = codec.tokens([store.reading("a")])[0]
-        assert entry.right < entry.tokens
+        assert entry.num_correct < entry.tokens
         assert read
 
 
@@ -181,7 +181,7 @@ def test_fidelity_is_the_share_of_tokens_that_reading_gives(codecs: dict[Kind, C
         found = codec.read(document.memories, zeros.to(torch.uint8), zeros.long()).flatten()
         ids = torch.tensor(codec.tokens([text])[0])
         right = (found[: len(ids)] == ids).float()
-        assert float(right.mean()) == pytest.approx(int(document.right.sum()) / len(ids))
+        assert float(right.mean()) == pytest.approx(int(document.num_correct.sum()) / len(ids))
         chosen = store.tokens(document, [0, len(document.tokens) - 1])
         assert list(chosen.values()) == [
             part.tolist() for i, part in enumerate(ids.split(codec.chunk_length)) if i in chosen
@@ -235,11 +235,11 @@ def test_bad_inputs_are_one_line(codecs: dict[Kind, ChunkCodec], tmp_path: Path)
             TextStore.open(tmp_path / "s", codec, write=True) as store,
             pytest.raises(StoreError, match=message),
         ):
-            list(store.remember(documents))
+            list(store.add(documents))
     with TextStore.open(tmp_path / "s", codec) as store:
         assert [entry.id for entry in store.store.documents()] == ["a"]
         with pytest.raises(StoreError, match="open for reading"):
-            list(store.remember([("b", ["x"])]))
+            list(store.add([("b", ["x"])]))
         with pytest.raises(StoreError, match="no document 'x'"):
             store.recall("x")
         with pytest.raises(StoreError, match="no document"):
@@ -261,7 +261,7 @@ def test_what_reads_perfectly_needs_no_correction_and_wrong_text_is_never_given_
     codec, text = codecs["memory"], speech(1)
     ids = torch.tensor(codec.tokens([text])[0])
     ids = torch.nn.functional.pad(ids, (0, -len(ids) % codec.chunk_length)).view(-1, codec.chunk_length)
-    perfect = 9.0 * torch.nn.functional.one_hot(ids, codec.model.config.reader.vocab_size)  # type: ignore[union-attr]
+    perfect = 9.0 * torch.nn.functional.one_hot(ids, codec.model.config.decoder_config.vocab_size)  # type: ignore[union-attr]
     monkeypatch.setattr(codec.model, "decode", lambda _: perfect)
     monkeypatch.setattr(codec_module, "ROWS", 10_000)
     remembered(tmp_path / "s", codec, {"a": text})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention as attend
+from torch.nn.functional import scaled_dot_product_attention as make_callback
 from torch.overrides import TorchFunctionMode
 
 from memlm.models.runtime import ShortAttentionInFp32
@@ -28,7 +28,7 @@ class Spy(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is attend:
+        if func is make_callback:
             self.asked.append((args[0].dtype, torch.is_autocast_enabled("cpu")))
         return func(*args, **kwargs or {})
 
@@ -48,9 +48,9 @@ def test_short_attention_is_that_of_fp32(mask: str | None) -> None:
     if mask in types:
         allowed = torch.zeros(7, 7, dtype=types[mask]).masked_fill(~readable, -1e4)
     with BF16, ShortAttentionInFp32():
-        found = attend(query.bfloat16(), key.bfloat16(), value, attn_mask=allowed)
+        found = make_callback(query.bfloat16(), key.bfloat16(), value, attn_mask=allowed)
     rounded = [query.bfloat16().float(), key.bfloat16().float(), value]
-    expected = attend(*rounded, attn_mask=None if mask is None else readable)
+    expected = make_callback(*rounded, attn_mask=None if mask is None else readable)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected.bfloat16(), rtol=0, atol=0)
 
@@ -58,7 +58,7 @@ def test_short_attention_is_that_of_fp32(mask: str | None) -> None:
 @pytest.mark.parametrize(("length", "bf16", "asked"), [(255, True, False), (256, True, True), (7, False, False)])
 def test_only_short_attention_under_autocast_changes(length: int, bf16: bool, asked: bool) -> None:
     with Spy() as spy, torch.autocast("cpu", torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
-        attend(*parts(length))
+        make_callback(*parts(length))
     assert spy.asked == [(torch.float32, asked)]
 
 

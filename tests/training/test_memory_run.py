@@ -22,7 +22,7 @@ from memlm.training.kinds import make_run_config, merge_run, with_steps
 from memlm.training.loop.callbacks import RunCallback
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.building import build_memory_model
-from memlm.training.memory.cache import keep_memories
+from memlm.training.memory.cache import build_memory_cache
 from memlm.training.memory.config import MemoryRunConfig, Stage, Weight
 from memlm.training.prepare import prepare_data
 
@@ -91,7 +91,7 @@ def frozen(small: MemoryRunConfig, encoder: Path, **training: Any) -> MemoryRunC
 def test_a_frozen_encoder_stays_and_its_memories_are_kept(
     small: MemoryRunConfig, finished_run: Path, tmp_path: Path
 ) -> None:
-    kept = train_run(frozen(small, finished_run, keep_memories=True), tmp_path / "kept", progress=False).path
+    kept = train_run(frozen(small, finished_run, memory_cache=True), tmp_path / "kept", progress=False).path
     # this run is shorter than its text: most of what it kept would never be read
     live = train_run(frozen(small, finished_run), tmp_path / "live", progress=False).path
     assert len(list(kept.glob("memories-*/memories.safetensors"))) == 1
@@ -116,7 +116,7 @@ def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
 ) -> None:
     stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 2, "random_share": 0.5}
     # kept memories are asked for: it is the random tokens that keep them from being
-    config = merge_run(frozen(small, finished_run, keep_memories=True), {"stages": [stage]})
+    config = merge_run(frozen(small, finished_run, memory_cache=True), {"stages": [stage]})
     run = train_run(config, tmp_path / "run", progress=False)
     assert run.log()[-1]["step"] == 2
     assert not list(run.path.glob("memories-*"))
@@ -125,7 +125,7 @@ def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
 def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(finished_run, encoder)
-    config = frozen(small, encoder, keep_memories=True)
+    config = frozen(small, encoder, memory_cache=True)
     run = train_run(config, tmp_path / "run", progress=False).path
     (run / "status.json").unlink()
     autoencoder = TextAutoencoder.from_pretrained(encoder)
@@ -139,14 +139,14 @@ def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run
 def test_memories_kept_of_another_encoder_or_text_are_refused(small: MemoryRunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
     model = build_memory_model(small.model, data.tokenizer, seed=0)
-    kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
-    again = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
+    kept = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
+    again = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     assert torch.equal(kept.memories, again.memories)
     with pytest.raises(CheckpointError, match="are of another text"):
-        keep_memories(model, data.held_out_rows, tmp_path, blank_id=0)
+        build_memory_cache(model, data.held_out_rows, tmp_path, blank_id=0)
     other = build_memory_model(small.model, data.tokenizer, seed=1)
     with pytest.raises(CheckpointError, match="are of another encoder"):
-        keep_memories(other, data.train_rows, tmp_path, blank_id=0)
+        build_memory_cache(other, data.train_rows, tmp_path, blank_id=0)
     record = json.loads((tmp_path / "memories.json").read_text())
     assert record["rows"] == len(data.train_rows)
 
@@ -155,7 +155,7 @@ def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp
     data = prepare_data(small.data, chunk_length=16, seed=0)
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
     fp32, bf16 = (
-        keep_memories(model, data.train_rows, tmp_path / str(asked), blank_id=0, bf16=asked).memories
+        build_memory_cache(model, data.train_rows, tmp_path / str(asked), blank_id=0, bf16=asked).memories
         for asked in (False, True)
     )
     assert fp32.dtype == bf16.dtype == torch.float32
@@ -163,7 +163,7 @@ def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp
     torch.testing.assert_close(fp32, bf16, rtol=0.1, atol=0.1)
     row = data.train_rows.select(torch.tensor([3]))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        live = model.remember(row.input_ids, row.attention_mask)
+        live = model.encode(row.input_ids, row.attention_mask)
     torch.testing.assert_close(bf16[3:4], live.float(), rtol=0.02, atol=0.02)
 
 
@@ -171,12 +171,12 @@ def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp
 def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: MemoryRunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
-    kept = keep_memories(model, data.train_rows, tmp_path, blank_id=0)
+    kept = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     stage = Stage(name="s", objectives={name: 1.0}, steps=1, distances="every")
     common = {"rows_per_step": 3, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
-    torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
+    torch.testing.assert_close(batch["memories"], model.encode(batch["input_ids"], batch["attention_mask"]))
     for refused in (
         {"delimiter": True},
         {"objectives": {"token_dropout": 1.0}},
@@ -191,7 +191,7 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
 def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryRunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
-    known = keep_memories(model, data.train_rows, tmp_path, blank_id=0) if kept else None
+    known = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0) if kept else None
     both: dict[str, Any] = {"next_token": 1.0, "blank_copy": 1.0}
     stage = Stage(name="s", objectives=both, steps=4, distances="every", row_share={"blank_copy": 0.5})
     common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0, "kept": known}
@@ -213,7 +213,7 @@ def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryR
             joined = torch.cat([part[name][part["objective"] == objective] for part in parts])
             assert torch.equal(joined, batch[name][batch["objective"] == objective])
     if kept:
-        torch.testing.assert_close(batch["memories"], model.remember(batch["input_ids"], batch["attention_mask"]))
+        torch.testing.assert_close(batch["memories"], model.encode(batch["input_ids"], batch["attention_mask"]))
     assert parts[1]["objective"].tolist() == [0]
     assert torch.isfinite(model.train()(**parts[1]).loss)
     moving = stage.model_copy(update={"row_share": {"blank_copy": Weight(start=1.0, end=0.25, steps=3)}})
@@ -231,9 +231,11 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
         "seed": 0,
         "ordinary": range(9, 300),
     }
-    plain, take = (MemoryBatches(rows, s, **common) for s in (stage.model_copy(update={"random_share": 0.0}), stage))
+    plain, batch_fn = (
+        MemoryBatches(rows, s, **common) for s in (stage.model_copy(update={"random_share": 0.0}), stage)
+    )
     chosen = torch.arange(6)
-    before, found = plain(chosen, 12), take(chosen, 12)
+    before, found = plain(chosen, 12), batch_fn(chosen, 12)
     asked = found["labels"] != IGNORE_INDEX
     assert torch.equal(asked, before["labels"] != IGNORE_INDEX)
     changed = (found["labels"] != before["labels"])[asked].double().mean()
@@ -243,23 +245,23 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
         assert set(label[label != IGNORE_INDEX].tolist()) <= set(row.tolist())
     drawn = found["labels"][found["labels"] != before["labels"]]
     assert set(drawn.tolist()) <= set(range(9, 300))
-    halves = [take(chosen[:4], 12), take(chosen[4:], 16)]
+    halves = [batch_fn(chosen[:4], 12), batch_fn(chosen[4:], 16)]
     assert torch.equal(torch.cat([h["labels"] for h in halves]), found["labels"])
     # a share that moves: none at the first step, all of it from the third on
     growing = stage.model_copy(update={"random_share": Weight(start=0.0, end=0.5, steps=2)})
-    take = MemoryBatches(rows, growing, **common)
-    assert torch.equal(take(chosen, 0)["labels"], plain(chosen, 0)["labels"])
-    assert torch.equal(take(chosen, 12)["labels"], found["labels"])
+    batch_fn = MemoryBatches(rows, growing, **common)
+    assert torch.equal(batch_fn(chosen, 0)["labels"], plain(chosen, 0)["labels"])
+    assert torch.equal(batch_fn(chosen, 12)["labels"], found["labels"])
 
 
 def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: MemoryRunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
-    stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=9, asked_tokens=Weight(start=1, end=4, steps=6))
+    stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=9, max_targets=Weight(start=1, end=4, steps=6))
     common: dict[str, Any] = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
-    plain = MemoryBatches(rows, stage.model_copy(update={"asked_tokens": None}), **common)
-    take, chosen = MemoryBatches(rows, stage, **common), torch.arange(6)
+    plain = MemoryBatches(rows, stage.model_copy(update={"max_targets": None}), **common)
+    batch_fn, chosen = MemoryBatches(rows, stage, **common), torch.arange(6)
     for step, asked in ((0, 1), (2, 2), (4, 3), (6, 4), (8, 4)):
-        every, found = plain(chosen, 6 * step), take(chosen, 6 * step)
+        every, found = plain(chosen, 6 * step), batch_fn(chosen, 6 * step)
         assert torch.equal(found["input_ids"], every["input_ids"])
         seen, known = (batch["labels"].view(6, -1, 4) for batch in (found, every))
         assert torch.equal(seen[..., :asked], known[..., :asked])
@@ -270,10 +272,12 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
-    take = MemoryBatches(data.train_rows, stage, rows_per_step=2, chunk_length=4, blank_id=0, delimiter_id=1, seed=3)
+    batch_fn = MemoryBatches(
+        data.train_rows, stage, rows_per_step=2, chunk_length=4, blank_id=0, delimiter_id=1, seed=3
+    )
     rows = torch.tensor([1, 5])
     before = data.train_rows.input_ids.clone()
-    one, again, later = take(rows, 10), take(rows, 10), take(rows, 12)
+    one, again, later = batch_fn(rows, 10), batch_fn(rows, 10), batch_fn(rows, 12)
     assert torch.equal(data.train_rows.input_ids, before)
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["input_ids"], later["input_ids"])
@@ -289,16 +293,18 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
     model = build_memory_model(small.model, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
-    take = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, delimiter_id=1, seed=0)
+    batch_fn = MemoryBatches(
+        data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, delimiter_id=1, seed=0
+    )
     rows = torch.arange(8)
-    whole = take(rows, 0)
+    whole = batch_fn(rows, 0)
     model(**whole).loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    counts = model(**whole).asked
+    counts = model(**whole).num_targets
     total = 0.0
     for part in rows.split(8 // accumulated):
-        loss = model(**take(part, 0), num_items_in_batch=counts).loss
+        loss = model(**batch_fn(part, 0), num_items_in_batch=counts).loss
         loss.backward()
         total += float(loss.detach())
     assert total == pytest.approx(float(model(**whole).loss.detach()), rel=1e-5)
@@ -318,7 +324,7 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
     assert isinstance(growing, Weight)
     assert growing.steps == 40
-    asked = with_steps(get_recipe("memory-pretrained"), 99).stages[1].asked_tokens
+    asked = with_steps(get_recipe("memory-pretrained-input"), 99).stages[1].max_targets
     assert isinstance(asked, Weight)
     assert (asked.start, asked.end, asked.steps) == (2, 16, 70)
     fewer = with_steps(curriculum, curriculum.steps // 10).stages[-1].row_share["blank_copy"]
@@ -383,7 +389,7 @@ def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: MemoryRunConfig
 
 
 def test_an_oracle_trains_and_is_evaluated(small: MemoryRunConfig, tmp_path: Path) -> None:
-    model = {"layout": "oracle", "introduction": "hidden", "num_chunks": 1, "chunk_length": 16}
+    model = {"layout": "oracle", "injection": "hidden", "num_chunks": 1, "chunk_length": 16}
     stages = [{"name": "next_token", "objectives": {"next_token": 1.0}, "steps": 2}]
     folder = train_run(merge_run(small, {"model": model, "stages": stages}), tmp_path / "run", progress=False)
     names = {m.name for m in evaluate_run(str(folder.path)).measurements}

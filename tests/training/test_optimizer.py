@@ -12,11 +12,11 @@ from memlm.errors import CheckpointError
 from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.training import MuonAdamW, OptimizerConfig, build_optimizer, learning_rate_factor
 from memlm.training.loop.checkpoint import (
+    full_state,
     load_optimizer,
     load_random_state,
     save_optimizer,
     save_random_state,
-    whole_state,
 )
 from memlm.training.loop.optimizer import orthogonalized
 from tests.variants import TINY
@@ -76,7 +76,7 @@ def test_state_goes_to_disk_and_back(tmp_path: Path) -> None:
     ids = torch.randint(2, 23, (2, 6))
     model(ids, labels=ids).loss.backward()
     optimizer.step()
-    save_optimizer(whole_state(optimizer), tmp_path)
+    save_optimizer(full_state(optimizer), tmp_path)
     other = build_optimizer(model, OptimizerConfig())
     load_optimizer(other, tmp_path)
     before, after = optimizer.state_dict(), other.state_dict()

@@ -39,7 +39,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(decoder: Path, encoder: Path, out: Path, *more: str) -> list[str]:
     small = ["--model.chunk_length", "4", "--model.slots_per_chunk", "1", "--training.evaluate_rows", "4"]
     given = ["--decoder", str(decoder), "--encoder", str(encoder), "--out", str(out), "--steps", "6"]
-    return ["train", "memory-pretrained", *given, *small, *more]
+    return ["train", "memory-pretrained-input", *given, *small, *more]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_chunks_reach_the_encoder_through_their_text(run: Path, memory_run: Path
     model = MemoryModelForCausalLM.from_pretrained(run).eval()
     reader, writer = load_tokenizer(decoder), load_tokenizer(memory_run)
     ids = torch.tensor(encode_texts(reader, [speech(9)])[0][:8])[None]
-    memories = model.remember(ids)
+    memories = model.encode(ids)
     texts = [reader.decode(chunk) for chunk in ids.view(2, 4)]
     for own, text in zip(memories[0], texts, strict=True):
         tokens = encode_texts(writer, [text])[0][:4]
@@ -98,7 +98,7 @@ def test_it_is_evaluated_and_read_with(run: Path) -> None:
 
 def test_a_store_is_written_and_read_with_it(run: Path, tmp_path: Path) -> None:
     with TextStore.open(tmp_path / "s", run, write=True) as store:
-        list(store.remember([("a", [speech(5)]), ("b", ["\u4e2d\u6587 \x00"])]))
+        list(store.add([("a", [speech(5)]), ("b", ["\u4e2d\u6587 \x00"])]))
     with TextStore.open(tmp_path / "s", run) as store:
         assert (store.recall("a"), store.recall("b")) == (speech(5), "\u4e2d\u6587 \x00")
 
@@ -159,9 +159,9 @@ def test_a_decoder_and_an_encoder_are_asked_for(
     decoder: Path, memory_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(tmp_path / "run")]
-    assert main(["train", "memory-pretrained", "--encoder", str(memory_run), *out]) == 2
+    assert main(["train", "memory-pretrained-input", "--encoder", str(memory_run), *out]) == 2
     assert "--decoder" in capsys.readouterr().err
-    assert main(["train", "memory-pretrained", "--decoder", str(decoder), *out]) == 2
+    assert main(["train", "memory-pretrained-input", "--decoder", str(decoder), *out]) == 2
     assert "--encoder RUN" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from memlm.errors import CheckpointError, DataError, RunFolderError
-from memlm.files import write_whole
+from memlm.files import write_folder_atomic
 from memlm.training import RunFolder, train_run
 from memlm.training.config import RunConfig
 from memlm.training.kinds import merge_run
@@ -106,7 +106,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(
     original = Interrupt.listening
 
     def asked_at_once(self: Interrupt) -> Any:
-        self.asked = not looks
+        self.requested = not looks
         looks.append(1)
         return original(self)
 
@@ -129,7 +129,7 @@ def test_a_run_does_not_go_on_with_other_text(tiny_config: RunConfig, tmp_path: 
 
 
 def test_half_written_checkpoints_are_ignored_and_swept_away(tmp_path: Path) -> None:
-    write_whole(tmp_path / "step-4", lambda folder: (folder / "a").write_text("whole") and None)
+    write_folder_atomic(tmp_path / "step-4", lambda folder: (folder / "a").write_text("whole") and None)
     half = tmp_path / ".step-8.draft"
     half.mkdir()
     assert newest(tmp_path) == tmp_path / "step-4"

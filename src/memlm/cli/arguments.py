@@ -25,7 +25,7 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str, default
     if any(a in ("-h", "--help") for a in arguments):
         tyro.cli(kind, args=["--help"], prog=program, description=description, default=_or_missing(default))
         raise SystemExit(0)
-    _refuse_unknown_flags(kind, arguments, command)
+    _check_unknown_flags(kind, arguments, command)
     problems: list[str] = []
     try:
         return tyro.cli(
@@ -47,7 +47,7 @@ def _or_missing(default: Any) -> Any:
     return tyro.MISSING_NONPROP if default is None else default
 
 
-def _refuse_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str) -> None:
+def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str) -> None:
     import dataclasses
 
     known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cast(Any, kind))}

@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> None:
     """Parse, time, write, print."""
     options = parse(Bench, arguments, command="bench")
     from memlm.evaluation.efficiency import compare_efficiency, measurements_of
-    from memlm.files import write_file_whole
+    from memlm.files import write_file_atomic
     from memlm.reports import figure, journal
     from memlm.training.loop.callbacks import ProgressView
 
@@ -79,9 +79,9 @@ def run(arguments: list[str]) -> None:
     shown = ("first_token", "first_token_with_encoding", "each_token")
     ratios = {name.replace("_", " "): [c.ratios[name] for c in first] for name in shown}
     picture = figure.times_over_length([c.length for c in first], ratios)
-    write_file_whole(out / "efficiency.svg", figure.standalone(picture))
+    write_file_atomic(out / "efficiency.svg", figure.standalone(picture))
     table = markdown(found)
-    write_file_whole(out / "efficiency.md", table)
+    write_file_atomic(out / "efficiency.md", table)
     print(table, end="")
 
 

@@ -48,14 +48,14 @@ def run(arguments: list[str]) -> None:
     """Parse, train what is missing, judge, write table and page, print."""
     options = parse(Claims, arguments, command="claims")
     settings, workers = _settings(options), _workers(options)
-    from memlm.files import write_file_whole
+    from memlm.files import write_file_atomic
     from memlm.reports import figure, journal
-    from memlm.reproduction import judge_all, measure_cells, spent_on
+    from memlm.reproduction import judge_all, measure_experiments, spent_on
     from memlm.training import Interrupted
 
     out = Path(options.out)
     try:
-        figures, measurements = measure_cells(settings, out, say=_say, workers=workers, progress=True)
+        figures, measurements = measure_experiments(settings, out, say=_say, workers=workers, progress=True)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted("stopped, nothing is lost: the same command goes on.") from None
     verdicts = judge_all(figures)
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     (out / "measurements.jsonl").unlink(missing_ok=True)
     journal.append(out / "measurements.jsonl", measurements)
     picture = _picture(figures)
-    write_file_whole(out / "claims.svg", figure.standalone(picture))
+    write_file_atomic(out / "claims.svg", figure.standalone(picture))
     _write_page(out, settings, verdicts, costs, picture)
     print(table + "\n" + summary(verdicts), end="\n")
     if options.quick:
@@ -99,8 +99,8 @@ def markdown(verdicts: list[tuple[Claim, Verdict]], costs: list[Spent]) -> str:
     """One line a claim."""
     rows = ["| claim | test | here | the paper | verdict | trained, all seeds |", "|" + " --- |" * 6]
     for (claim, verdict), cost in zip(verdicts, costs, strict=True):
-        cells = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
-        rows.append("| " + " | ".join(cells) + " |")
+        experiments = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
+        rows.append("| " + " | ".join(experiments) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -120,17 +120,24 @@ def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
 
 def _picture(figures: Figures) -> str:
     from memlm.reports import figure
-    from memlm.reproduction import CELLS
+    from memlm.reproduction import EXPERIMENTS
 
     def of(measure: str) -> list[figure.Interval | None]:
-        return [None if (f := figures.get((cell, measure))) is None else (f.value, f.low, f.high) for cell in shown]
+        return [
+            None if (f := figures.get((experiment, measure))) is None else (f.value, f.low, f.high)
+            for experiment in shown
+        ]
 
     measures = {
         "blank copy": "token_accuracy/blank_copy",
         "a probe's reading": "memories/token_accuracy",
         "of fresh weights": "memories/untrained/token_accuracy",
     }
-    shown = [cell for cell in CELLS if any((cell, measure) in figures for measure in measures.values())]
+    shown = [
+        experiment
+        for experiment in EXPERIMENTS
+        if any((experiment, measure) in figures for measure in measures.values())
+    ]
     return figure.shares_with_intervals(shown, {name: of(measure) for name, measure in measures.items()})
 
 

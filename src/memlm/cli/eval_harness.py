@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> None:
     from memlm.evaluation.lm_eval.compare import compare_readings, hf_scores, largest_difference, open_tasks
     from memlm.evaluation.lm_eval.language_model import MemoryLM
     from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
-    from memlm.files import write_file_whole
+    from memlm.files import write_file_atomic
     from memlm.models import MemoryModelForCausalLM
     from memlm.models.loading import load_model
 
@@ -78,13 +78,13 @@ def run(arguments: list[str]) -> None:
         (out / "tasks").mkdir(parents=True, exist_ok=True)
     manager = open_tasks(names, out / "tasks")
     found = compare_readings(reader, names, manager, readings=options.readings, limit=options.limit, say=_say)
-    write_file_whole(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
+    write_file_atomic(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
     table = markdown(found, options)
     if options.hf is not None:
         plain = hf_scores(options.hf, names, manager, batch_size=options.batch_size, limit=options.limit, say=_say)
         table += f"\nLargest difference of `all tokens` to {options.hf} by the harness's own class: "
         table += f"{largest_difference(found, plain):.1e}\n"
-    write_file_whole(out / "table.md", table)
+    write_file_atomic(out / "table.md", table)
     print(table, end="")
 
 

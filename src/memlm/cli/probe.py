@@ -76,7 +76,7 @@ class Probe:
 def run(arguments: list[str]) -> None:
     """Parse, probe, write report and journal, print."""
     options = parse(Probe, arguments, command="probe")
-    _refuse_mixtures(options)
+    _check_mixtures(options)
     from memlm.reports import journal
 
     out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> None:
     print(f"report: {path}", file=sys.stderr)
 
 
-def _refuse_mixtures(options: Probe) -> None:
+def _check_mixtures(options: Probe) -> None:
     if (options.encoder is None) == (options.embeddings is None):
         raise ConfigError("give either --encoder (a model) or --embeddings with --texts (vectors that exist already).")
     if (options.embeddings is None) != (options.texts is None):

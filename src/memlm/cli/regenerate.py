@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> None:
     text = _stdin() if options.text == "-" else options.text
     if not text:
         raise DataError("the text is empty; give at least one character.")
-    memories = memory.remember(text)
+    memories = memory.encode(text)
     sys.stdout.write(memory.regenerate(memories)[0])
     sys.stdout.write("" if options.text == "-" else "\n")
     chunks, numbers = len(memories[0]), memories[0].numel()

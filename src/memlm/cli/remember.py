@@ -100,7 +100,7 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
     documents = ((str(path), stream_file(path)) for path in paths)
     view.start(0)
     try:
-        remembered = store.remember(documents, replace=options.replace, write=write, progress=progress)
+        remembered = store.add(documents, replace=options.replace, write=write, progress=progress)
         with joined(), closing(remembered) as told:
             for one in told:
                 outcomes[one.outcome] += 1

@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
   memlm train --resume --out runs/tiny
   memlm train memory-tiny --objective next_token --steps 500 --out runs/next
   memlm train memory-curriculum-tiny --encoder runs/tiny
-  memlm train memory-pretrained --decoder PATH_OR_HUB_ID --encoder runs/tiny --adapter lora
+  memlm train memory-pretrained-input --decoder PATH_OR_HUB_ID --encoder runs/tiny --adapter lora
 
 settings, with the defaults that recipes change (memlm recipes NAME shows a recipe's):
 """

@@ -35,7 +35,7 @@ class Planted(NamedTuple):
     """Texts with a fact in each, and which of their tokens are the fact's."""
 
     input_ids: Int[Tensor, "rows tokens"]
-    asked: Bool[Tensor, "rows tokens"]
+    target_mask: Bool[Tensor, "rows tokens"]
 
 
 def plant_pairs(

@@ -20,7 +20,7 @@ from torch import Tensor
 from memlm.data import texts_fingerprint
 from memlm.encoders import Encoder
 from memlm.errors import CheckpointError, DataError
-from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
+from memlm.files import read_json, read_tensors, write_file_atomic, write_tensors_atomic
 
 FORMAT = 1
 _SHARD = 512
@@ -84,7 +84,7 @@ def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
     }
     path = folder / "vectors.json"
     if not path.exists():
-        write_file_whole(path, json.dumps(wanted, indent=2) + "\n")
+        write_file_atomic(path, json.dumps(wanted, indent=2) + "\n")
         return
     found = read_json(path)
     for name, value in wanted.items():
@@ -108,5 +108,5 @@ def _shard(path: Path, encoder: Encoder, texts: list[str]) -> Tensor:
     bad = int((~torch.isfinite(vectors)).any(1).sum())
     if bad:
         raise DataError(f"{encoder.name} wrote NaN or infinity for {bad} of {len(texts)} texts; try another layer.")
-    write_tensors_whole(path, {"vectors": vectors.contiguous()})
+    write_tensors_atomic(path, {"vectors": vectors.contiguous()})
     return vectors

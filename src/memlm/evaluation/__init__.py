@@ -4,14 +4,14 @@ from memlm.evaluation.cost import Cost, chunkwise_costs, compressor_costs, memor
 from memlm.evaluation.passages import Passage
 from memlm.evaluation.probe.runs import probe_autoencoder
 from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
-from memlm.evaluation.runner import Evaluation, Yardstick, evaluate_run, measure_rows
+from memlm.evaluation.runner import EvalContext, Evaluation, evaluate_run, measure_rows
 
 __all__ = [
     "Cost",
+    "EvalContext",
     "Evaluation",
     "Passage",
     "ReconstructionScores",
-    "Yardstick",
     "chunkwise_costs",
     "compressor_costs",
     "evaluate_run",

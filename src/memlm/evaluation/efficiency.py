@@ -159,7 +159,7 @@ def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int
     before = _peak()
     if way == "full":
         return _speed(model.decoder, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, settings, 0.0, before)
-    memories, encoding = _timed(lambda: model.remember(ids[:, :length]))
+    memories, encoding = _timed(lambda: model.encode(ids[:, :length]))
     prompt = model.prompt([[m, n.tolist()] for m, n in zip(memories, ids[:, length:], strict=True)])
     return _speed(model, prompt, settings, encoding, before)
 

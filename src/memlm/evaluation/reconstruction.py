@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.measurement import DocumentTally, asked, asked_rows, correct, exact_rows
+from memlm.measurement import DocumentTally, correct, exact_rows, rows_with_targets, target_mask
 from memlm.models import ProbeDecoder, TextAutoencoder
 from memlm.objectives import reconstruction, token_nats
 from memlm.store import Bits, dequantize, quantize
@@ -27,22 +27,22 @@ class ReconstructionScores:
         tokens: right tokens over asked tokens.
         chunks: chunks with every token right over chunks.
         nats: summed cross-entropy over asked tokens.
-        right_at: (tokens,) right predictions by position.
-        asked_at: (tokens,) asked tokens by position.
+        num_correct_at: (tokens,) right predictions by position.
+        num_targets_at: (tokens,) asked tokens by position.
         predictions: (rows, tokens), the likeliest token at each position.
     """
 
     tokens: DocumentTally
     chunks: DocumentTally
     nats: DocumentTally
-    right_at: Int[Tensor, " tokens"]
-    asked_at: Int[Tensor, " tokens"]
+    num_correct_at: Int[Tensor, " tokens"]
+    num_targets_at: Int[Tensor, " tokens"]
     predictions: Int[Tensor, "rows tokens"]
 
     def accuracy_by_position(self) -> list[float]:
         """Share of right tokens at each position of a chunk, as far as any row reaches."""
-        reached = self.asked_at > 0
-        return (self.right_at[reached].double() / self.asked_at[reached]).tolist()
+        reached = self.num_targets_at > 0
+        return (self.num_correct_at[reached].double() / self.num_targets_at[reached]).tolist()
 
 
 @torch.inference_mode()
@@ -86,20 +86,22 @@ def score_decoder(
     batch_size = batch_size or _rows_at_once(rows.input_ids.shape[1], model.config.vocab_size)
     documents = len(rows.document_ids)
     tallies = [DocumentTally(documents) for _ in range(3)]
-    right_at = torch.zeros(rows.input_ids.shape[1], dtype=torch.long)
-    asked_at = torch.zeros_like(right_at)
+    num_correct_at = torch.zeros(rows.input_ids.shape[1], dtype=torch.long)
+    num_targets_at = torch.zeros_like(num_correct_at)
     predictions: list[Tensor] = []
     for batch, part in zip(rows.batches(batch_size), memories.split(batch_size), strict=True):
         labels = reconstruction(batch.input_ids, batch.attention_mask).labels
         logits = model.decode(part.to(model.device))[:, : labels.shape[1]].cpu()
         predicted = logits.argmax(-1)
         _count(tallies, batch, predicted, labels, token_nats(logits, labels))
-        right_at += correct(predicted, labels).sum(0)
-        asked_at += asked(labels).sum(0)
+        num_correct_at += correct(predicted, labels).sum(0)
+        num_targets_at += target_mask(labels).sum(0)
         predictions.append(predicted)
         if progress is not None:
             progress(sum(map(len, predictions)), len(rows))
-    return ReconstructionScores(tallies[0], tallies[1], tallies[2], right_at, asked_at, torch.cat(predictions))
+    return ReconstructionScores(
+        tallies[0], tallies[1], tallies[2], num_correct_at, num_targets_at, torch.cat(predictions)
+    )
 
 
 @torch.inference_mode()
@@ -140,8 +142,8 @@ def _count(
     labels: Int[Tensor, "rows tokens"],
     nats: Float[Tensor, "rows tokens"],
 ) -> None:
-    counts = asked(labels).sum(1)
+    counts = target_mask(labels).sum(1)
     exact: Bool[Tensor, " rows"] = exact_rows(predicted, labels) & (counts > 0)
     tallies[0].add(batch.document_index, correct(predicted, labels).sum(1), counts)
-    tallies[1].add(batch.document_index, exact.long(), asked_rows(labels))
+    tallies[1].add(batch.document_index, exact.long(), rows_with_targets(labels))
     tallies[2].add(batch.document_index, nats.double().sum(1), counts)

@@ -26,7 +26,7 @@ class Evaluation:
     costs: list[Cost]
 
 
-def refuse_changed_text(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
+def check_text_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
     """Held-out text must be what it was when the run was trained."""
     if any(now[_PRINT + half] != before[_PRINT + half] for half in ("held_out", "train")):
         raise DataError(f"'{source}' has changed since the run was trained; measure it by name with --text.")

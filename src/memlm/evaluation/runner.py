@@ -21,7 +21,7 @@ from memlm.evaluation.figures import constant, per_document, ratio_of, retained,
 from memlm.evaluation.memory.runner import evaluate_memory_run
 from memlm.evaluation.passages import passages_of
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
-from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
+from memlm.evaluation.result import Evaluation, Report, check_text_unchanged
 from memlm.measurement import (
     DocumentTally,
     Measurement,
@@ -41,7 +41,7 @@ _CHUNKS_COMPRESSED = 2000
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class EvalContext:
     """What figures of one run are measured against."""
 
     model: TextAutoencoder
@@ -76,7 +76,7 @@ def evaluate_run(
         return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe, rows=rows)
     memory = load(path)
     record = folder.data()
-    measure = Yardstick(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))
+    measure = EvalContext(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))
     say = report or (lambda _: None)
     if text is not None:
         documents = load_documents(text)
@@ -85,7 +85,7 @@ def evaluate_run(
     return _measure_run(folder, record, measure, say)
 
 
-def _measure_documents(measure: Yardstick, documents: Sequence[Document], *, split: str, say: Report) -> Evaluation:
+def _measure_documents(measure: EvalContext, documents: Sequence[Document], *, split: str, say: Report) -> Evaluation:
     say(f"measuring {len(documents)} documents of {split}")
     rows = pack(documents, measure.tokenizer, row_length=measure.model.config.chunk_length, across_documents=False)
     memories = encode_rows(measure.model, rows)
@@ -99,12 +99,12 @@ def _measure_documents(measure: Yardstick, documents: Sequence[Document], *, spl
     )
 
 
-def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, say: Report) -> Evaluation:
+def _measure_run(folder: RunFolder, record: dict[str, Any], measure: EvalContext, say: Report) -> Evaluation:
     config = cast(RunConfig, folder.config())
     length = config.model.chunk_length
     say("reading the text")
     data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=measure.tokenizer)
-    refuse_changed_text(record, data.record, config.data.text)
+    check_text_unchanged(record, data.record, config.data.text)
     evaluation = _measure_documents(measure, data.held_out, split="held_out", say=say)
     others = {
         "train": data.train_rows.sample(_SAMPLED_ROWS, seed=0),
@@ -122,7 +122,7 @@ def _measure_run(folder: RunFolder, record: dict[str, Any], measure: Yardstick, 
     return Evaluation(found, evaluation.accuracy_by_position, evaluation.passages, evaluation.costs)
 
 
-def _foreign_rows(measure: Yardstick) -> PackedRows:
+def _foreign_rows(measure: EvalContext) -> PackedRows:
     """Python's own reference topics: technical English that ships with the interpreter."""
     from pydoc_data.topics import topics
 
@@ -132,7 +132,7 @@ def _foreign_rows(measure: Yardstick) -> PackedRows:
 
 
 def measure_rows(
-    measure: Yardstick, rows: PackedRows, scores: ReconstructionScores, *, split: str
+    measure: EvalContext, rows: PackedRows, scores: ReconstructionScores, *, split: str
 ) -> list[Measurement]:
     """Accuracy, exact match, cross-entropy, bits and retention against all four baselines, each with its interval."""
     tokens, chunks = int(scores.tokens.count), int(scores.chunks.count)
@@ -170,7 +170,7 @@ def _whole_chunks(rows: PackedRows, values: Tensor) -> NDArray[np.float64]:
     return tally.sums
 
 
-def _rounded(measure: Yardstick, rows: PackedRows, memories: Tensor, split: str) -> list[Measurement]:
+def _rounded(measure: EvalContext, rows: PackedRows, memories: Tensor, split: str) -> list[Measurement]:
     """Token accuracy from memories kept in fewer bits."""
     found: list[Measurement] = []
     widths: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
@@ -180,7 +180,7 @@ def _rounded(measure: Yardstick, rows: PackedRows, memories: Tensor, split: str)
     return found
 
 
-def _costs(measure: Yardstick, rows: PackedRows, documents: Sequence[Document]) -> list[Cost]:
+def _costs(measure: EvalContext, rows: PackedRows, documents: Sequence[Document]) -> list[Cost]:
     config = measure.model.config
     texts = [d.text for d in documents]
     size = sum(len(text.encode()) for text in texts)

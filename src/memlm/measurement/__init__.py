@@ -2,8 +2,6 @@
 
 from memlm.measurement.intervals import DocumentTally, bootstrap_interval, t_interval
 from memlm.measurement.metrics import (
-    asked,
-    asked_rows,
     bits_per_byte,
     bits_per_dim,
     bits_per_token,
@@ -11,6 +9,8 @@ from memlm.measurement.metrics import (
     exact_rows,
     paper_nats,
     retention,
+    rows_with_targets,
+    target_mask,
     uniform_nats,
     unigram_log_probabilities,
     unigram_nats,
@@ -21,8 +21,6 @@ __all__ = [
     "Baseline",
     "DocumentTally",
     "Measurement",
-    "asked",
-    "asked_rows",
     "bits_per_byte",
     "bits_per_dim",
     "bits_per_token",
@@ -31,7 +29,9 @@ __all__ = [
     "exact_rows",
     "paper_nats",
     "retention",
+    "rows_with_targets",
     "t_interval",
+    "target_mask",
     "uniform_nats",
     "unigram_log_probabilities",
     "unigram_nats",

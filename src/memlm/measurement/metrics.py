@@ -12,7 +12,7 @@ from memlm.errors import UserError
 from memlm.shapes import IGNORE_INDEX, Labels, TokenIds
 
 
-def asked(labels: Labels) -> Bool[Tensor, "batch tokens"]:
+def target_mask(labels: Labels) -> Bool[Tensor, "batch tokens"]:
     """Where a token is asked for."""
     return labels != IGNORE_INDEX
 
@@ -24,12 +24,12 @@ def correct(predictions: TokenIds, labels: Labels) -> Bool[Tensor, "batch tokens
 
 def exact_rows(predictions: TokenIds, labels: Labels) -> Bool[Tensor, " batch"]:
     """Rows with every asked token right."""
-    return (correct(predictions, labels) | ~asked(labels)).all(dim=1)
+    return (correct(predictions, labels) | ~target_mask(labels)).all(dim=1)
 
 
-def asked_rows(labels: Labels) -> Int[Tensor, " batch"]:
+def rows_with_targets(labels: Labels) -> Int[Tensor, " batch"]:
     """1 for rows that ask for at least one token, else 0: the denominator of exact match."""
-    return asked(labels).any(dim=1).long()
+    return target_mask(labels).any(dim=1).long()
 
 
 NATS_PER_BIT = math.log(2)

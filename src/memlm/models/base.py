@@ -27,11 +27,11 @@ class MemlmConfig(PreTrainedConfig):
     __no_type_check__: ClassVar[bool] = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.refuse_unknown(kwargs)
+        self.check_unknown_keys(kwargs)
         super().__post_init__(**kwargs)
         self.check()
 
-    def refuse_unknown(self, extra: dict[str, Any]) -> None:
+    def check_unknown_keys(self, extra: dict[str, Any]) -> None:
         """Raise for the first key that is neither a field nor one of transformers' own."""
         own = _TRANSFORMERS_OWN | set(GenerationConfig().to_dict())
         for key in extra:

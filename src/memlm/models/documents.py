@@ -43,8 +43,8 @@ class MemoryModelOutput(ModelOutput):
         logits: (documents, tokens, vocabulary), at the positions of the input; None in training.
         memories: (documents, chunks, memories, numbers), what the encoder wrote.
         nats: (objectives,), summed over the tokens each was asked for.
-        right: (objectives,), how many of them came out right.
-        asked: (objectives,), how many they were.
+        num_correct: (objectives,), how many of them came out right.
+        num_targets: (objectives,), how many they were.
     """
 
     # accelerate rebuilds outputs from one mapping when it widens them to fp32; a check of the fields would refuse that
@@ -54,8 +54,8 @@ class MemoryModelOutput(ModelOutput):
     logits: Tensor | None = None
     memories: Tensor | None = None
     nats: Tensor | None = None
-    right: Tensor | None = None
-    asked: Tensor | None = None
+    num_correct: Tensor | None = None
+    num_targets: Tensor | None = None
 
 
 class ChunkedDocuments(NamedTuple):
@@ -109,7 +109,11 @@ def chunked(
 def loss_of(sums: ObjectiveSums, weights: Tensor | None, num_items: Tensor | int | None) -> Tensor:
     """Weighted mean over objectives; `num_items` tokens were asked for over all accumulated batches and devices."""
     weights = torch.ones_like(sums.nats) if weights is None else weights.to(sums.nats)
-    asked = sums.asked if num_items is None else torch.as_tensor(num_items).to(sums.asked).expand_as(sums.asked)
+    asked = (
+        sums.num_targets
+        if num_items is None
+        else torch.as_tensor(num_items).to(sums.num_targets).expand_as(sums.num_targets)
+    )
     return weighted_loss(sums.nats, asked, weights)
 
 

@@ -3,22 +3,21 @@
 from memlm.objectives.labels import Task, blank_copy, copy, next_token, reconstruction, token_dropout
 from memlm.objectives.losses import (
     ObjectiveSums,
-    asked_by_objective,
     info_nce,
     mean_loss,
     sums_by_objective,
+    targets_by_objective,
     token_nats,
     weighted_loss,
 )
-from memlm.objectives.mixture import OBJECTIVES, Mixture, Ramp
+from memlm.objectives.mixture import OBJECTIVES, LinearSchedule, Mixture
 
 __all__ = [
     "OBJECTIVES",
+    "LinearSchedule",
     "Mixture",
     "ObjectiveSums",
-    "Ramp",
     "Task",
-    "asked_by_objective",
     "blank_copy",
     "copy",
     "info_nce",
@@ -26,6 +25,7 @@ __all__ = [
     "next_token",
     "reconstruction",
     "sums_by_objective",
+    "targets_by_objective",
     "token_dropout",
     "token_nats",
     "weighted_loss",

@@ -36,18 +36,20 @@ def mean_loss(logits: Logits, labels: Labels, num_items: Tensor | int | None = N
     Raises:
         UserError: no label asks for anything.
     """
-    asked = (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
-    if not bool(asked):
+    num_targets = (
+        (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
+    )
+    if not bool(num_targets):
         raise UserError(f"all {labels.numel()} labels are {IGNORE_INDEX} (ignored); there is nothing to learn from.")
-    return token_nats(logits, labels).sum() / asked
+    return token_nats(logits, labels).sum() / num_targets
 
 
 class ObjectiveSums(NamedTuple):
     """Sums over the tokens that each objective asked for; all (objectives,)."""
 
     nats: Float[Tensor, " objectives"]
-    right: Float[Tensor, " objectives"]
-    asked: Float[Tensor, " objectives"]
+    num_correct: Float[Tensor, " objectives"]
+    num_targets: Float[Tensor, " objectives"]
 
 
 def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> ObjectiveSums:
@@ -64,34 +66,36 @@ def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " b
         row.new_zeros(count).index_add(0, objective, row)
         for row in (token_nats(logits, labels).sum(1), right.sum(1).float())
     )
-    return ObjectiveSums(nats, hits, asked_by_objective(labels, objective, count=count))
+    return ObjectiveSums(nats, hits, targets_by_objective(labels, objective, count=count))
 
 
-def asked_by_objective(labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> Float[Tensor, " objectives"]:
+def targets_by_objective(
+    labels: Labels, objective: Int[Tensor, " batch"], *, count: int
+) -> Float[Tensor, " objectives"]:
     """How many tokens each objective asks for."""
-    asked = (labels != IGNORE_INDEX).sum(1).float()
-    return asked.new_zeros(count).index_add(0, objective, asked)
+    num_targets = (labels != IGNORE_INDEX).sum(1).float()
+    return num_targets.new_zeros(count).index_add(0, objective, num_targets)
 
 
 def weighted_loss(
-    nats: Float[Tensor, " objectives"], asked: Float[Tensor, " objectives"], weights: Float[Tensor, " objectives"]
+    nats: Float[Tensor, " objectives"], num_targets: Float[Tensor, " objectives"], weights: Float[Tensor, " objectives"]
 ) -> Float[Tensor, ""]:
     """Weighted mean over objectives of their mean nats per token.
 
     Args:
         nats: (objectives,), summed.
-        asked: (objectives,), tokens over all accumulated batches and devices.
+        num_targets: (objectives,), tokens over all accumulated batches and devices.
         weights: (objectives,); an objective that nothing was asked of counts for nothing.
 
     Raises:
         UserError: no objective with a weight asks for anything.
     """
-    counted = weights * (asked > 0)
+    counted = weights * (num_targets > 0)
     if not bool(counted.sum() > 0):
         raise UserError(
             f"all labels are {IGNORE_INDEX} (ignored) or of objectives with no weight; there is nothing to learn from."
         )
-    return (counted * nats / asked.clamp(min=1)).sum() / counted.sum()
+    return (counted * nats / num_targets.clamp(min=1)).sum() / counted.sum()
 
 
 def info_nce(

@@ -17,7 +17,7 @@ OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstructi
 
 
 @dataclass(frozen=True)
-class Ramp:
+class LinearSchedule:
     """A number that moves from `start` to `end` over `steps` steps, and stays."""
 
     start: float
@@ -38,18 +38,18 @@ class Mixture:
         ConfigError: an unknown objective, a weight below zero or not finite, weights that sum to nothing at some step.
     """
 
-    weights: Mapping[str, float | Ramp]
+    weights: Mapping[str, float | LinearSchedule]
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
             if name not in OBJECTIVES:
                 raise ConfigError(f"unknown objective '{name}'. Choose from: {', '.join(OBJECTIVES)}.")
-            for value in (weight.start, weight.end) if isinstance(weight, Ramp) else (weight,):
+            for value in (weight.start, weight.end) if isinstance(weight, LinearSchedule) else (weight,):
                 if not math.isfinite(value) or value < 0:
                     raise ConfigError(f"weight of '{name}' ({value}) must be a number of at least 0.")
-            if isinstance(weight, Ramp) and weight.steps < 1:
+            if isinstance(weight, LinearSchedule) and weight.steps < 1:
                 raise ConfigError(f"steps of the weight of '{name}' ({weight.steps}) must be at least 1.")
-        ends = {0} | {w.steps for w in self.weights.values() if isinstance(w, Ramp)}
+        ends = {0} | {w.steps for w in self.weights.values() if isinstance(w, LinearSchedule)}
         for step in sorted(ends):
             if not sum(self._at(name, step) for name in self.weights) > 0:
                 raise ConfigError(
@@ -67,4 +67,4 @@ class Mixture:
 
     def _at(self, name: str, step: int) -> float:
         weight = self.weights[name]
-        return weight.at(step) if isinstance(weight, Ramp) else weight
+        return weight.at(step) if isinstance(weight, LinearSchedule) else weight

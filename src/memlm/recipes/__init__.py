@@ -25,7 +25,7 @@ from memlm.recipes.memory import (
     memory_none_tiny,
     memory_oracle_tiny,
     memory_paper_tiny,
-    memory_pretrained,
+    memory_pretrained_input,
     memory_recurrent_tiny,
     memory_tiny,
 )
@@ -38,7 +38,7 @@ _ALL = (
     *(memory_tiny, memory_last_token_tiny, memory_curriculum_tiny, memory_paper_tiny),
     *(autoencoder_paper, memory_paper, memory_curriculum_paper),
     *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
-    *(autoencoder_pretrained, memory_pretrained),
+    *(autoencoder_pretrained, memory_pretrained_input),
 )
 RECIPES: dict[str, Callable[[], AnyRunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 

@@ -74,7 +74,7 @@ def autoencoder_dense() -> RunConfig:
 
 
 def autoencoder_pretrained() -> RunConfig:
-    """16 tokens of a language model's (--model.table) into one memory: the encoder of memory-pretrained; minutes."""
+    """16 tokens of a language model (--model.table) in one memory: the encoder of memory-pretrained-input; minutes."""
     tiny = autoencoder_tiny()
     return tiny.model_copy(
         update={

@@ -128,7 +128,7 @@ def memory_last_token_tiny() -> MemoryRunConfig:
     )
 
 
-def memory_pretrained() -> MemoryRunConfig:
+def memory_pretrained_input() -> MemoryRunConfig:
     """A pretrained decoder (--decoder) learns to read a frozen encoder's memories (--encoder): 16 tokens a slot."""
     tiny, blank = memory_tiny(), OBJECTIVES["blank_copy"]
     # what is read is learnt first, a few places of a slot at a time (LOG.md); then both
@@ -136,7 +136,7 @@ def memory_pretrained() -> MemoryRunConfig:
     both: dict[ObjectiveName, float | Weight] = {"next_token": 1.0, "blank_copy": 1.0}
     return tiny.model_copy(
         update={
-            "recipe": "memory-pretrained",
+            "recipe": "memory-pretrained-input",
             "model": MemoryModelSettings(
                 chunk_length=16,
                 num_chunks=2,
@@ -145,8 +145,8 @@ def memory_pretrained() -> MemoryRunConfig:
                 decoder=DecoderSettings(adapter="lora", lora_rank=64, lora_alpha=64.0),
             ),
             "stages": (
-                Stage(name="warm_up", objectives=blank, steps=20, train="readout", decay_share=0.0, asked_tokens=2),
-                Stage(name="blank_copy", objectives=blank, steps=850, decay_share=0.2, asked_tokens=growing),
+                Stage(name="warm_up", objectives=blank, steps=20, train="readout", decay_share=0.0, max_targets=2),
+                Stage(name="blank_copy", objectives=blank, steps=850, decay_share=0.2, max_targets=growing),
                 Stage(name="mixture", objectives=both, steps=120, learning_rate=2e-3),
             ),
             "training": tiny.training.model_copy(

@@ -1,11 +1,11 @@
 """The paper's claims put to the test: runs that test them, and what each says."""
 
-from memlm.reproduction.runs import CELLS, ClaimSettings, Figure, Figures, Spent, measure_cells, spent_on
+from memlm.reproduction.runs import EXPERIMENTS, ClaimSettings, Figure, Figures, Spent, measure_experiments, spent_on
 from memlm.reproduction.statements import CLAIMS, Claim, Verdict, judge_all
 
 __all__ = [
-    "CELLS",
     "CLAIMS",
+    "EXPERIMENTS",
     "Claim",
     "ClaimSettings",
     "Figure",
@@ -13,6 +13,6 @@ __all__ = [
     "Spent",
     "Verdict",
     "judge_all",
-    "measure_cells",
+    "measure_experiments",
     "spent_on",
 ]

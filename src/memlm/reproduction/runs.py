@@ -16,7 +16,7 @@ from pydantic import Field
 
 from memlm.evaluation import evaluate_run, probe_autoencoder
 from memlm.evaluation.probe.retention import claim_folder
-from memlm.files import write_file_whole
+from memlm.files import write_file_atomic
 from memlm.measurement import Measurement
 from memlm.recipes import get_recipe
 from memlm.reproduction.scheduler import run_side_by_side
@@ -48,7 +48,7 @@ class ClaimSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """One training: a recipe, and whose encoder is frozen into it."""
 
     recipe: str
@@ -61,20 +61,20 @@ class Cell:
     """Of the recipe's steps."""
 
 
-CELLS: dict[str, Cell] = {
-    "autoencoder": Cell("autoencoder-chunk-tiny", probed=True),
-    "next_token": Cell("memory-next-tiny", probed=True),
-    "mixture": Cell("memory-tiny", probed=True),
-    "curriculum": Cell("memory-curriculum-tiny", encoder="autoencoder", probed=True),
-    "curriculum_causal": Cell("memory-curriculum-tiny", encoder="next_token"),
-    "none": Cell("memory-none-tiny"),
-    "recurrent": Cell("memory-recurrent-tiny"),
-    "full_context": Cell("memory-full-context-tiny"),
-    "last_token_autoencoder": Cell("autoencoder-chunk-tiny", probed=True, model={"bottleneck": "last_token"}),
-    "last_token_next": Cell(
+EXPERIMENTS: dict[str, Experiment] = {
+    "autoencoder": Experiment("autoencoder-chunk-tiny", probed=True),
+    "next_token": Experiment("memory-next-tiny", probed=True),
+    "mixture": Experiment("memory-tiny", probed=True),
+    "curriculum": Experiment("memory-curriculum-tiny", encoder="autoencoder", probed=True),
+    "curriculum_causal": Experiment("memory-curriculum-tiny", encoder="next_token"),
+    "none": Experiment("memory-none-tiny"),
+    "recurrent": Experiment("memory-recurrent-tiny"),
+    "full_context": Experiment("memory-full-context-tiny"),
+    "last_token_autoencoder": Experiment("autoencoder-chunk-tiny", probed=True, model={"bottleneck": "last_token"}),
+    "last_token_next": Experiment(
         "memory-next-tiny", probed=True, model={"encoder": {"bottleneck": "last_token"}}, share=_HALF
     ),
-    "last_token_mixture": Cell("memory-last-token-tiny", probed=True, share=_HALF),
+    "last_token_mixture": Experiment("memory-last-token-tiny", probed=True, share=_HALF),
 }
 """In an order in which every encoder is trained before it is used; the last three with the paper's bottleneck."""
 
@@ -98,7 +98,7 @@ Job = tuple[str, int]
 """A cell at a seed."""
 
 
-def measure_cells(
+def measure_experiments(
     settings: ClaimSettings, out: Path, *, say: Say, workers: int = 1, progress: bool = False
 ) -> tuple[dict[tuple[str, str], Figure], list[Measurement]]:
     """Train and evaluate what is missing below `out`; all figures, and the measurements they are made of.
@@ -116,7 +116,7 @@ def measure_cells(
         Interrupted: Ctrl-C.
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
-    jobs = [(name, seed) for seed in range(settings.seeds) for name in CELLS]
+    jobs = [(name, seed) for seed in range(settings.seeds) for name in EXPERIMENTS]
     missing = [job for job in jobs if not _figures_file(job, out).is_file()]
     done = len(jobs) - len(missing)
     for name, seed in _worked(missing, settings, out, workers=workers, progress=progress):
@@ -125,7 +125,7 @@ def measure_cells(
     found = {job: _kept_figures(job, out) for job in jobs}
     figures = {
         (name, measure): combined([_named(found[name, seed], measure) for seed in range(settings.seeds)])
-        for name in CELLS
+        for name in EXPERIMENTS
         for measure in _shared(found[name, seed] for seed in range(settings.seeds))
     }
     return figures, [_of_run(m, name, seed) for (name, seed), records in found.items() for m in records]
@@ -153,7 +153,7 @@ def _worked(jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int
 
 
 def _needs(job: Job) -> Job | None:
-    encoder = CELLS[job[0]].encoder
+    encoder = EXPERIMENTS[job[0]].encoder
     return None if encoder is None else (encoder, job[1])
 
 
@@ -169,16 +169,16 @@ def _steps(config: AnyRunConfig) -> int:
 
 def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
     """A cell's training at one seed."""
-    cell = CELLS[name]
+    experiment = EXPERIMENTS[name]
     changes: dict[str, Any] = {
         "training": {"seed": seed},
         "data": {"text": settings.text, "max_documents": settings.max_documents},
-        "model": dict(cell.model),
+        "model": dict(experiment.model),
     }
-    if cell.encoder is not None:
-        changes["encoder_run"] = str(_run_folder(cell.encoder, seed, out))
-    config = merge_run(get_recipe(cell.recipe), changes)
-    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share * cell.share)))
+    if experiment.encoder is not None:
+        changes["encoder_run"] = str(_run_folder(experiment.encoder, seed, out))
+    config = merge_run(get_recipe(experiment.recipe), changes)
+    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share * experiment.share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:
@@ -199,14 +199,14 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
     folder, kept = _run_folder(name, seed, out), _figures_file(job, out)
     resume = (folder / "run.json").is_file()
     train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
-    found = _measured(str(folder), CELLS[name])
+    found = _measured(str(folder), EXPERIMENTS[name])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    write_file_whole(kept, "".join(m.to_json_line() + "\n" for m in found))
+    write_file_atomic(kept, "".join(m.to_json_line() + "\n" for m in found))
 
 
-def _measured(folder: str, cell: Cell) -> list[Measurement]:
-    found = evaluate_run(folder, probe=cell.probed).measurements
-    if not cell.probed or isinstance(get_recipe(cell.recipe), MemoryRunConfig):
+def _measured(folder: str, experiment: Experiment) -> list[Measurement]:
+    found = evaluate_run(folder, probe=experiment.probed).measurements
+    if not experiment.probed or isinstance(get_recipe(experiment.recipe), MemoryRunConfig):
         return found
     return [*found, *probe_autoencoder(folder)]
 
@@ -219,10 +219,10 @@ class Spent:
     seconds: float
 
 
-def spent_on(cells: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
+def spent_on(experiments: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
     """By the runs' logs; the encoders that are frozen into them count too."""
-    named = list(cells)
-    whole = {*named, *(e for name in named if (e := CELLS[name].encoder) is not None)}
+    named = list(experiments)
+    whole = {*named, *(e for name in named if (e := EXPERIMENTS[name].encoder) is not None)}
     lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in whole for seed in range(settings.seeds)]
     return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
 

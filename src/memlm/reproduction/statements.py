@@ -69,7 +69,9 @@ def _next_token_keeps_little(next_token: str, mixture: str, autoencoder: str) ->
     """Near what fresh weights keep, and far below what these other trainings do."""
 
     def judge(f: Figures) -> Verdict:
-        causal, mixed, full = (f[cell, "memories/token_accuracy"] for cell in (next_token, mixture, autoencoder))
+        causal, mixed, full = (
+            f[experiment, "memories/token_accuracy"] for experiment in (next_token, mixture, autoencoder)
+        )
         untrained = f[next_token, "memories/untrained/token_accuracy"]
         ours = (
             f"next tokens {_percent(causal)}, untrained {_percent(untrained)}, mixture {_percent(mixed)}, "
@@ -87,7 +89,7 @@ def _autoencoders_keep_all(f: Figures) -> Verdict:
 
 
 def _mixtures_remember(f: Figures) -> Verdict:
-    mixed, alone = (f[cell, "token_accuracy/blank_copy"] for cell in ("mixture", "next_token"))
+    mixed, alone = (f[experiment, "token_accuracy/blank_copy"] for experiment in ("mixture", "next_token"))
     kept = f["mixture", "memories/token_accuracy"]
     ours = f"blank copy {_percent(mixed)}, next tokens alone {_percent(alone)}; a probe reads {_percent(kept)}"
     return _verdict(_far_above(mixed, alone), ours)
@@ -99,8 +101,8 @@ def _curriculum_reads(f: Figures) -> Verdict:
 
 
 def _causal_encoders_fail(f: Figures) -> Verdict:
-    good, bad = (f[cell, "token_accuracy/blank_copy"] for cell in ("curriculum", "curriculum_causal"))
-    whole, broken = (f[cell, "exact_match/blank_copy"] for cell in ("curriculum", "curriculum_causal"))
+    good, bad = (f[experiment, "token_accuracy/blank_copy"] for experiment in ("curriculum", "curriculum_causal"))
+    whole, broken = (f[experiment, "exact_match/blank_copy"] for experiment in ("curriculum", "curriculum_causal"))
     ours = (
         f"over a next-token encoder {_percent(bad)}, whole {_percent(broken)}; "
         f"over an autoencoder's {_percent(good)}, whole {_percent(whole)}"
@@ -126,14 +128,14 @@ def _parallel_is_as_good(f: Figures) -> Verdict:
     return _verdict(worse.low <= 0, ours)
 
 
-def _price_of_retention(f: Figures) -> Verdict:
-    mixed, alone, full = (f[cell, "bits_per_byte"] for cell in ("mixture", "next_token", "full_context"))
-    price = _paired(mixed, alone, lambda a, b: 100 * (a / b - 1))
+def _retention_cost(f: Figures) -> Verdict:
+    mixed, alone, full = (f[experiment, "bits_per_byte"] for experiment in ("mixture", "next_token", "full_context"))
+    cost = _paired(mixed, alone, lambda a, b: 100 * (a / b - 1))
     ours = (
-        f"mixture {mixed.value:.4f} bits per byte, next tokens {alone.value:.4f}: {price.value:+.2f} % "
-        f"[{price.low:+.2f}, {price.high:+.2f}]; full context {full.value:.4f}"
+        f"mixture {mixed.value:.4f} bits per byte, next tokens {alone.value:.4f}: {cost.value:+.2f} % "
+        f"[{cost.low:+.2f}, {cost.high:+.2f}]; full context {full.value:.4f}"
     )
-    return _verdict(price.value <= _AFFORDABLE, ours)
+    return _verdict(cost.value <= _AFFORDABLE, ours)
 
 
 def _paired(a: Figure, b: Figure, of: Callable[[float, float], float]) -> Figure:
@@ -207,7 +209,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Retention costs little next-token loss",
         "close to causal training alone",
         "bits per byte at equal next-token steps, within 2 %",
-        _price_of_retention,
+        _retention_cost,
         ("mixture", "next_token", "full_context"),
     ),
     Claim(

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memlm.errors import CheckpointError
-from memlm.files import write_tensors_whole, write_whole
+from memlm.files import write_folder_atomic, write_tensors_atomic
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.adapter import plain_decoder
 from memlm.session.session import MemorySession
@@ -47,7 +47,7 @@ def export_decoder(
         tokenizer.save_pretrained(draft)
 
     try:
-        write_whole(path, fill)
+        write_folder_atomic(path, fill)
     except OSError as error:
         raise CheckpointError(f"cannot write to '{folder}' ({error.strerror or error}).") from error
 
@@ -61,5 +61,5 @@ def export_prompt(session: MemorySession, folder: str | Path) -> int:
     """
     history = session.histories[0]
     found = session.model.prompt_embeddings([history.pieces()])["inputs_embeds"][0]
-    write_tensors_whole(Path(folder) / PROMPT_FILE, {"prompt_embeds": found.float().cpu().contiguous()})
+    write_tensors_atomic(Path(folder) / PROMPT_FILE, {"prompt_embeds": found.float().cpu().contiguous()})
     return len(found)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from memlm.errors import CheckpointError
-from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole, write_whole
+from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.memory import MemoryModelConfig
 from memlm.models.memory.prompt import Piece
 
@@ -114,10 +114,10 @@ def save_session(folder: Path, histories: list[History], *, model: str, fidelity
     file = SessionFile(model=model, fidelity=fidelity, max_positions=max_positions, rows=rows)
 
     def fill(draft: Path) -> None:
-        write_file_whole(draft / _JSON, file.model_dump_json(indent=1) + "\n")
-        write_tensors_whole(draft / _TENSORS, {"memories": torch.stack(held) if held else torch.zeros(0, 1, 1)})
+        write_file_atomic(draft / _JSON, file.model_dump_json(indent=1) + "\n")
+        write_tensors_atomic(draft / _TENSORS, {"memories": torch.stack(held) if held else torch.zeros(0, 1, 1)})
 
-    write_whole(folder, fill)
+    write_folder_atomic(folder, fill)
 
 
 def load_session(folder: Path, *, model: str, shape: tuple[int, int], words: int) -> tuple[SessionFile, list[History]]:

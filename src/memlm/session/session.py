@@ -335,9 +335,9 @@ def _window(model: MemoryModelForCausalLM, asked: int | None) -> int:
     """Positions for older chunks: what the decoder has behind a full chunk and the token that follows it."""
     config = model.config
     newest = config.chunk_length + 1 + config.has_first_token
-    rotary = getattr(config.reader, "rope_parameters", None) is not None
+    rotary = getattr(config.decoder_config, "rope_parameters", None) is not None
     trained = (config.num_chunks - 1) * config.slots_per_chunk
-    there = config.reader.max_position_embeddings - newest if rotary else trained
+    there = config.decoder_config.max_position_embeddings - newest if rotary else trained
     if asked is None:
         return there
     if not 0 <= asked <= there:

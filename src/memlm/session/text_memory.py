@@ -40,7 +40,7 @@ class TextMemory:
         self.tokenizer = tokenizer
 
     @torch.inference_mode()
-    def remember(self, texts: str | Sequence[str], *, batch_size: int = 256) -> list[ChunkMemories]:
+    def encode(self, texts: str | Sequence[str], *, batch_size: int = 256) -> list[ChunkMemories]:
         """Memories of each text, (chunks, memories, numbers); an empty text has no chunks.
 
         Args:
@@ -88,7 +88,7 @@ class TextMemory:
         """Share of each text's tokens that come back at their place in their chunk, between 0 and 1."""
         wanted = [texts] if isinstance(texts, str) else list(texts)
         tokens = encode_texts(self.tokenizer, wanted)
-        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.remember(wanted)]
+        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.encode(wanted)]
         return [_share_equal(before, after) for before, after in zip(tokens, rows, strict=True)]
 
     def _tokens(self, memories: Tensor) -> Tensor:

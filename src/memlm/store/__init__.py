@@ -16,17 +16,17 @@ from memlm.store.quantize import (
     rounded,
 )
 from memlm.store.search import Hit, StoreSearch
-from memlm.store.text_store import Remembered, TextStore
+from memlm.store.text_store import AddOutcome, TextStore
 
 __all__ = [
     "ROUNDINGS",
+    "AddOutcome",
     "Bits",
     "ChunkCodec",
     "Entry",
     "Hit",
     "MemoryStore",
     "QuantizedMemories",
-    "Remembered",
     "StoreHeader",
     "StoreSearch",
     "StoreStats",

@@ -40,7 +40,7 @@ class WrittenChunks:
 
     memories: QuantizedMemories
     ranks: UInt8[Tensor, "chunks length"]
-    right: Int[Tensor, " chunks"]
+    num_correct: Int[Tensor, " chunks"]
 
 
 class ChunkCodec:

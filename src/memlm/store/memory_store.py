@@ -20,7 +20,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
-from memlm.files import write_whole
+from memlm.files import write_folder_atomic
 from memlm.store.format.document import (
     StoredDocument,
     check_id,
@@ -36,8 +36,8 @@ from memlm.store.format.index import NAME as INDEX
 from memlm.store.format.index import Entry, Index, read_seal, write_seal
 from memlm.store.format.segments import (
     FOLDER,
-    Place,
     Segment,
+    SegmentSlice,
     file_hash,
     read_tensors_at,
     segment_path,
@@ -102,7 +102,7 @@ class MemoryStore:
             write_seal(draft, 0, settled=True)
 
         try:
-            write_whole(path, fill)
+            write_folder_atomic(path, fill)
         except OSError as error:
             raise _cannot_write(path, error) from error
 
@@ -288,7 +288,7 @@ class MemoryStore:
 
     def _searched(self, segment: Segment) -> QuantizedMemories:
         path = segment_path(self.folder, segment.number)
-        tensors = read_tensors_at(self.folder, Place(segment.number, 0, segment.chunks, 0, 0))
+        tensors = read_tensors_at(self.folder, SegmentSlice(segment.number, 0, segment.chunks, 0, 0))
         if file_hash(path) != segment.sha256:
             raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
         vectors = vectors_of(tensors, self.header)
@@ -318,7 +318,7 @@ class MemoryStore:
             correction_bytes=sum(e.num_bytes for e in entries),
             segment_bytes=sum(s.size for s in segments),
             dead_chunks=sum(s.chunks for s in segments) - chunks,
-            fidelity=sum(e.right for e in entries) / tokens if tokens else 1.0,
+            fidelity=sum(e.num_correct for e in entries) / tokens if tokens else 1.0,
         )
 
     @staticmethod
@@ -485,7 +485,7 @@ def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _entry_of(document: StoredDocument, order: int, place: Place, digest: str) -> Entry:
+def _entry_of(document: StoredDocument, order: int, place: SegmentSlice, digest: str) -> Entry:
     return Entry(
         id=document.id,
         order=order,
@@ -493,7 +493,7 @@ def _entry_of(document: StoredDocument, order: int, place: Place, digest: str) -
         text_sha256=document.text_sha256,
         text_bytes=document.text_bytes,
         tokens=int(document.tokens.sum()),
-        right=int(document.right.sum()),
+        num_correct=int(document.num_correct.sum()),
         data_sha256=digest,
     )
 

@@ -35,7 +35,7 @@ _BATCH_CHARACTERS = 2**16
 
 
 @dataclass(frozen=True)
-class Remembered:
+class AddOutcome:
     """What became of a document."""
 
     id: str
@@ -57,7 +57,7 @@ class Finish:
 
     document: StoredDocument | None
     remove: tuple[str, ...]
-    told: Remembered
+    told: AddOutcome
 
 
 def write_units(
@@ -72,7 +72,7 @@ def write_units(
     first = 0
     for unit, ids, count in zip(units, tokens, counts, strict=True):
         rows = slice(first, first + count)
-        part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.right[rows])
+        part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.num_correct[rows])
         own = None if vectors is None else rows_of(vectors, rows)
         found.append(_document(codec, unit, ids, part, own))
         first += count
@@ -97,7 +97,7 @@ def _document(
         id=unit.id,
         memories=written.memories,
         tokens=torch.tensor(sizes, dtype=torch.int32),
-        right=written.right,
+        num_correct=written.num_correct,
         corrections=pack(ranks, torch.tensor(ids, dtype=torch.long), content, by_tokens=by_tokens),
         text_sha256=hashlib.sha256(content).hexdigest(),
         text_bytes=len(content),
@@ -179,14 +179,14 @@ class TextStore:
         """Let go of the files."""
         self.store.close()
 
-    def remember(
+    def add(
         self,
         documents: Iterable[tuple[str, Iterable[str]]],
         *,
         replace: bool = False,
         write: Callable[[Iterator[list[Unit]]], Iterator[list[StoredDocument]]] | None = None,
         progress: Progress | None = None,
-    ) -> Generator[Remembered]:
+    ) -> Generator[AddOutcome]:
         """Write texts; each is told when it is committed.
 
         A text that is there already is left as it is; what was interrupted goes on.
@@ -366,7 +366,7 @@ class TextStore:
         written: list[StoredDocument],
         finishes: list[Finish],
         progress: Progress | None,
-    ) -> Iterator[Remembered]:
+    ) -> Iterator[AddOutcome]:
         whole = [finish.document for finish in finishes if finish.document is not None]
         remove = [name for finish in finishes for name in finish.remove]
         self.store.add([*written, *whole], replace=True, remove=remove)
@@ -457,9 +457,9 @@ class _DocumentPlan:
             yield self._unchanged()
             return
         remove = self._old_parts()
-        self._refuse_other()
+        self._check_other()
         yield Unit(self.name, text)
-        yield Finish(None, remove, Remembered(self.name, self._outcome(), len(content)))
+        yield Finish(None, remove, AddOutcome(self.name, self._outcome(), len(content)))
 
     def _long(self, parts: Iterator[str]) -> Iterator[Unit | Finish]:
         old = None if self.there is None else named_parts(self.store.read(self.name))
@@ -478,15 +478,15 @@ class _DocumentPlan:
             count = number + 1
         stale = list(self._from(generation, count))
         whole = self._manifest(generation, count)
-        yield Finish(whole, (*self._old_parts(), *stale), Remembered(self.name, self._outcome(), self.size))
+        yield Finish(whole, (*self._old_parts(), *stale), AddOutcome(self.name, self._outcome(), self.size))
 
     def _compared(self, parts: Iterator[str], old: tuple[int, int] | None) -> Iterator[Finish]:
         for number, text in enumerate(parts):
             content = self._counted(text)
             if old is None or number >= old[1] or not self._holds(part_id(self.name, old[0], number), content):
-                self._refuse_other()
+                self._check_other()
         if not self._same():
-            self._refuse_other()
+            self._check_other()
         yield self._unchanged()
 
     def _counted(self, text: str) -> bytes:
@@ -500,12 +500,12 @@ class _DocumentPlan:
 
     def _unchanged(self) -> Finish:
         self.progress(self.size, 0)
-        return Finish(None, (), Remembered(self.name, "unchanged", self.size))
+        return Finish(None, (), AddOutcome(self.name, "unchanged", self.size))
 
     def _outcome(self) -> Outcome:
         return "written" if self.there is None else "replaced"
 
-    def _refuse_other(self) -> None:
+    def _check_other(self) -> None:
         if self.there is not None and not self.replace:
             raise StoreError(
                 f"document {ascii(self.name)[:80]} is in '{self.store.folder}' with another text; "
@@ -535,7 +535,7 @@ class _DocumentPlan:
             memories=quantize(torch.zeros(shape), header.bits),
             vectors=None if numbers is None else quantize(torch.zeros(0, numbers), header.bits),
             tokens=torch.zeros(0, dtype=torch.int32),
-            right=torch.zeros(0, dtype=torch.int32),
+            num_correct=torch.zeros(0, dtype=torch.int32),
             corrections=manifest_of(generation, count),
             text_sha256=self.digest.hexdigest(),
             text_bytes=self.size,

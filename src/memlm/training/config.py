@@ -153,7 +153,7 @@ class TrainingConfig(Settings):
     """Held-out rows looked at; the final evaluation uses all."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
-    keep_memories: bool | None = None
+    memory_cache: bool | None = None
     """A frozen encoder's memories are computed once and read from disk (memory models); where nothing is said, if the
     run reads more rows than the text has: a shorter one would compute memories that it never reads."""
     keep_checkpoints: Count = 1

@@ -48,6 +48,6 @@ def _scaled(stage: dict[str, Any], share: float) -> dict[str, Any]:
         "steps": max(1, round(stage["steps"] * share)),
         "objectives": {name: moved(weight) for name, weight in stage["objectives"].items()},
         "random_share": moved(stage["random_share"]),
-        "asked_tokens": moved(stage["asked_tokens"]),
+        "max_targets": moved(stage["max_targets"]),
         "row_share": {name: moved(share) for name, share in stage["row_share"].items()},
     }

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from memlm.errors import CheckpointError
-from memlm.files import write_whole
-from memlm.measurement import asked, correct
+from memlm.files import write_folder_atomic
+from memlm.measurement import correct, target_mask
 from memlm.models.probe import ProbeConfig, ProbeDecoder, start_from_vectors
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.fit import fit
-from memlm.training.loop.trainer import Batch, MemlmTrainer, Take
+from memlm.training.loop.trainer import Batch, BatchFn, MemlmTrainer
 
 Size = Literal["small", "medium", "large"]
 SIZES: dict[Size, dict[str, int]] = {
@@ -86,7 +86,7 @@ def train_probe(
         if not (folder / "done").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             _train(data, settings, folder, seed=seed, progress=progress)
-            write_whole(folder / "done", lambda draft: None)
+            write_folder_atomic(folder / "done", lambda draft: None)
         return _best(folder)
 
 
@@ -104,7 +104,7 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
     )
     start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
 
-    def attend(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
+    def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
         stopper = EarlyStop(training, log, view, _Look(trainer, data), interrupt, split="validation")
         stopper.follow(model, folder / "best", settings.patience)
         return stopper
@@ -116,7 +116,7 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
         folder,
         rows=len(data.train_labels),
         tokens_per_row=data.train_labels.shape[1],
-        attend=attend,
+        make_callback=make_callback,
         progress=progress,
     )
 
@@ -140,7 +140,7 @@ class EarlyStop(RunCallback):
         self.run_log.loss_sum, self.run_log.loss_count = looked[_KEY], 1
         self.run_log.write(0, 0.0, looked)
         self.seen.append(looked[_KEY])
-        write_whole(self.best, self.model.save_pretrained)
+        write_folder_atomic(self.best, self.model.save_pretrained)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
         """Keep, stop, or go on."""
@@ -149,7 +149,7 @@ class EarlyStop(RunCallback):
             return
         self.seen.append(self.looked[_KEY])
         if self.seen[-1] == min(self.seen):
-            write_whole(self.best, self.model.save_pretrained)
+            write_folder_atomic(self.best, self.model.save_pretrained)
         waited = len(self.seen) - 1 - self.seen.index(min(self.seen))
         self.finished = self.finished or waited >= self.patience
         control.should_training_stop = control.should_training_stop or self.finished
@@ -180,7 +180,7 @@ class _Look:
                 logits = model.decode(vectors.to(model.device)).cpu()
             right += int(correct(logits.argmax(-1), labels).sum())
             nats += float(token_nats(logits, labels).sum())
-            count += int(asked(labels).sum())
+            count += int(target_mask(labels).sum())
         model.train()
         return {"validation_token_accuracy": right / count, _KEY: nats / count}
 
@@ -191,11 +191,11 @@ def _rank(data: ProbeData) -> int:
     return int(min(max(8, 2 * share), 64))
 
 
-def _batches(data: ProbeData) -> Take:
-    def take(rows: Tensor, _: int) -> Batch:
+def _batches(data: ProbeData) -> BatchFn:
+    def batch_fn(rows: Tensor, _: int) -> Batch:
         return {"vectors": data.train_vectors[rows], "labels": data.train_labels[rows]}
 
-    return take
+    return batch_fn
 
 
 def _training(settings: ProbeTraining, seed: int) -> TrainingConfig:

@@ -82,7 +82,7 @@ def train_run(
         distributed.require_same("settings", config.model_dump_json())
         distributed.require_same("text", json.dumps(data.record))
         with _first_locks(folder), no_shard_bars():
-            _refuse_changed_text(folder, data)
+            _check_changed_text(folder, data)
             there = folder.path / "data.json"
             distributed.first_does(lambda: None if there.is_file() else _write_records(folder, data))
             train = train_stages if isinstance(config, MemoryRunConfig) else _train_autoencoder
@@ -129,11 +129,11 @@ def _prepared(config: AnyRunConfig) -> PreparedData:
     data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
     if config.encoder_run is None:
         return data
-    _refuse_text_the_encoder_saw(config, data)
+    _check_text_the_encoder_saw(config, data)
     return data
 
 
-def _refuse_text_the_encoder_saw(config: MemoryRunConfig, data: PreparedData) -> None:
+def _check_text_the_encoder_saw(config: MemoryRunConfig, data: PreparedData) -> None:
     """What is held out here must be held out there, or the encoder has learnt the answers."""
     before = RunFolder.open(str(config.encoder_run)).data()
     same_text = before["source"] == data.record["source"]
@@ -158,7 +158,7 @@ def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData,
     settings = config.training
     sample = data.held_out_rows.sample(settings.evaluate_rows, seed=0)
 
-    def attend(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
+    def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
         return RunCallback(settings, log, view, _evaluator(trainer, sample), interrupt)
 
     fit(
@@ -168,7 +168,7 @@ def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData,
         folder.path,
         rows=len(data.train_rows),
         tokens_per_row=config.model.chunk_length,
-        attend=attend,
+        make_callback=make_callback,
         progress=progress,
         again=_again(folder),
         keep_checkpoints=True,
@@ -190,7 +190,7 @@ def _reconstructed(batch: PackedRows) -> Task:
     return reconstruction(batch.input_ids, batch.attention_mask)
 
 
-def _refuse_changed_text(folder: RunFolder, data: PreparedData) -> None:
+def _check_changed_text(folder: RunFolder, data: PreparedData) -> None:
     """A resumed run goes on with the text it began with, or held-out text might be trained on."""
     if not (folder.path / "data.json").is_file():
         return

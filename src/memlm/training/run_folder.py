@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memlm.errors import CheckpointError, RunFolderError
-from memlm.files import read_json, write_file_whole
+from memlm.files import read_json, write_file_atomic
 from memlm.training.config import Settings
 from memlm.training.kinds import AnyRunConfig, make_run_config
 from memlm.version import __version__
@@ -59,7 +59,7 @@ class RunFolder:
             if _occupied(folder):
                 _make_room(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            write_file_whole(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
+            write_file_atomic(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise RunFolderError(
                 f"cannot write to '{path}': {error.strerror or error}; choose another --out."
@@ -113,7 +113,7 @@ class RunFolder:
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Replace one of the folder's JSON files."""
-        write_file_whole(self.path / name, json.dumps(record, indent=2) + "\n")
+        write_file_atomic(self.path / name, json.dumps(record, indent=2) + "\n")
 
     @property
     def checkpoints(self) -> Path:

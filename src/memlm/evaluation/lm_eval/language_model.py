@@ -71,9 +71,9 @@ class MemoryLM(_Harness):
         decoder = plain_decoder(model.decoder)
         super().__init__(pretrained=decoder.eval(), tokenizer=tokenizer, batch_size=batch_size)
         quiet.setLevel(level)
-        self.reader = model.eval()
+        self.memory_model = model.eval()
         self.chunk_length = model.config.chunk_length
-        self.positions = int(model.config.reader.max_position_embeddings)
+        self.positions = int(model.config.decoder_config.max_position_embeddings)
         if not 1 <= memory_after < self.positions:
             raise UserError(
                 f"memory_after ({memory_after}) must lie between 1 and {self.positions - 1}: the decoder has "
@@ -104,7 +104,7 @@ class MemoryLM(_Harness):
         found: list[Piece] = [list(context[old * self.chunk_length :])]
         if old and self.reading == "memory":
             found.insert(0, self._remember(context, old))
-        taken = span_of(self.reader.config, found) + after
+        taken = span_of(self.memory_model.config, found) + after
         if taken > self.positions:
             raise UserError(
                 f"a context of {len(context)} tokens takes {taken} decoder positions (read as '{self.reading}') and "
@@ -118,8 +118,8 @@ class MemoryLM(_Harness):
         keys = [tuple(context[i * length : (i + 1) * length]) for i in range(chunks)]
         fresh = [key for key in dict.fromkeys(keys) if key not in self.kept]
         if fresh:
-            ids = torch.tensor(fresh, device=self.reader.device)[None]
-            self.kept.update(zip(fresh, self.reader.encode_chunks(ids, torch.ones_like(ids))[0], strict=True))
+            ids = torch.tensor(fresh, device=self.memory_model.device)[None]
+            self.kept.update(zip(fresh, self.memory_model.encode_chunks(ids, torch.ones_like(ids))[0], strict=True))
         found = torch.stack([self.kept[key] for key in keys])
         while len(self.kept) > _KEPT:
             del self.kept[next(iter(self.kept))]
@@ -144,7 +144,7 @@ class MemoryLM(_Harness):
             found.update(zip(plain, answers, strict=True))
         size = int(self.batch_size)
         # the longest first, as the harness does: time left is then over- and never underestimated
-        behind.sort(key=lambda i: -span_of(self.reader.config, read[i]))
+        behind.sort(key=lambda i: -span_of(self.memory_model.config, read[i]))
         for first in tqdm(range(0, len(behind), size), desc="Behind memories", disable=disable_tqdm or not behind):
             rows = behind[first : first + size]
             found.update(zip(rows, self._behind([read[i] for i in rows], [wanted[i][2] for i in rows]), strict=True))
@@ -156,10 +156,10 @@ class MemoryLM(_Harness):
             [*pieces[:-1], [*cast(list[int], pieces[-1]), *continuation[:-1]]]
             for pieces, continuation in zip(rows, continuations, strict=True)
         ]
-        prompt = self.reader.prompt(longer)
-        inputs = self.reader.prepare_inputs_for_generation(**prompt, use_cache=False)
+        prompt = self.memory_model.prompt(longer)
+        inputs = self.memory_model.prepare_inputs_for_generation(**prompt, use_cache=False)
         asked = max(map(len, continuations))
-        logits = self.reader(**inputs, logits_to_keep=asked).logits.float().log_softmax(-1)
+        logits = self.memory_model(**inputs, logits_to_keep=asked).logits.float().log_softmax(-1)
         found: list[tuple[float, bool]] = []
         for row, continuation in zip(logits, continuations, strict=True):
             ids = torch.tensor(continuation, device=row.device)
@@ -199,9 +199,9 @@ class MemoryLM(_Harness):
         options = cast(dict[str, Any], normalize_gen_kwargs(asked, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         stops = handle_stop_sequences(options.pop("until", None), eos=eos)
-        room, prompt = options.pop("max_gen_toks"), self.reader.prompt([pieces])
+        room, prompt = options.pop("max_gen_toks"), self.memory_model.prompt([pieces])
         options.setdefault("do_sample", False)
-        found = cast(Any, self.reader).generate(
+        found = cast(Any, self.memory_model).generate(
             **prompt,
             **{name: value for name, value in options.items() if name != "temperature" or options["do_sample"]},
             max_new_tokens=room,

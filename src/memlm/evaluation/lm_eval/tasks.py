@@ -21,7 +21,7 @@ import yaml
 
 from memlm.data import Document
 from memlm.errors import DataError
-from memlm.files import write_file_whole
+from memlm.files import write_file_atomic
 
 NAMES = (
     *("Alice", "Martin", "Clara", "Victor", "Nora", "Oscar", "Helen", "Simon", "Julia", "Frank", "Rosa", "Edgar"),
@@ -99,7 +99,7 @@ def write_tasks(folder: Path, documents: Sequence[Document], *, questions: int, 
     }
     for name, rows in made.items():
         data = folder / f"{name}.jsonl"
-        write_file_whole(data, "".join(json.dumps(row) + "\n" for row in rows))
+        write_file_atomic(data, "".join(json.dumps(row) + "\n" for row in rows))
         settings = {
             "task": name,
             "dataset_path": "json",
@@ -108,7 +108,7 @@ def write_tasks(folder: Path, documents: Sequence[Document], *, questions: int, 
             **TASKS[name],
             "metadata": {"version": 1.0},
         }
-        write_file_whole(folder / f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False))
+        write_file_atomic(folder / f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 def _stretch(documents: Sequence[Document], words: int, draw: random.Random) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from memlm.chunking import split
 from memlm.data import PackedRows
 from memlm.evaluation.figures import ratio_of
-from memlm.measurement import DocumentTally, Measurement, asked
+from memlm.measurement import DocumentTally, Measurement, target_mask
 from memlm.models import MemoryModelForCausalLM
 from memlm.objectives import next_token, token_nats
 from memlm.store.quantize import rounded
@@ -40,7 +40,7 @@ def oracle_measurements(model: MemoryModelForCausalLM, rows: PackedRows, *, spli
         for batch in rows.batches(_ROWS):
             task = next_token(batch.input_ids, batch.attention_mask)
             lost, chunks = _read(model, batch, task.labels, kind)
-            tokens = asked(task.labels).sum(1)
+            tokens = target_mask(task.labels).sum(1)
             cost = chunks * _numbers(model) * bits * math.log(2)
             nats.add(batch.document_index, lost, tokens)
             whole.add(batch.document_index, lost + cost, tokens)
@@ -50,14 +50,14 @@ def oracle_measurements(model: MemoryModelForCausalLM, rows: PackedRows, *, spli
 
 
 def _numbers(model: MemoryModelForCausalLM) -> int:
-    writer = model.config.writer
+    writer = model.config.encoder_config
     return int(writer.memories_per_chunk * writer.bottleneck_size)
 
 
 def _read(model: MemoryModelForCausalLM, batch: PackedRows, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Nats of each row from memories rounded so, and its chunks that hold text."""
     ids, mask = batch.input_ids.to(model.device), batch.attention_mask.to(model.device)
-    memories = rounded(model.remember(ids, mask).cpu(), kind)
+    memories = rounded(model.encode(ids, mask).cpu(), kind)
     logits = model(ids, mask, memories=memories.to(model.device)).logits.cpu()
     length = model.config.chunk_length
     chunks = split(batch.input_ids, batch.attention_mask, chunk_length=length, pad_token_id=0).attention_mask

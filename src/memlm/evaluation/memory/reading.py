@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from memlm.data import PackedRows
 from memlm.evaluation.figures import ratio_of, scaled
-from memlm.measurement import DocumentTally, Measurement, asked, asked_rows, correct, exact_rows
+from memlm.measurement import DocumentTally, Measurement, correct, exact_rows, rows_with_targets, target_mask
 from memlm.models import ChunkReader, MemoryModelForCausalLM
 from memlm.models.memory.adapter import base_weights_into
 from memlm.objectives import Task, blank_copy, copy, next_token, token_nats
@@ -77,18 +77,18 @@ def read_rows(
         logits = _logits(model, task.input_ids, mask, rows.select(strangers[numbers]), way)
         predicted, lost = logits.argmax(-1), token_nats(logits, task.labels)
         labels = task.labels
-        weights = asked(labels).double()
+        weights = target_mask(labels).double()
         if token_bytes is not None:
             weights = weights * token_bytes[labels.clamp(min=0)]
         for i in range(chunks):
             part = slice(i * length, (i + 1) * length)
-            count = asked(labels[:, part]).sum(1)
+            count = target_mask(labels[:, part]).sum(1)
             nats[i].add(batch.document_index, lost[:, part].double().sum(1), count)
             sizes[i].add(batch.document_index, weights[:, part].sum(1), count)
-        counts = asked(labels).sum(1)
+        counts = target_mask(labels).sum(1)
         tokens.add(batch.document_index, correct(predicted, labels).sum(1), counts)
         exact = exact_rows(predicted, labels) & (counts > 0)
-        whole.add(batch.document_index, exact.long(), asked_rows(labels))
+        whole.add(batch.document_index, exact.long(), rows_with_targets(labels))
         predictions.append(predicted)
     return ReadingScores(nats, sizes, tokens, whole, torch.cat(predictions))
 
@@ -99,7 +99,7 @@ def _logits(model: ChunkReader, ids: Tensor, mask: Tensor, others: PackedRows, w
     if way == "no_memory":
         return model(**inputs, use_memory=False).logits.cpu()
     if way == "other_memory":
-        memories = model.remember(others.input_ids.to(device), others.attention_mask.to(device))
+        memories = model.encode(others.input_ids.to(device), others.attention_mask.to(device))
         return model(**inputs, memories=memories).logits.cpu()
     return model(**inputs).logits.cpu()
 
@@ -131,7 +131,7 @@ def copy_greedily(
     half = rows.input_ids.shape[1] // 2
     written = task.input_ids[:, :half]
     # what stands for a slot in a prompt is no token; the encoder has no place for it either
-    words = model.config.writer.vocab_size if isinstance(model, MemoryModelForCausalLM) else None
+    words = model.config.encoder_config.vocab_size if isinstance(model, MemoryModelForCausalLM) else None
     for _ in range(half):
         logits = model(written.to(model.device)).logits[:, -1, :words].cpu()
         written = torch.cat([written, logits.argmax(-1, keepdim=True)], dim=1)
@@ -202,8 +202,8 @@ def copy_measurements(
     tokens, whole = DocumentTally(len(some.document_ids)), DocumentTally(len(some.document_ids))
     for batch in some.batches(_ROWS):
         written, wanted = copy_greedily(model, batch, copy(batch.input_ids))
-        tokens.add(batch.document_index, correct(written, wanted).sum(1), asked(wanted).sum(1))
-        whole.add(batch.document_index, exact_rows(written, wanted).long(), asked_rows(wanted))
+        tokens.add(batch.document_index, correct(written, wanted).sum(1), target_mask(wanted).sum(1))
+        whole.add(batch.document_index, exact_rows(written, wanted).long(), rows_with_targets(wanted))
     return [*found, *_copied("copy", tokens, whole, GREEDY, split)], blank
 
 

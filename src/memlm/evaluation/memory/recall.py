@@ -81,18 +81,18 @@ def _asked(rows: PackedRows, planted: Planted, blank_id: int, *, start: int) -> 
         rows.document_index,
         rows.document_ids,
     )
-    asked = F.pad(planted.asked, (start, rows.input_ids.shape[1] - start - planted.asked.shape[1]))
+    asked = F.pad(planted.target_mask, (start, rows.input_ids.shape[1] - start - planted.target_mask.shape[1]))
     return documents, _Ask(asked, blank_id, start)
 
 
 class _Ask:
     """Blank copies of which only the facts count."""
 
-    def __init__(self, asked: Bool[Tensor, "rows tokens"], blank_id: int, start: int) -> None:
-        self.asked = asked
+    def __init__(self, target_mask: Bool[Tensor, "rows tokens"], blank_id: int, start: int) -> None:
+        self.target_mask = target_mask
         self.blank_id = blank_id
         self.start = start
 
     def __call__(self, batch: PackedRows, numbers: Int[Tensor, " chosen"]) -> Task:
         task = blank_copy(batch.input_ids, blank_id=self.blank_id, start=self.start)
-        return Task(task.input_ids, task.labels.masked_fill(~self.asked[numbers], IGNORE_INDEX))
+        return Task(task.input_ids, task.labels.masked_fill(~self.target_mask[numbers], IGNORE_INDEX))

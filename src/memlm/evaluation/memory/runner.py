@@ -18,7 +18,7 @@ from memlm.evaluation.memory.reading import copy_measurements, original_measurem
 from memlm.evaluation.memory.recall import recall_measurements
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe.runs import FEWEST_DOCUMENTS, probed_memories
-from memlm.evaluation.result import Evaluation, Report, refuse_changed_text
+from memlm.evaluation.result import Evaluation, Report, check_text_unchanged
 from memlm.measurement import Measurement
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.loading import load_model
@@ -47,7 +47,7 @@ def evaluate_memory_run(
     config = cast(MemoryRunConfig, folder.config())
     length, seed = model.config.document_length, config.training.seed
     data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
-    refuse_changed_text(folder.data(), data.record, config.data.text)
+    check_text_unchanged(folder.data(), data.record, config.data.text)
     decoder = config.model.decoder.pretrained
     found = _measured(model, tokenizer, data.held_out, split="held_out", say=say, most=rows, original=decoder)
     if not probe or not isinstance(model, MemoryModelForCausalLM):

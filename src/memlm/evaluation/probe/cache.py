@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from memlm.errors import CheckpointError, DataError
-from memlm.files import read_json, write_file_whole, write_whole
+from memlm.files import read_json, write_file_atomic, write_folder_atomic
 from memlm.version import __version__
 
 _RECORD = "kept.json"
 _checkpoints = shutil.ignore_patterns("checkpoints", _RECORD)
 
 
-class Shelf:
+class ProbeCache:
     """Where finished folders are kept.
 
     Args:
@@ -42,7 +42,7 @@ class Shelf:
             return True
         if not _whole(kept):
             return False
-        write_whole(folder, partial(_copy, kept))
+        write_folder_atomic(folder, partial(_copy, kept))
         return True
 
     def keep(self, folder: Path, key: str) -> None:
@@ -54,7 +54,7 @@ class Shelf:
         if _whole(self.root / key):
             return
         try:
-            write_whole(self.root / key, partial(_copy_with_record, folder))
+            write_folder_atomic(self.root / key, partial(_copy_with_record, folder))
         except OSError as error:
             raise DataError(
                 f"cannot keep '{folder.name}' in '{self.root}': {error.strerror}; set MEMLM_CACHE."
@@ -93,4 +93,4 @@ def _copy(source: Path, draft: Path) -> None:
 
 def _copy_with_record(source: Path, draft: Path) -> None:
     _copy(source, draft)
-    write_file_whole(draft / _RECORD, json.dumps(_hashes(draft), indent=2) + "\n")
+    write_file_atomic(draft / _RECORD, json.dumps(_hashes(draft), indent=2) + "\n")

@@ -32,7 +32,7 @@ PARTS = ("train", "validation", "held_out")
 
 
 @dataclass(frozen=True)
-class ThreeWays:
+class TrainValTestSplit:
     """Whole documents, or passages of them, on three sides; the sides share no document."""
 
     train: tuple[Document, ...]
@@ -40,7 +40,7 @@ class ThreeWays:
     held_out: tuple[Document, ...]
 
 
-def split_three_ways(documents: Sequence[Document], *, held_out: float, seed: int) -> ThreeWays:
+def split_train_val_test(documents: Sequence[Document], *, held_out: float, seed: int) -> TrainValTestSplit:
     """Held-out documents as `split_documents` chooses them, validation documents likewise from the others.
 
     Raises:
@@ -52,11 +52,11 @@ def split_three_ways(documents: Sequence[Document], *, held_out: float, seed: in
         )
     first = split_documents(documents, held_out=held_out, seed=seed)
     second = split_documents(first.train, held_out=held_out, seed=seed + 1)
-    return ThreeWays(second.train, second.held_out, first.held_out)
+    return TrainValTestSplit(second.train, second.held_out, first.held_out)
 
 
 @dataclass(frozen=True)
-class Question:
+class ProbeDataset:
     """Passages of one length and the tokens they ask for.
 
     Attributes:
@@ -110,14 +110,14 @@ class Question:
         )
 
 
-def ask_documents(
-    documents: ThreeWays,
+def dataset_of_documents(
+    documents: TrainValTestSplit,
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
     limits: dict[str, int],
     seed: int,
-) -> Question:
+) -> ProbeDataset:
     """Passages cut from documents.
 
     Raises:
@@ -128,13 +128,15 @@ def ask_documents(
         name: cut_passages(part, tokenizer, length=length, limit=limits[name], seed=seed)
         for name, part in parts.items()
     }
-    return ask_passages(passages, tokenizer, length=length)
+    return dataset_of_passages(passages, tokenizer, length=length)
 
 
-def ask_passages(passages: dict[str, Passages], tokenizer: PreTrainedTokenizerBase, *, length: int) -> Question:
+def dataset_of_passages(
+    passages: dict[str, Passages], tokenizer: PreTrainedTokenizerBase, *, length: int
+) -> ProbeDataset:
     """Passages that are there already."""
     rows = {name: passage_rows(part, tokenizer, length=length) for name, part in passages.items()}
     for name, part in rows.items():
         if not bool(part.attention_mask.any()):
             raise DataError(f"the {len(part)} {name} texts hold no token at all; give texts that are not empty.")
-    return Question(passages, rows, SeenVocabulary.of(rows["train"]), tokenizer, length)
+    return ProbeDataset(passages, rows, SeenVocabulary.of(rows["train"]), tokenizer, length)

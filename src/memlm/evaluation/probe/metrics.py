@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from memlm.evaluation.figures import constant, per_document, ratio_of, retained, scaled
-from memlm.evaluation.probe.dataset import Question
+from memlm.evaluation.probe.dataset import ProbeDataset
 from memlm.evaluation.reconstruction import ReconstructionScores
 from memlm.measurement import (
     DocumentTally,
@@ -38,13 +38,13 @@ class CapacityPoint:
 class CapacityFigures:
     """Measurements of one length."""
 
-    def __init__(self, question: Question, *, split: str) -> None:
-        self.question = question
+    def __init__(self, dataset: ProbeDataset, *, split: str) -> None:
+        self.dataset = dataset
         self.split = split
-        self.rows = question.classes("held_out")
-        logs = unigram_log_probabilities(question.unigram_counts())
+        self.rows = dataset.classes("held_out")
+        logs = unigram_log_probabilities(dataset.unigram_counts())
         self.floor = per_document(self.rows, unigram_nats(logs, self.rows.input_ids))
-        commonest = int(question.unigram_counts().argmax())
+        commonest = int(dataset.unigram_counts().argmax())
         self.commonest = per_document(self.rows, (self.rows.input_ids == commonest).double())
 
     def all_of(
@@ -83,7 +83,7 @@ class CapacityFigures:
 
     def baselines(self, controls: dict[str, ReconstructionScores]) -> dict[str, DocumentTally]:
         """What retention is measured against."""
-        classes = len(self.question.vocabulary)
+        classes = len(self.dataset.vocabulary)
         found = {
             "uniform": constant(self.floor, uniform_nats(classes)),
             "paper": constant(self.floor, paper_nats(classes)),
@@ -96,7 +96,7 @@ class CapacityFigures:
         """The same as one point of the curve."""
         nats = _mean(runs, "nats").ratio()
         return CapacityPoint(
-            length=self.question.length,
+            length=self.dataset.length,
             token_accuracy=_mean(runs, "tokens").ratio(),
             exact_match=_mean(runs, "chunks").ratio(),
             retention=1 - nats / self.floor.ratio(),
@@ -123,18 +123,18 @@ _SPANS = {
 }
 
 
-def recovered_spans(question: Question, predictions: Int[Tensor, "passages tokens"]) -> dict[str, DocumentTally]:
+def recovered_spans(dataset: ProbeDataset, predictions: Int[Tensor, "passages tokens"]) -> dict[str, DocumentTally]:
     """Spans that came back over spans, by kind and document.
 
     Args:
-        question: what the probe was asked.
+        dataset: what the probe was asked.
         predictions: classes for each held-out passage.
     """
-    passages, rows = question.passages["held_out"], question.classes("held_out")
+    passages, rows = dataset.passages["held_out"], dataset.classes("held_out")
     right = (predictions == rows.input_ids) & rows.attention_mask.bool()
     tallies = {kind: DocumentTally(len(passages.document_ids)) for kind in _SPANS}
     for row, text in enumerate(passages.texts):
-        places = _token_places(question, text)
+        places = _token_spans(dataset, text)
         for kind, rule in _SPANS.items():
             whole = [_whole(right[row], places, match.span()) for match in rule.finditer(text)]
             asked = [w for w in whole if w is not None]
@@ -143,11 +143,11 @@ def recovered_spans(question: Question, predictions: Int[Tensor, "passages token
     return tallies
 
 
-def _token_places(question: Question, text: str) -> list[tuple[int, int]]:
-    encoded = question.tokenizer(
+def _token_spans(dataset: ProbeDataset, text: str) -> list[tuple[int, int]]:
+    encoded = dataset.tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
     )
-    return cast("list[tuple[int, int]]", encoded["offset_mapping"])[: question.length]
+    return cast("list[tuple[int, int]]", encoded["offset_mapping"])[: dataset.length]
 
 
 def _whole(right: Bool[Tensor, " tokens"], places: list[tuple[int, int]], span: tuple[int, int]) -> bool | None:

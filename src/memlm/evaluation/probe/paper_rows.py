@@ -17,7 +17,7 @@ from memlm.models.runtime import no_shard_bars
 from memlm.objectives import next_token
 from memlm.training.config import TrainingConfig
 from memlm.training.loop.fit import fit
-from memlm.training.loop.trainer import Batch, Take, reconstruction_batches
+from memlm.training.loop.trainer import Batch, BatchFn, reconstruction_batches
 
 Trained = Literal["untrained", "next_token", "autoencoder"]
 _QUERY = 7
@@ -203,20 +203,20 @@ def _autoencoder(
     )
 
 
-def _next_token_batches(rows: PackedRows) -> Take:
-    def take(chosen: Tensor, _: int) -> Batch:
+def _next_token_batches(rows: PackedRows) -> BatchFn:
+    def batch_fn(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         labels = next_token(batch.input_ids, batch.attention_mask).labels
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
 
-    return take
+    return batch_fn
 
 
-def _retrieval_batches(rows: PackedRows) -> Take:
+def _retrieval_batches(rows: PackedRows) -> BatchFn:
     """Each passage with a stretch of itself, at a place that is a pure function of the batch: loaders read ahead."""
     width = min(_QUERY, rows.input_ids.shape[1])
 
-    def take(chosen: Tensor, _: int) -> Batch:
+    def batch_fn(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         generator = torch.Generator().manual_seed(int((chosen * torch.arange(1, len(chosen) + 1)).sum()))
         starts = torch.randint(rows.input_ids.shape[1] - width + 1, (len(batch), 1), generator=generator)
@@ -228,7 +228,7 @@ def _retrieval_batches(rows: PackedRows) -> Take:
             "query_mask": batch.attention_mask.gather(1, places),
         }
 
-    return take
+    return batch_fn
 
 
 def paper_figures(row: TableRow) -> tuple[str, str, str]:

@@ -24,12 +24,12 @@ import torch
 from pydantic import Field
 
 from memlm.data import PackedRows, load_documents, pack, train_tokenizer
-from memlm.evaluation.probe.dataset import PARTS, Question, ask_documents, split_three_ways
+from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents, split_train_val_test
 from memlm.evaluation.probe.metrics import CapacityFigures
 from memlm.evaluation.probe.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
 from memlm.evaluation.probe.retention import claim_folder
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
-from memlm.files import read_json, write_file_whole
+from memlm.files import read_json, write_file_atomic
 from memlm.measurement import DocumentTally, Measurement
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
 from memlm.training.probe import ProbeTraining, train_probe
@@ -113,11 +113,11 @@ def measure_table(
         scores[job] = found
         left = (time.monotonic() - began) / len(scores) * (total - len(scores)) / 60
         say(f"{len(scores)} of {total}: {job[0].name}, seed {job[1]}  (about {left:.0f} min left)")
-    question = _prepared(settings)[1]
+    dataset = _prepared(settings)[1]
     lines: list[TableLine] = []
     for row in ROWS:
         runs = [scores[row, seed] for seed in range(settings.seeds)]
-        figures = CapacityFigures(question, split=row.name)
+        figures = CapacityFigures(dataset, split=row.name)
         lines.append(TableLine(row, figures.all_of(runs, {}, numbers=settings.hidden_size)))
     return lines
 
@@ -153,36 +153,36 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _prepared(settings: TableSettings) -> tuple[PackedRows, Question]:
+def _prepared(settings: TableSettings) -> tuple[PackedRows, ProbeDataset]:
     """Training rows and what probes are asked: read once in each process."""
     return _prepared_from(settings.model_dump_json())
 
 
 @lru_cache(maxsize=1)
-def _prepared_from(text: str) -> tuple[PackedRows, Question]:
+def _prepared_from(text: str) -> tuple[PackedRows, ProbeDataset]:
     settings = TableSettings.model_validate_json(text)
-    sides = split_three_ways(load_documents(settings.text), held_out=settings.held_out, seed=0)
+    sides = split_train_val_test(load_documents(settings.text), held_out=settings.held_out, seed=0)
     tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
     limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
-    question = ask_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
-    return pack(sides.train, tokenizer, row_length=settings.length, across_documents=True), question
+    dataset = dataset_of_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
+    return pack(sides.train, tokenizer, row_length=settings.length, across_documents=True), dataset
 
 
 def _scores(job: Job, settings: TableSettings, out: Path, *, progress: bool) -> ReconstructionScores:
     """One row at one seed, read where it is there."""
     row, seed = job
-    rows, question = _prepared(settings)
+    rows, dataset = _prepared(settings)
     folder = out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}"
     kept = folder / "scores.json"
     if kept.is_file():
-        return _read(read_json(kept), question)
+        return _read(read_json(kept), dataset)
     sizes = EncoderSizes(settings.hidden_size, settings.num_layers, settings.num_heads)
     training = _training(settings, seed)
-    encoder = train_encoder(row, rows, question.tokenizer, sizes, training, out / "encoders", progress=progress)
-    vectors = {part: encode_passages(encoder, question.rows[part]) for part in PARTS}
-    probe = train_probe(question.probe_data(vectors), settings.probe, folder, seed=seed, progress=progress)
-    scores = score_decoder(probe, question.classes("held_out"), vectors["held_out"])
-    write_file_whole(kept, json.dumps(_written(scores)) + "\n")
+    encoder = train_encoder(row, rows, dataset.tokenizer, sizes, training, out / "encoders", progress=progress)
+    vectors = {part: encode_passages(encoder, dataset.rows[part]) for part in PARTS}
+    probe = train_probe(dataset.probe_data(vectors), settings.probe, folder, seed=seed, progress=progress)
+    scores = score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
+    write_file_atomic(kept, json.dumps(_written(scores)) + "\n")
     return scores
 
 
@@ -206,15 +206,15 @@ def _written(scores: ReconstructionScores) -> dict[str, Any]:
     """Sums and counts by document; a float survives JSON to the last bit."""
     tallies = {name: getattr(scores, name) for name in _TALLIES}
     return {name: {"sums": t.sums.tolist(), "counts": t.counts.tolist()} for name, t in tallies.items()} | {
-        "right_at": scores.right_at.tolist(),
-        "asked_at": scores.asked_at.tolist(),
+        "right_at": scores.num_correct_at.tolist(),
+        "asked_at": scores.num_targets_at.tolist(),
         "predictions": scores.predictions.tolist(),
     }
 
 
-def _read(record: dict[str, Any], question: Question) -> ReconstructionScores:
+def _read(record: dict[str, Any], dataset: ProbeDataset) -> ReconstructionScores:
     def tally(name: str) -> DocumentTally:
-        found = DocumentTally(len(question.passages["held_out"].document_ids))
+        found = DocumentTally(len(dataset.passages["held_out"].document_ids))
         found.sums, found.counts = np.array(record[name]["sums"]), np.array(record[name]["counts"])
         return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memlm.data import Document, Passages
 from memlm.errors import DataError
-from memlm.evaluation.probe.dataset import PARTS, Question, split_three_ways
+from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, split_train_val_test
 from memlm.files import read_tensors
 
 MAX_TEXTS_BYTES = 2**31
@@ -46,7 +46,7 @@ def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed
             f"'{vectors_path}' holds {len(vectors)} vectors and '{texts_path}' {len(records)} texts; "
             "they must match line by line."
         )
-    _refuse_useless(vectors, vectors_path)
+    _check_useless(vectors, vectors_path)
     chosen = _sides(records, texts_path, held_out=held_out, seed=seed)
     passages = {part: _passages([records[i] for i in rows]) for part, rows in chosen.items()}
     return ReadyMade(passages, {part: vectors[torch.tensor(rows)] for part, rows in chosen.items()})
@@ -88,7 +88,7 @@ def _read_npy(file: Path) -> Tensor:
         ) from error
 
 
-def _refuse_useless(vectors: Tensor, path: str) -> None:
+def _check_useless(vectors: Tensor, path: str) -> None:
     bad = int((~torch.isfinite(vectors)).any(1).sum())
     if bad:
         raise DataError(f"{bad} of {len(vectors)} vectors in '{path}' hold NaN or infinity; leave those texts out.")
@@ -129,7 +129,7 @@ def _sides(records: Sequence[dict[str, str]], path: str, *, held_out: float, see
     declared = {r["split"] for r in records}
     if declared == {""}:
         names = list(dict.fromkeys(r["document"] for r in records))
-        sides = split_three_ways([Document(name, "x") for name in names], held_out=held_out, seed=seed)
+        sides = split_train_val_test([Document(name, "x") for name in names], held_out=held_out, seed=seed)
         side_of = {d.id: part for part in PARTS for d in getattr(sides, part)}
         found = [side_of[r["document"]] for r in records]
     elif "" in declared:
@@ -140,11 +140,11 @@ def _sides(records: Sequence[dict[str, str]], path: str, *, held_out: float, see
     missing = [part for part in PARTS if not rows[part]]
     if missing:
         raise DataError(f"'{path}' has no text for {missing[0]}; every part needs at least one.")
-    _refuse_shared(records, rows, path)
+    _check_shared(records, rows, path)
     return rows
 
 
-def _refuse_shared(records: Sequence[dict[str, str]], rows: dict[str, list[int]], path: str) -> None:
+def _check_shared(records: Sequence[dict[str, str]], rows: dict[str, list[int]], path: str) -> None:
     """A document on two sides would be trained on and scored."""
     seen: dict[str, str] = {}
     for part, numbers in rows.items():
@@ -162,14 +162,14 @@ def _passages(records: Sequence[dict[str, str]]) -> Passages:
     )
 
 
-def export(question: Question, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
+def export(dataset: ProbeDataset, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
     """`vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": torch.cat([vectors[part] for part in PARTS]).contiguous()}, folder / "vectors.safetensors")
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:
         for part in PARTS:
-            passages = question.passages[part]
+            passages = dataset.passages[part]
             for text, index in zip(passages.texts, passages.document_index.tolist(), strict=True):
                 line = {"text": text, "document": passages.document_ids[index], "split": part}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    question.tokenizer.save_pretrained(folder / "tokenizer")
+    dataset.tokenizer.save_pretrained(folder / "tokenizer")

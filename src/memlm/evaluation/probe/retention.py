@@ -33,14 +33,20 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.errors import RunFolderError
 from memlm.evaluation.passages import Passage, passages_of
-from memlm.evaluation.probe.cache import Shelf, fingerprint
-from memlm.evaluation.probe.dataset import PARTS, Question, ask_documents, ask_passages, split_three_ways
+from memlm.evaluation.probe.cache import ProbeCache, fingerprint
+from memlm.evaluation.probe.dataset import (
+    PARTS,
+    ProbeDataset,
+    dataset_of_documents,
+    dataset_of_passages,
+    split_train_val_test,
+)
 from memlm.evaluation.probe.metrics import ROUNDINGS as AUDITED
 from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint, recovered_spans
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
-from memlm.files import read_json, write_file_whole
+from memlm.files import read_json, write_file_atomic
 from memlm.measurement import Measurement
 from memlm.store import rounded
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
@@ -105,7 +111,7 @@ class Retention:
         """
         chosen = settings or ProbeSettings()
         documents = [t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts)]
-        sides = split_three_ways(documents, held_out=chosen.held_out, seed=chosen.seed)
+        sides = split_train_val_test(documents, held_out=chosen.held_out, seed=chosen.seed)
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in sides.train])
         limits: dict[str, int] = dict(
             zip(PARTS, (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages), strict=True)
@@ -115,12 +121,12 @@ class Retention:
         )
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
-            question = ask_documents(sides, tokenizer, length=length, limits=limits, seed=chosen.seed)
-            write = partial(probing.vectors, question)
+            dataset = dataset_of_documents(sides, tokenizer, length=length, limits=limits, seed=chosen.seed)
+            write = partial(probing.vectors, dataset)
             vectors = write(encoder)
             if export_to is not None:
-                export(question, vectors, export_to / str(length) if len(chosen.lengths) > 1 else export_to)
-            probing.point(result, question, vectors, _untrained(encoder, chosen, write))
+                export(dataset, vectors, export_to / str(length) if len(chosen.lengths) > 1 else export_to)
+            probing.point(result, dataset, vectors, _untrained(encoder, chosen, write))
         return result
 
     @classmethod
@@ -154,9 +160,9 @@ class Retention:
         probing = _Probing(Path(out), chosen, name, digest, cache=cache or default_cache(), progress=progress)
         result = cls(name, width)
         for length in chosen.lengths:
-            question = ask_passages(ready.passages, tokens, length=length)
+            dataset = dataset_of_passages(ready.passages, tokens, length=length)
             vectors = {part: rounded(v, chosen.bits) for part, v in ready.vectors.items()}
-            probing.point(result, question, vectors, None)
+            probing.point(result, dataset, vectors, None)
         return result
 
     def sentence(self) -> str:
@@ -237,123 +243,127 @@ class _Probing:
         self.name = name
         claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": encoder})
         self.kept_vectors = cache / "vectors"
-        self.shelf = Shelf(cache / "probes")
+        self.shelf = ProbeCache(cache / "probes")
 
     def say(self, what: str) -> None:
         """One line on stderr."""
         if self.progress:
             _to_stderr(what)
 
-    def vectors(self, question: Question, encoder: Encoder) -> PartVectors:
+    def vectors(self, dataset: ProbeDataset, encoder: Encoder) -> PartVectors:
         """Vectors of all passages, rounded as asked."""
         found: PartVectors = {}
         for part in PARTS:
-            texts = question.passages[part].texts
-            show = _Speed(f"{encoder.name}, {part} passages of {question.length}", shown=self.progress)
+            texts = dataset.passages[part].texts
+            show = _Speed(f"{encoder.name}, {part} passages of {dataset.length}", shown=self.progress)
             found[part] = rounded(embed(encoder, texts, cache=self.kept_vectors, progress=show), self.settings.bits)
         return found
 
     def point(
-        self, result: Retention, question: Question, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
+        self,
+        result: Retention,
+        dataset: ProbeDataset,
+        vectors: PartVectors,
+        untrained: Callable[[], PartVectors] | None,
     ) -> None:
         """Everything at one length, added to the result."""
         settings = self.settings
-        runs = [self.run(question, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
+        runs = [self.run(dataset, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
         controls: dict[str, ReconstructionScores] = {}
         if settings.controls:
-            controls = self.controls(question, vectors, untrained)
-        figures = CapacityFigures(question, split=f"{question.length} tokens")
+            controls = self.controls(dataset, vectors, untrained)
+        figures = CapacityFigures(dataset, split=f"{dataset.length} tokens")
         result.measurements += figures.all_of(runs, controls, numbers=vectors["train"].shape[1])
         if settings.audit:
-            result.measurements += self.audit(question, vectors, figures)
+            result.measurements += self.audit(dataset, vectors, figures)
         best = runs[0]
         result.by_position = best.accuracy_by_position()
-        decode = partial(decode_piece, question.tokenizer)
-        returned = question.vocabulary.token_ids(best.predictions.clamp(min=1))
-        result.passages = passages_of(decode, question.rows["held_out"], returned)
+        decode = partial(decode_piece, dataset.tokenizer)
+        returned = dataset.vocabulary.token_ids(best.predictions.clamp(min=1))
+        result.passages = passages_of(decode, dataset.rows["held_out"], returned)
         result.points.append(figures.point(runs, controls))
-        result.notes += self.notes(question, untrained is not None)
+        result.notes += self.notes(dataset, untrained is not None)
 
-    def audit(self, question: Question, vectors: PartVectors, figures: CapacityFigures) -> list[Measurement]:
+    def audit(self, dataset: ProbeDataset, vectors: PartVectors, figures: CapacityFigures) -> list[Measurement]:
         """What comes back from the vectors as fp16, int8 and binary: tokens, names, numbers."""
         found: list[Measurement] = []
         for kind in AUDITED:
             kept = {part: rounded(v, kind) for part, v in vectors.items()}
-            scores = self.run(question, kept, kind, seed=self.settings.seed)
-            found += figures.audited(kind, scores, recovered_spans(question, scores.predictions))
+            scores = self.run(dataset, kept, kind, seed=self.settings.seed)
+            found += figures.audited(kind, scores, recovered_spans(dataset, scores.predictions))
         return found
 
     def controls(
-        self, question: Question, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
+        self, dataset: ProbeDataset, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
     ) -> dict[str, ReconstructionScores]:
         """Scores of each control, by name."""
         seed = self.settings.seed
         blank = {part: torch.zeros_like(v) for part, v in vectors.items()}
         found = {
-            "blank_memory": self.run(question, blank, "blank_memory", seed=seed),
-            "shuffled_memory": self.run(question, _shuffled(vectors, seed), "shuffled_memory", seed=seed),
+            "blank_memory": self.run(dataset, blank, "blank_memory", seed=seed),
+            "shuffled_memory": self.run(dataset, _shuffled(vectors, seed), "shuffled_memory", seed=seed),
         }
         if untrained is not None:
-            found["untrained"] = self.run(question, untrained(), "untrained", seed=seed)
+            found["untrained"] = self.run(dataset, untrained(), "untrained", seed=seed)
         sizes: list[Size] = list(SIZES)
         place = sizes.index(self.settings.probe.size)
         if place + 1 < len(sizes):
-            found["larger"] = self.run(question, vectors, "larger", seed=seed, size=sizes[place + 1])
-        found["autoencoder"] = self.positive_control(question, width=vectors["train"].shape[1])
+            found["larger"] = self.run(dataset, vectors, "larger", seed=seed, size=sizes[place + 1])
+        found["autoencoder"] = self.positive_control(dataset, width=vectors["train"].shape[1])
         return found
 
     def run(
-        self, question: Question, vectors: PartVectors, name: str, *, seed: int, size: Size | None = None
+        self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, seed: int, size: Size | None = None
     ) -> ReconstructionScores:
         """Train one probe (or find it finished) and score it on held-out passages."""
         training = self.settings.probe
         training = training.model_copy(update={"size": size}) if size else training
-        self.say(f"probe '{name}', {question.length} tokens, seed {seed}")
-        folder = self.out / "probes" / f"{question.length}-{name}-seed{seed}"
-        data = question.probe_data(vectors)
+        self.say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
+        folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
+        data = dataset.probe_data(vectors)
         key = fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
         self.shelf.fill(folder, key, finished="done")
         probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
         self.shelf.keep(folder, key)
-        return score_decoder(probe, question.classes("held_out"), vectors["held_out"])
+        return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
 
-    def positive_control(self, question: Question, *, width: int) -> ReconstructionScores:
+    def positive_control(self, dataset: ProbeDataset, *, width: int) -> ReconstructionScores:
         """Our autoencoder, trained on the probe's training texts alone, probed like the encoder."""
-        length = question.length
+        length = dataset.length
         folder = self.out / "autoencoder" / str(length)
         recipe = _control_config(length, width, self.settings)
-        key = fingerprint(recipe=recipe.model_dump(mode="json"), texts=question.passages["train"].texts)
+        key = fingerprint(recipe=recipe.model_dump(mode="json"), texts=dataset.passages["train"].texts)
         if not self.shelf.fill(folder, key, finished="model.safetensors"):
             self.say(f"training the positive control, an autoencoder of {length} tokens")
             texts = self.out / "autoencoder" / f"texts-{length}.jsonl"
             texts.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps({"text": text}) + "\n" for text in question.passages["train"].texts)
-            write_file_whole(texts, "".join(lines))
+            lines = (json.dumps({"text": text}) + "\n" for text in dataset.passages["train"].texts)
+            write_file_atomic(texts, "".join(lines))
             resume = (folder / "run.json").is_file()
             data = recipe.data.model_copy(update={"text": str(texts)})
             train_run(recipe.model_copy(update={"data": data}), folder, resume=resume, progress=self.progress)
             self.shelf.keep(folder, key)
         encoder = open_encoder(str(folder))
-        asked = ask_passages(question.passages, encoder.tokenizer, length=length)
+        asked = dataset_of_passages(dataset.passages, encoder.tokenizer, length=length)
         vectors = {part: encoder.encode(asked.passages[part].texts) for part in PARTS}
         return self.run(asked, vectors, "autoencoder", seed=self.settings.seed)
 
-    def notes(self, question: Question, untrained_known: bool) -> list[tuple[str, str]]:
+    def notes(self, dataset: ProbeDataset, untrained_known: bool) -> list[tuple[str, str]]:
         """Facts about one length."""
-        counts = ", ".join(f"{len(question.passages[part])} {part.replace('_', '-')}" for part in PARTS)
-        documents = len(set(question.passages["held_out"].document_index.tolist()))
-        held = len(question.passages["held_out"])
+        counts = ", ".join(f"{len(dataset.passages[part])} {part.replace('_', '-')}" for part in PARTS)
+        documents = len(set(dataset.passages["held_out"].document_index.tolist()))
+        held = len(dataset.passages["held_out"])
         facts = [
-            (f"{question.length} tokens: passages", f"{counts} (from {documents} documents never seen before)"),
+            (f"{dataset.length} tokens: passages", f"{counts} (from {documents} documents never seen before)"),
             (
-                f"{question.length} tokens: classes",
-                f"{len(question.vocabulary)}, {_percent(question.unseen_share())} of held-out tokens in none of them",
+                f"{dataset.length} tokens: classes",
+                f"{len(dataset.vocabulary)}, {_percent(dataset.unseen_share())} of held-out tokens in none of them",
             ),
-            (f"{question.length} tokens: near-duplicates", f"{question.duplicates()} of {held} held-out passages"),
+            (f"{dataset.length} tokens: near-duplicates", f"{dataset.duplicates()} of {held} held-out passages"),
         ]
         if self.settings.controls and not untrained_known:
             facts.append(
-                (f"{question.length} tokens: untrained", "not available: the encoder's architecture is unknown")
+                (f"{dataset.length} tokens: untrained", "not available: the encoder's architecture is unknown")
             )
         return facts
 
@@ -375,7 +385,7 @@ def claim_folder(out: Path, record: dict[str, Any]) -> None:
         raise RunFolderError(f"'{out}' is not empty and holds no probe; choose another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_file_whole(path, json.dumps(record, indent=2) + "\n")
+        write_file_atomic(path, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise RunFolderError(f"cannot write to '{out}': {error.strerror or error}; choose another --out.") from error
 

@@ -88,7 +88,7 @@ def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
     for layer in adapter_layers(decoder):
         for module in (*layer.lora_A.modules(), *layer.lora_B.modules()):
             module._is_hf_initialized = True  # transformers would draw these weights again, and they begin at zero
-    free_adapter(decoder)
+    set_adapter_trainable(decoder)
 
 
 class GatedMap(nn.Module):
@@ -115,7 +115,7 @@ class GatedMap(nn.Module):
         return nn.functional.linear(x, self.weight)
 
 
-def free_adapter(decoder: PreTrainedModel) -> None:
+def set_adapter_trainable(decoder: PreTrainedModel) -> None:
     """Adapters may learn, the decoder's own weights may not."""
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)

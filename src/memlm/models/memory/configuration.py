@@ -91,7 +91,7 @@ class ChunkEncoderConfig(MemlmConfig):
 LAYOUTS = ("aligned", "fixed", "variable", "oracle")
 FILLERS = ("masked", "learned", "constant")
 ENCODER_TOKENS = ("shared", "own")
-INTRODUCTIONS = ("token", "hidden", "projection")
+INJECTIONS = ("token", "hidden", "projection")
 SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
 
@@ -124,7 +124,7 @@ class MemoryModelConfig(MemlmConfig):
     """Numbers each slot reads; `positionwise` only."""
     layout: str = "aligned"
     """Where memories stand: `aligned`, the paper's `fixed` and `variable`, or `oracle`."""
-    introduction: str = "token"
+    injection: str = "token"
     """How memories enter: as inputs before the tokens, or (oracle only) beside them by `hidden` or `projection`."""
     learned_positions: bool = False
     """Tokens get a learnt vector of their place in the chunk, slots one of their place in the group: attention then
@@ -169,12 +169,12 @@ class MemoryModelConfig(MemlmConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def reader(self) -> PreTrainedConfig:
+    def decoder_config(self) -> PreTrainedConfig:
         """The decoder's settings."""
         return cast(PreTrainedConfig, self.decoder)
 
     @property
-    def writer(self) -> PreTrainedConfig:
+    def encoder_config(self) -> PreTrainedConfig:
         """The encoder's settings."""
         return cast(PreTrainedConfig, self.encoder)
 
@@ -187,7 +187,7 @@ class MemoryModelConfig(MemlmConfig):
         """Raise ConfigError for sizes and kinds that cannot be."""
         require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
         known = (
-            *(("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("introduction", INTRODUCTIONS)),
+            *(("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("injection", INJECTIONS)),
             ("encoder_tokens", ENCODER_TOKENS),
         )
         for name, choices in known:
@@ -196,9 +196,9 @@ class MemoryModelConfig(MemlmConfig):
                 raise ConfigError(f"unknown {name} '{value}'. {did_you_mean(value, choices)}")
         if self.filler != "masked" and self.layout == "variable":
             raise ConfigError(f"filler ('{self.filler}') has no place in the variable layout; use 'masked'.")
-        if self.introduction != "token" and self.layout != "oracle":
+        if self.injection != "token" and self.layout != "oracle":
             raise ConfigError(
-                f"introduction ('{self.introduction}') puts a chunk's own memory beside its tokens; "
+                f"injection ('{self.injection}') puts a chunk's own memory beside its tokens; "
                 f"it needs the oracle layout, not '{self.layout}'."
             )
         if self.learned_positions and self.layout == "variable":
@@ -230,7 +230,7 @@ class MemoryModelConfig(MemlmConfig):
         return self.first_token_id is not None
 
     def _check_sizes(self) -> None:
-        memories, slots = self.writer.memories_per_chunk, self.slots_per_chunk
+        memories, slots = self.encoder_config.memories_per_chunk, self.slots_per_chunk
         if self.readout in ("repeated", "windowed") and slots % memories:
             raise ConfigError(
                 f"slots_per_chunk ({slots}) must be divisible by memories_per_chunk ({memories}) "
@@ -239,22 +239,23 @@ class MemoryModelConfig(MemlmConfig):
         if self.encoder_tokens == "own":
             self._check_apart()
             return
-        if self.chunk_length > self.writer.chunk_length:
+        if self.chunk_length > self.encoder_config.chunk_length:
             raise ConfigError(
-                f"chunk_length ({self.chunk_length}) must not exceed the encoder's ({self.writer.chunk_length})."
+                f"chunk_length ({self.chunk_length}) must not exceed the encoder's "
+                f"({self.encoder_config.chunk_length})."
             )
-        if self.memory_token_id < self.writer.vocab_size:
+        if self.memory_token_id < self.encoder_config.vocab_size:
             raise ConfigError(
                 f"memory_token_id ({self.memory_token_id}) must lie beyond the tokenizer's "
-                f"{self.writer.vocab_size} ids; nothing else may stand for a slot."
+                f"{self.encoder_config.vocab_size} ids; nothing else may stand for a slot."
             )
 
     def _check_apart(self) -> None:
         """Of an encoder with a tokenizer of its own."""
-        if self.memory_token_id < self.reader.vocab_size:
+        if self.memory_token_id < self.decoder_config.vocab_size:
             raise ConfigError(
-                f"memory_token_id ({self.memory_token_id}) must lie beyond the decoder's {self.reader.vocab_size} ids; "
-                "nothing else may stand for a slot."
+                f"memory_token_id ({self.memory_token_id}) must lie beyond the decoder's "
+                f"{self.decoder_config.vocab_size} ids; nothing else may stand for a slot."
             )
         if not self.freeze_encoder or self.reconstruction_head:
             raise ConfigError(

@@ -108,26 +108,28 @@ class Translation:
     """A decoder's chunks to an encoder's.
 
     Args:
-        reader: the decoder's tokenizer.
-        writer: the encoder's.
+        decoder_tokenizer: the decoder's tokenizer.
+        encoder_tokenizer: the encoder's.
         length: tokens that the encoder reads at once; what is longer is cut, and counted.
     """
 
-    def __init__(self, reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, *, length: int) -> None:
-        self.reader, self.writer, self.length = reader, writer, length
+    def __init__(
+        self, decoder_tokenizer: PreTrainedTokenizerBase, encoder_tokenizer: PreTrainedTokenizerBase, *, length: int
+    ) -> None:
+        self.decoder_tokenizer, self.encoder_tokenizer, self.length = decoder_tokenizer, encoder_tokenizer, length
         self.tokens = self.cut = 0
 
     def __call__(
         self, ids: Int[Tensor, "chunks tokens"], mask: Int[Tensor, "chunks tokens"]
     ) -> tuple[Int[Tensor, "chunks length"], Int[Tensor, "chunks length"]]:
         """The same texts; one that does not fill a chunk is ended by the encoder's end of text, as in its training."""
-        blank = pad_id(self.reader)
+        blank = pad_id(self.decoder_tokenizer)
         own = [row[kept.bool() & (row != blank)].tolist() for row, kept in zip(ids, mask, strict=True)]
-        found = encode_texts(self.writer, [decode_piece(self.reader, row) for row in own])
+        found = encode_texts(self.encoder_tokenizer, [decode_piece(self.decoder_tokenizer, row) for row in own])
         self.tokens += sum(map(len, found))
         self.cut += sum(max(0, len(row) - self.length) for row in found)
-        ended = [[*row, eos_id(self.writer)][: self.length] for row in found]
-        out = torch.full((len(ended), self.length), pad_id(self.writer), device=ids.device)
+        ended = [[*row, eos_id(self.encoder_tokenizer)][: self.length] for row in found]
+        out = torch.full((len(ended), self.length), pad_id(self.encoder_tokenizer), device=ids.device)
         seen = torch.zeros_like(out)
         for i, row in enumerate(ended):
             out[i, : len(row)] = torch.tensor(row, device=ids.device)

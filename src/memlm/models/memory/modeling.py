@@ -32,15 +32,15 @@ from memlm.models.base import DecoderInside
 from memlm.models.documents import ChunkedDocuments, MemoryModelOutput, chunked, loss_of
 from memlm.models.layers.mixer import MixerConfig
 from memlm.models.layers.readout import READOUTS
-from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter, free_adapter
+from memlm.models.memory.adapter import LoraSettings, adapter_off, add_adapter, set_adapter_trainable
 from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
 from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, init_memory_weights, translation_in
-from memlm.models.memory.prompt import Piece, lay_out, places_of, positions_of
+from memlm.models.memory.prompt import Piece, chunk_positions_of, lay_out, positions_of
 from memlm.models.memory.slots import (
-    Introduction,
+    Injection,
     SlotReadout,
     SlotSettings,
-    groups_needed,
+    memory_blocks_needed,
     reads_own_chunk,
     slot_table,
 )
@@ -66,21 +66,21 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__(config)
-        self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.writer))
-        self.readout = SlotReadout(config) if config.introduction == "token" else Introduction(config)
-        self.decoder = AutoModelForCausalLM.from_config(config.reader)
+        self.encoder = ChunkEncoder(cast(ChunkEncoderConfig, config.encoder_config))
+        self.readout = SlotReadout(config) if config.injection == "token" else Injection(config)
+        self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
         if config.lora is not None:
             add_adapter(self.decoder, LoraSettings.of(config.lora))
         self.translation: Translation | None = None
-        width = config.reader.hidden_size
-        self.token_places = TokenPlaces(config.chunk_length, width) if config.learned_positions else None
+        width = config.decoder_config.hidden_size
+        self.chunk_positions = ChunkPositionEmbedding(config.chunk_length, width) if config.learned_positions else None
         self.blank = nn.Parameter(torch.zeros(config.chunk_length, width)) if config.own_blank else None
-        self.blank_head = nn.Linear(width, config.reader.vocab_size, bias=False) if config.blank_head else None
+        self.blank_head = nn.Linear(width, config.decoder_config.vocab_size, bias=False) if config.blank_head else None
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
         self.post_init()
-        self.free()
+        self.set_trainable()
         # what stands for a slot in a prompt is never written
         self.generation_config.suppress_tokens = [config.memory_token_id]
 
@@ -89,19 +89,19 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if isinstance(module, SlotReadout):
             if module.filler is not None:
                 init.ones_(module.filler)
-        elif isinstance(module, TokenPlaces):
+        elif isinstance(module, ChunkPositionEmbedding):
             # as wide as the tokens they are added to: memlm's mixers begin with 1, transformers with their own
-            init.normal_(module.weight, std=getattr(self.config.reader, "initializer_range", 1.0))
+            init.normal_(module.weight, std=getattr(self.config.decoder_config, "initializer_range", 1.0))
         else:
             init_memory_weights(module)
 
-    def free(self) -> None:
+    def set_trainable(self) -> None:
         """Everything may learn that the configuration lets: gradients for it, and for nothing else."""
         self.requires_grad_(True)
         self.encoder.requires_grad_(not self.config.freeze_encoder)
         self.decoder.requires_grad_(not self.config.freeze_decoder)
         if self.config.lora is not None:
-            free_adapter(self.decoder)
+            set_adapter_trainable(self.decoder)
 
     def train(self, mode: bool = True) -> MemoryModelForCausalLM:
         """As torch's; a frozen encoder stays in evaluation mode."""
@@ -110,7 +110,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             self.encoder.eval()
         return self
 
-    def remember(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> DocumentMemories:
+    def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> DocumentMemories:
         """Memories of every chunk of every document; those of chunks without text mean nothing.
 
         Args:
@@ -138,7 +138,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if not bool(torch.isfinite(memories).all()):
             raise MemoryShapeError("memories hold values that are NaN or infinite; encode the text again.")
         if not len(memories):
-            return memories.new_zeros(0, self.config.chunk_length, self.config.reader.vocab_size)
+            return memories.new_zeros(0, self.config.chunk_length, self.config.decoder_config.vocab_size)
         shape = (len(memories), groups + 1, self.config.chunk_length)
         blanks = torch.full(shape, self.config.pad_token_id or 0, device=memories.device)
         document = ChunkedDocuments(blanks, torch.ones_like(blanks), None, None, None, shape[1] * shape[2])
@@ -163,7 +163,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         past_key_values: Cache | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
         logits_to_keep: int = 0,
-        token_places: Int[Tensor, "rows tokens"] | None = None,
+        chunk_positions: Int[Tensor, "rows tokens"] | None = None,
         **kwargs: Any,
     ) -> MemoryModelOutput | ModelOutput:
         """Read whole documents, or (with `use_cache` True or False, as `generate()` sets it) a prompt with slots.
@@ -184,7 +184,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             past_key_values: of a prompt that is continued.
             position_ids: of a prompt.
             logits_to_keep: last positions of a prompt to give logits of; 0 for all.
-            token_places: of a prompt, each token's place in its chunk.
+            chunk_positions: of a prompt, each token's place in its chunk.
             kwargs: ignored; Trainer passes settings of other models.
 
         Raises:
@@ -193,7 +193,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """
         if use_cache is not None:
             slots = _PromptSlots(input_ids == self.config.memory_token_id, memories)
-            embedded = self._embed_prompt(input_ids, slots, token_places)
+            embedded = self._embed_prompt(input_ids, slots, chunk_positions)
             with self._adapted(memories is not None and bool(memories.numel())):
                 return self.decoder(
                     inputs_embeds=embedded,
@@ -228,7 +228,11 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             loss=loss,
             logits=logits,
             memories=memories,
-            **({} if sums is None else {"nats": sums.nats.detach(), "right": sums.right, "asked": sums.asked}),
+            **(
+                {}
+                if sums is None
+                else {"nats": sums.nats.detach(), "num_correct": sums.num_correct, "num_targets": sums.num_targets}
+            ),
         )
 
     def _memories(self, document: ChunkedDocuments, memories: Tensor | None) -> Tensor:
@@ -245,7 +249,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
     ) -> DocumentMemories:
         """Memories of chunks, text first in each; without gradients where the encoder is frozen."""
         documents, chunks = ids.shape[:2]
-        writer = cast(ChunkEncoderConfig, self.config.writer)
+        writer = cast(ChunkEncoderConfig, self.config.encoder_config)
         if not documents * chunks:
             shape = (documents, chunks, writer.memories_per_chunk, writer.bottleneck_size)
             return torch.zeros(shape, device=ids.device, dtype=self.dtype)
@@ -272,7 +276,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         found = cast(Any, super()).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         if model.config.encoder_tokens == "own":
-            length = cast(ChunkEncoderConfig, model.config.writer).chunk_length
+            length = cast(ChunkEncoderConfig, model.config.encoder_config).chunk_length
             model.translation = translation_in(pretrained_model_name_or_path, length=length)
         return found
 
@@ -280,8 +284,8 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """As transformers', with both tokenizers where the encoder has one of its own."""
         cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
         if self.translation is not None:
-            self.translation.reader.save_pretrained(save_directory)
-            self.translation.writer.save_pretrained(Path(save_directory) / FOLDER)
+            self.translation.decoder_tokenizer.save_pretrained(save_directory)
+            self.translation.encoder_tokenizer.save_pretrained(Path(save_directory) / FOLDER)
 
     def _embed(self, ids: Int[Tensor, "*rows tokens"]) -> Float[Tensor, "*rows tokens width"]:
         """By the decoder's table, and blanks by their place's vector where they have one; rows begin with a chunk."""
@@ -296,7 +300,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
     def embed_chunk(self, ids: Int[Tensor, "*rows tokens"]) -> Float[Tensor, "*rows tokens width"]:
         """The decoder's inputs of chunks, or of their first tokens."""
         tokens = self._embed(ids)
-        return tokens if self.token_places is None else tokens + self.token_places.weight[: ids.shape[-1]]
+        return tokens if self.chunk_positions is None else tokens + self.chunk_positions.weight[: ids.shape[-1]]
 
     def _decode(
         self,
@@ -311,7 +315,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         With `length`, of each chunk's first tokens, where the decoder's positions are its inputs'.
         """
         documents = len(document.ids)
-        length = length if _reads_position_ids(self.config.reader) else None
+        length = length if _reads_position_ids(self.config.decoder_config) else None
         ids, seen = document.ids[..., :length], document.mask[..., :length]
         placed, readable, tokens = self._introduced(self.embed_chunk(ids), memories)
         if self.config.has_first_token:
@@ -338,7 +342,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         lead = int(self.config.has_first_token)
         slots, per_chunk = inputs.shape[1] - blanks.shape[1] - lead, self.config.slots_per_chunk
         unread = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        if slots and _reads_position_ids(self.config.reader):
+        if slots and _reads_position_ids(self.config.decoder_config):
             step = -(-slots // (per_chunk * _WIDTHS)) * per_chunk
             # a row of padding alone begins nowhere; its tokens all stay
             first = mask[:, lead:].long().argmax(1).clamp(max=slots)
@@ -395,14 +399,14 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         """Slots before each chunk's tokens, which of them may be read, and the tokens."""
         documents, chunks, length, width = tokens.shape
         layout, there = self.config.layout, memories is not None and bool(memories.numel())
-        if isinstance(self.readout, Introduction):
-            self._refuse_beyond(length, chunks)
+        if isinstance(self.readout, Injection):
+            self._check_beyond(length, chunks)
             known = self.readout(tokens, cast(Tensor, memories)[:, :chunks]) if there else tokens
             return tokens.new_zeros(documents, chunks, 0, width), tokens.new_zeros(chunks, 0).bool(), known
-        groups = groups_needed(layout, chunks=chunks, trained=self.config.num_chunks)
+        groups = memory_blocks_needed(layout, chunks=chunks, trained=self.config.num_chunks)
         table = slot_table(layout, chunks=chunks, groups=groups).to(tokens.device)
         lead = int(self.config.has_first_token)
-        self._refuse_beyond(lead + groups * self.config.slots_per_chunk + length, chunks)
+        self._check_beyond(lead + groups * self.config.slots_per_chunk + length, chunks)
         if not there:
             slots, table = tokens.new_zeros(documents, 1, self.config.slots_per_chunk, width), table * 0 - 1
         else:
@@ -463,12 +467,12 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             UserError: as `prompt`; or a model whose decoder by itself would read other positions than this one does.
             MemoryShapeError: memories of another shape than the encoder writes.
         """
-        if self.token_places is not None:
+        if self.chunk_positions is not None:
             raise UserError(
                 "this model adds a place in the chunk to each token (learned_positions), which its decoder by itself "
                 "does not; train with model.learned_positions=false to export prompts."
             )
-        if not _rotary(self.config.reader) and self.config.layout != "variable":
+        if not _rotary(self.config.decoder_config) and self.config.layout != "variable":
             raise UserError(
                 f"this model's decoder has absolute positions and layout '{self.config.layout}' moves them; train "
                 "with model.layout=variable to export prompts."
@@ -486,15 +490,15 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         mask = torch.ones_like(input_ids) if mask is None else mask
         kwargs["position_ids"] = positions_of(self.config, input_ids, mask)
         inputs = cast(Any, super()).prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if self.token_places is not None:
-            places = places_of(self.config, input_ids, mask)
-            inputs["token_places"] = places[:, -inputs["input_ids"].shape[1] :]
+        if self.chunk_positions is not None:
+            places = chunk_positions_of(self.config, input_ids, mask)
+            inputs["chunk_positions"] = places[:, -inputs["input_ids"].shape[1] :]
         return inputs
 
     def _embed_prompt(self, input_ids: Tensor, slots: _PromptSlots, places: Tensor | None) -> Tensor:
         tokens = self._embed(input_ids.masked_fill(slots.places, self.config.pad_token_id or 0))
-        if self.token_places is not None and places is not None:
-            tokens = tokens + self.token_places(places)
+        if self.chunk_positions is not None and places is not None:
+            tokens = tokens + self.chunk_positions(places)
         if not bool(slots.places.any()):
             return tokens
         if slots.memories is None:
@@ -507,7 +511,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         return tokens.masked_scatter(slots.places[..., None], read.to(tokens.dtype))
 
     def _check_memories(self, memories: Tensor, documents: int, needed: int) -> None:
-        writer = cast(ChunkEncoderConfig, self.config.writer)
+        writer = cast(ChunkEncoderConfig, self.config.encoder_config)
         expected = (writer.memories_per_chunk, writer.bottleneck_size)
         if memories.ndim != 4 or tuple(memories.shape[2:]) != expected or memories.shape[0] != documents:
             raise MemoryShapeError(
@@ -517,22 +521,22 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         if memories.shape[1] < needed:
             raise MemoryShapeError(f"memories of {memories.shape[1]} chunks do not reach; {needed} are read.")
 
-    def _refuse_beyond(self, inputs: int, chunks: int) -> None:
+    def _check_beyond(self, inputs: int, chunks: int) -> None:
         """More chunks than in training need positions that count distances, and a layout that keeps them."""
-        config, longest = self.config, self.config.reader.max_position_embeddings
+        config, longest = self.config, self.config.decoder_config.max_position_embeddings
         if inputs > longest:
             raise UserError(
                 f"{chunks} chunks take {inputs} decoder positions and it has {longest}; "
                 "cut the text, or train a decoder with more positions."
             )
-        if chunks > config.num_chunks and (config.layout == "fixed" or not _rotary(config.reader)):
+        if chunks > config.num_chunks and (config.layout == "fixed" or not _rotary(config.decoder_config)):
             raise UserError(
                 f"{chunks} chunks do not fit the {config.num_chunks} this model was trained on: its positions are "
                 "absolute; cut the text, or train with more chunks."
             )
 
 
-class TokenPlaces(nn.Embedding):
+class ChunkPositionEmbedding(nn.Embedding):
     """A vector of each place in a chunk, added to the token that stands there."""
 
 
@@ -541,10 +545,10 @@ class ReconstructionHead(nn.Module):
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__()
-        writer = cast(ChunkEncoderConfig, config.writer)
+        writer = cast(ChunkEncoderConfig, config.encoder_config)
         settings = SlotSettings(
             chunk_length=config.chunk_length,
-            hidden_size=config.reader.hidden_size,
+            hidden_size=config.decoder_config.hidden_size,
             bottleneck_size=writer.bottleneck_size,
             bottleneck_rank=config.readout_rank,
             memories_per_chunk=writer.memories_per_chunk,
@@ -552,7 +556,7 @@ class ReconstructionHead(nn.Module):
             readout_rank=config.readout_rank,
         )
         self.read = READOUTS[config.readout](settings)
-        self.head = nn.Linear(config.reader.hidden_size, writer.vocab_size, bias=False)
+        self.head = nn.Linear(config.decoder_config.hidden_size, writer.vocab_size, bias=False)
 
     def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks tokens vocabulary"]:
         """Logits of each token of each chunk."""

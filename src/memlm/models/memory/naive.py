@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memlm.models.memory.modeling import MemoryModelForCausalLM
-from memlm.models.memory.slots import UNUSED, Introduction, SlotReadout, groups_needed, slot_table
+from memlm.models.memory.slots import UNUSED, Injection, SlotReadout, memory_blocks_needed, slot_table
 from memlm.shapes import TokenIds, TokenMask
 
 
@@ -35,7 +35,7 @@ def naive_logits(
 def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
     config = model.config
     pieces = text.split(config.chunk_length)
-    groups = groups_needed(config.layout, chunks=len(pieces), trained=config.num_chunks)
+    groups = memory_blocks_needed(config.layout, chunks=len(pieces), trained=config.num_chunks)
     table = slot_table(config.layout, chunks=len(pieces), groups=groups).tolist()
     memories: list[Tensor] = []
     logits: list[Tensor] = []
@@ -49,7 +49,7 @@ def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
 def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memories: list[Tensor]) -> Tensor:
     """One chunk's logits; unused groups before the first memory are left out, and the rest keep their positions."""
     config = model.config
-    if isinstance(model.readout, Introduction):
+    if isinstance(model.readout, Injection):
         return _introduced(model, model.readout, piece, memories[-1])
     width = config.slots_per_chunk
     blocks = [_slots(model, chunk, memories) for chunk in held]
@@ -84,7 +84,7 @@ def _logits(model: MemoryModelForCausalLM, piece: Tensor, **read: Tensor) -> Ten
     return torch.stack([heads[kind](state) for kind, state in zip(blank, hidden, strict=True)])
 
 
-def _introduced(model: MemoryModelForCausalLM, readout: Introduction, piece: Tensor, own: Tensor) -> Tensor:
+def _introduced(model: MemoryModelForCausalLM, readout: Injection, piece: Tensor, own: Tensor) -> Tensor:
     tokens = model.embed_chunk(piece)
     if model.config.use_memory:
         tokens = torch.stack([readout(token[None, None, None], own[None])[0, 0, 0] for token in tokens])
@@ -98,6 +98,6 @@ def _slots(model: MemoryModelForCausalLM, chunk: int, memories: list[Tensor]) ->
         return readout(memories[chunk])[0]
     if config.filler == "masked":
         return None
-    width = config.reader.hidden_size
+    width = config.decoder_config.hidden_size
     filler = torch.ones(width, dtype=model.dtype) if readout.filler is None else readout.filler
     return filler.expand(config.slots_per_chunk, width)

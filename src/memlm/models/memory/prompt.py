@@ -67,7 +67,7 @@ def positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask:
     return (places + missing).clamp(min=0)
 
 
-def places_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
+def chunk_positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
     """Each token's place in its chunk: chunks begin behind slots, and one behind the other; 0 for slots."""
     is_slot = input_ids == config.memory_token_id
     counted = (attention_mask.bool() & ~is_slot).long().cumsum(-1)
@@ -98,7 +98,7 @@ def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
 
 
 def _memories(config: MemoryModelConfig, pieces: Sequence[Piece], device: torch.device) -> Tensor:
-    writer = cast(ChunkEncoderConfig, config.writer)
+    writer = cast(ChunkEncoderConfig, config.encoder_config)
     expected = (writer.memories_per_chunk, writer.bottleneck_size)
     found = [piece.to(device) for piece in pieces if isinstance(piece, Tensor)]
     for memories in found:

@@ -48,7 +48,7 @@ def reads_own_chunk(layout: str) -> bool:
     return layout == "oracle"
 
 
-def groups_needed(layout: str, *, chunks: int, trained: int) -> int:
+def memory_blocks_needed(layout: str, *, chunks: int, trained: int) -> int:
     """Groups of slots for documents of so many chunks; as many as in training at least, so that positions stay.
 
     Args:
@@ -78,8 +78,8 @@ class SlotReadout(nn.Module):
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__()
-        writer = cast(ChunkEncoderConfig, config.writer)
-        width = config.reader.hidden_size
+        writer = cast(ChunkEncoderConfig, config.encoder_config)
+        width = config.decoder_config.hidden_size
         settings = SlotSettings(
             chunk_length=config.slots_per_chunk,
             hidden_size=width,
@@ -121,7 +121,7 @@ HIDDEN_SHARE = 4
 """`hidden` gives one part in so many of the decoder's width to the memory."""
 
 
-class Introduction(nn.Module):
+class Injection(nn.Module):
     """A chunk's own memories beside each of its tokens: added (`projection`), or part of their width (`hidden`).
 
     `hidden` is the paper's concatenation, its token table as much narrower: a token's last numbers give way.
@@ -129,8 +129,8 @@ class Introduction(nn.Module):
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__()
-        writer, width = cast(ChunkEncoderConfig, config.writer), config.reader.hidden_size
-        self.concatenates = config.introduction == "hidden"
+        writer, width = cast(ChunkEncoderConfig, config.encoder_config), config.decoder_config.hidden_size
+        self.concatenates = config.injection == "hidden"
         self.width = width // HIDDEN_SHARE if self.concatenates else width
         self.map = nn.Linear(writer.memories_per_chunk * writer.bottleneck_size, self.width, bias=False)
 

@@ -48,7 +48,7 @@ class RecurrentMemoryConfig(MemlmConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def reader(self) -> PreTrainedConfig:
+    def decoder_config(self) -> PreTrainedConfig:
         """The decoder's settings."""
         return cast(PreTrainedConfig, self.decoder)
 
@@ -69,7 +69,7 @@ class RecurrentMemoryConfig(MemlmConfig):
             require_positive(self, "backpropagation_depth")
         if self.decoder is None:
             raise ConfigError("decoder (None) must be a configuration, or a mapping with a model_type.")
-        longest = self.reader.max_position_embeddings
+        longest = self.decoder_config.max_position_embeddings
         if self.inputs > longest:
             raise ConfigError(
                 f"chunk_length ({self.chunk_length}) and twice memory_tokens ({self.memory_tokens}) take {self.inputs} "

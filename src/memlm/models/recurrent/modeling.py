@@ -34,9 +34,9 @@ class RecurrentMemoryForCausalLM(DecoderInside):
 
     def __init__(self, config: RecurrentMemoryConfig) -> None:
         super().__init__(config)
-        self.decoder = AutoModelForCausalLM.from_config(config.reader)
-        self.start = nn.Parameter(torch.empty(config.memory_tokens, config.reader.hidden_size))
-        self.write = nn.Parameter(torch.empty(config.memory_tokens, config.reader.hidden_size))
+        self.decoder = AutoModelForCausalLM.from_config(config.decoder_config)
+        self.start = nn.Parameter(torch.empty(config.memory_tokens, config.decoder_config.hidden_size))
+        self.write = nn.Parameter(torch.empty(config.memory_tokens, config.decoder_config.hidden_size))
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
         self.post_init()
@@ -47,7 +47,7 @@ class RecurrentMemoryForCausalLM(DecoderInside):
             for vectors in (module.start, module.write):
                 init.normal_(vectors, std=vectors.shape[1] ** -0.5)
 
-    def remember(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> RecurrentMemories:
+    def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> RecurrentMemories:
         """What is handed on after every chunk of every document; after chunks without text it means nothing."""
         return self._read(self._documents(input_ids, attention_mask, None), None, use_memory=True)[1]
 
@@ -93,8 +93,8 @@ class RecurrentMemoryForCausalLM(DecoderInside):
             logits=None if self.training else logits,
             memories=written,
             nats=sums.nats.detach(),
-            right=sums.right,
-            asked=sums.asked,
+            num_correct=sums.num_correct,
+            num_targets=sums.num_targets,
         )
 
     def _documents(self, input_ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> ChunkedDocuments:
@@ -138,7 +138,7 @@ class RecurrentMemoryForCausalLM(DecoderInside):
         return hidden[:, self.config.memory_tokens :]
 
     def _check(self, memories: Tensor, documents: int, chunks: int) -> None:
-        expected = (self.config.memory_tokens, self.config.reader.hidden_size)
+        expected = (self.config.memory_tokens, self.config.decoder_config.hidden_size)
         if memories.ndim != 4 or len(memories) != documents or tuple(memories.shape[2:]) != expected:
             raise MemoryShapeError(
                 f"memories of shape {tuple(memories.shape)} do not fit {documents} documents of this model, "

@@ -40,7 +40,7 @@ class StoredDocument:
     id: str
     memories: QuantizedMemories
     tokens: Int[Tensor, " chunks"]
-    right: Int[Tensor, " chunks"]
+    num_correct: Int[Tensor, " chunks"]
     corrections: bytes
     text_sha256: str
     text_bytes: int
@@ -49,7 +49,7 @@ class StoredDocument:
     @property
     def fidelity(self) -> Float[Tensor, " chunks"]:
         """Share of each chunk's tokens that its memory gives back."""
-        return self.right / self.tokens.clamp(min=1)
+        return self.num_correct / self.tokens.clamp(min=1)
 
 
 def part_id(name: str, generation: int, number: int) -> str:
@@ -120,7 +120,7 @@ def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
     found = {
         "values": document.memories.values,
         "tokens": document.tokens.to(torch.int32),
-        "right": document.right.to(torch.int32),
+        "right": document.num_correct.to(torch.int32),
         "corrections": torch.frombuffer(bytearray(document.corrections or b"\0"), dtype=torch.uint8)[
             : len(document.corrections)
         ],
@@ -143,7 +143,7 @@ def document_of(
         id=name,
         memories=memories,
         tokens=tensors["tokens"],
-        right=tensors["right"],
+        num_correct=tensors["right"],
         corrections=tensors["corrections"].numpy().tobytes(),
         text_sha256=text_sha256,
         text_bytes=text_bytes,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.files import write_file_whole
+from memlm.files import write_file_atomic
 
 FORMAT = 1
 """Raised when an older memlm could not read what is written."""
@@ -53,7 +53,7 @@ class StoreHeader(BaseModel):
 def write_header(folder: Path, header: StoreHeader) -> None:
     """Write it, with a hash of its own."""
     values = header.model_dump(mode="json")
-    write_file_whole(folder / NAME, json.dumps({**values, "sha256": _hash_of(values)}, indent=2) + "\n")
+    write_file_atomic(folder / NAME, json.dumps({**values, "sha256": _hash_of(values)}, indent=2) + "\n")
 
 
 def read_header(folder: Path) -> StoreHeader:

@@ -18,8 +18,8 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.files import write_file_whole
-from memlm.store.format.segments import Place, Segment, file_hash
+from memlm.files import write_file_atomic
+from memlm.store.format.segments import Segment, SegmentSlice, file_hash
 
 NAME = "index.sqlite"
 _SUMS = 2**256
@@ -56,18 +56,18 @@ class Entry:
     text_sha256: str
     text_bytes: int
     tokens: int
-    right: int
+    num_correct: int
     data_sha256: str
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SegmentSlice:
         """Where its tensors are."""
-        return Place(self.segment, self.first_chunk, self.chunks, self.first_byte, self.num_bytes)
+        return SegmentSlice(self.segment, self.first_chunk, self.chunks, self.first_byte, self.num_bytes)
 
     @property
     def fidelity(self) -> float:
         """Share of its tokens that its memories give back by themselves; 1 where it has none."""
-        return self.right / self.tokens if self.tokens else 1.0
+        return self.num_correct / self.tokens if self.tokens else 1.0
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class Seal:
 def write_seal(folder: Path, commits: int, *, settled: bool) -> None:
     """Of the index as it is now."""
     seal = Seal(commits, file_hash(folder / NAME) if settled else None)
-    write_file_whole(folder / SEAL, _seal_text(seal))
+    write_file_atomic(folder / SEAL, _seal_text(seal))
 
 
 def read_seal(folder: Path) -> Seal:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memlm.errors import DamagedStoreError
-from memlm.files import write_tensors_whole
+from memlm.files import write_tensors_atomic
 from memlm.store.format.document import StoredDocument, data_hash, tensors_of
 
 FOLDER = "segments"
@@ -21,7 +21,7 @@ _PIECE = 2**22
 
 
 @dataclass(frozen=True)
-class Place:
+class SegmentSlice:
     """Where a document stands: its segment, its chunks and its corrections there."""
 
     segment: int
@@ -48,21 +48,21 @@ def segment_path(folder: Path, number: int) -> Path:
 
 def write_segment(
     folder: Path, number: int, documents: Sequence[StoredDocument]
-) -> tuple[Segment, list[tuple[Place, str]]]:
+) -> tuple[Segment, list[tuple[SegmentSlice, str]]]:
     """Documents as one file, there whole or not at all; each one's place and the hash of its data."""
     parts = [tensors_of(document) for document in documents]
     path = segment_path(folder, number)
-    write_tensors_whole(path, {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]})
-    places: list[tuple[Place, str]] = []
+    write_tensors_atomic(path, {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]})
+    places: list[tuple[SegmentSlice, str]] = []
     chunk = byte = 0
     for part in parts:
-        place = Place(number, chunk, len(part["values"]), byte, len(part[_BYTES]))
+        place = SegmentSlice(number, chunk, len(part["values"]), byte, len(part[_BYTES]))
         places.append((place, data_hash(part)))
         chunk, byte = chunk + place.chunks, byte + place.num_bytes
     return Segment(number, file_hash(path), path.stat().st_size, chunk), places
 
 
-def read_tensors_at(folder: Path, place: Place) -> dict[str, Tensor]:
+def read_tensors_at(folder: Path, place: SegmentSlice) -> dict[str, Tensor]:
     """A document's tensors; nothing else of the segment is read.
 
     Raises:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from memlm.files import write_file_whole
+from memlm.files import write_file_atomic
 from memlm.training.config import TrainingConfig
 from memlm.training.loop import distributed
 
@@ -98,7 +98,7 @@ class RunLog:
             return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        write_file_whole(self.path, "".join(line + "\n" for line in kept))
+        write_file_atomic(self.path, "".join(line + "\n" for line in kept))
 
     def add_sums(self, sums: Tensor) -> None:
         """Nats, right and asked tokens (3, objectives) of one step."""
@@ -193,7 +193,7 @@ class RunCallback(TrainerCallback):
 
     def _add_step(self) -> float:
         """The step's loss; what all processes found, and whether one was asked to stop, goes between them at once."""
-        own = self.last_loss.new_tensor([self.interrupt.asked])
+        own = self.last_loss.new_tensor([self.interrupt.requested])
         sums = own[:0] if self.last_sums is None else self.last_sums
         found = distributed.summed(torch.cat([own, self.last_loss[None], sums.flatten()]))
         # all stop at the same step: a signal from here on is the next one's
@@ -221,19 +221,19 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     @contextmanager
     def listening(self) -> Generator[None]:
         """Within it the first signal only asks; the handlers before are put back on leaving."""
 
         def ask(*_: object) -> None:
-            if self.asked and not distributed.launched():
+            if self.requested and not distributed.launched():
                 raise KeyboardInterrupt
-            if not self.asked and distributed.is_first():
+            if not self.requested and distributed.is_first():
                 again = "" if distributed.launched() else " (Ctrl-C again to stop at once)"
                 print(f"\nstopping after this step{again} ...", file=sys.stderr)
-            self.asked = True
+            self.requested = True
 
         caught = (signal.SIGINT, signal.SIGTERM) if distributed.launched() else (signal.SIGINT,)
         try:

@@ -53,7 +53,7 @@ def _whole(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=step_of)
 
 
-def whole_state(optimizer: Optimizer) -> dict[str, Any]:
+def full_state(optimizer: Optimizer) -> dict[str, Any]:
     """What `save_optimizer` writes; where weights are sharded, every process must come here."""
     state = optimizer.state_dict()
     entries = {

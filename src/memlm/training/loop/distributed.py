@@ -196,7 +196,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
+def full_weights(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
     """A model's state, gathered; every process must come here."""
     if config.sharding in ZERO_STAGES:
         return gathered_weights(model)

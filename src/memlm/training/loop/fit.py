@@ -15,23 +15,23 @@ from memlm.training.config import TrainingConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.checkpoint import newest, step_of
-from memlm.training.loop.distributed import shards, whole_weights
-from memlm.training.loop.trainer import Interrupted, MemlmTrainer, StepRows, Take
+from memlm.training.loop.distributed import full_weights, shards
+from memlm.training.loop.trainer import BatchFn, Interrupted, MemlmTrainer, StepRows
 from memlm.training.loop.zero import require_deepspeed
 
-Attend = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
+CallbackFactory = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
 """Makes the callback that watches a training."""
 
 
 def fit(
     model: PreTrainedModel,
-    take: Take,
+    batch_fn: BatchFn,
     training: TrainingConfig,
     folder: Path,
     *,
     rows: int,
     tokens_per_row: int,
-    attend: Attend | None = None,
+    make_callback: CallbackFactory | None = None,
     progress: bool = True,
     noun: str = "step",
     again: str = "the same command goes on from there",
@@ -41,12 +41,12 @@ def fit(
 
     Args:
         model: with its first weights; those of a checkpoint replace them.
-        take: row numbers to a batch, a pure function of them (and of torch's random state).
+        batch_fn: row numbers to a batch, a pure function of them (and of torch's random state).
         training: steps, batch, rates, seed.
         folder: of this training alone.
         rows: how many there are to take from.
         tokens_per_row: for the log.
-        attend: makes the callback; by default one that only logs.
+        make_callback: makes the callback; by default one that only logs.
         progress: show progress on stderr.
         noun: what the progress counts.
         again: how to go on, for who stops it.
@@ -57,7 +57,7 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     share = training.model_copy(update={"batch_size": distributed.share_of(training.batch_size)})
-    steps = StepRows(rows, take, length=training.steps * training.batch_size, seed=training.seed)
+    steps = StepRows(rows, batch_fn, length=training.steps * training.batch_size, seed=training.seed)
     # what is sharded cannot be made whole in place: a copy trains, and gives its weights back
     sharded = shards(training)
     if sharded:
@@ -75,7 +75,7 @@ def fit(
         log.path.unlink(missing_ok=True)
     interrupt = Interrupt()
     view = ProgressView(training.steps, shown=progress and distributed.is_first(), noun=noun)
-    callback = (attend or _only_log(training))(trainer, log, view, interrupt)
+    callback = (make_callback or _only_log(training))(trainer, log, view, interrupt)
     trainer.add_run_callback(callback)
     with interrupt.listening(), warnings.catch_warnings():
         # outputs that are views: nothing here changes them in place
@@ -87,10 +87,10 @@ def fit(
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
     distributed.meet()
     if sharded:
-        model.load_state_dict(whole_weights(trained, training))
+        model.load_state_dict(full_weights(trained, training))
     if not keep_checkpoints and distributed.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _only_log(training: TrainingConfig) -> Attend:
+def _only_log(training: TrainingConfig) -> CallbackFactory:
     return lambda _, log, view, interrupt: RunCallback(training, log, view, dict, interrupt)

@@ -23,22 +23,22 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from memlm.data import PackedRows
 from memlm.errors import MemlmError
-from memlm.files import write_whole
-from memlm.measurement import asked
+from memlm.files import write_folder_atomic
+from memlm.measurement import target_mask
 from memlm.models.runtime import ShortAttentionInFp32, wants_bf16
-from memlm.objectives import asked_by_objective, reconstruction
+from memlm.objectives import reconstruction, targets_by_objective
 from memlm.training.config import TrainingConfig
 from memlm.training.loop.callbacks import RunCallback
 from memlm.training.loop.checkpoint import (
+    full_state,
     load_optimizer,
     load_random_state,
     remove_old,
     save_optimizer,
     save_random_state,
     step_of,
-    whole_state,
 )
-from memlm.training.loop.distributed import shard, shards, whole_weights
+from memlm.training.loop.distributed import full_weights, shard, shards
 from memlm.training.loop.optimizer import build_optimizer, learning_rate_factor
 from memlm.training.loop.zero import ZERO_STAGES, ZeroAdamW, quiet_deepspeed
 
@@ -49,16 +49,16 @@ class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
     """Training was stopped by Ctrl-C; a checkpoint was kept."""
 
 
-Take = Callable[[Tensor, int], Batch]
+BatchFn = Callable[[Tensor, int], Batch]
 """Row numbers, and the place of the first of them among all rows of all steps, to a batch: a pure function of both."""
 
 
 class StepRows(Dataset[Batch]):
     """All rows of all steps in order: epoch after epoch, each in its own permutation, a pure function of the seed."""
 
-    def __init__(self, count: int, take: Take, *, length: int, seed: int) -> None:
+    def __init__(self, count: int, batch_fn: BatchFn, *, length: int, seed: int) -> None:
         self.count = count
-        self.take = take
+        self.batch_fn = batch_fn
         self.length = length
         self.seed = seed
         self.epoch = -1
@@ -68,7 +68,7 @@ class StepRows(Dataset[Batch]):
         return self.length
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        return self.take(torch.stack([self._row(i) for i in indices]), indices[0])
+        return self.batch_fn(torch.stack([self._row(i) for i in indices]), indices[0])
 
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
@@ -81,15 +81,15 @@ class StepRows(Dataset[Batch]):
         return self.order[place]
 
 
-def reconstruction_batches(rows: PackedRows) -> Take:
+def reconstruction_batches(rows: PackedRows) -> BatchFn:
     """Batches that ask for their own tokens."""
 
-    def take(chosen: Tensor, _: int) -> Batch:
+    def batch_fn(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
         labels = reconstruction(batch.input_ids, batch.attention_mask).labels
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
 
-    return take
+    return batch_fn
 
 
 class MemlmTrainer(Trainer):
@@ -163,7 +163,7 @@ class MemlmTrainer(Trainer):
         with ShortAttentionInFp32():
             loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
         if getattr(outputs, "nats", None) is not None:
-            self.run_callback.last_sums = torch.stack([outputs.nats, outputs.right, outputs.asked])
+            self.run_callback.last_sums = torch.stack([outputs.nats, outputs.num_correct, outputs.num_targets])
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
@@ -183,11 +183,11 @@ class MemlmTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self.optimizer is not None
         # gathered by all, written by the first
-        weights = whole_weights(cast(nn.Module, self.model), self.config) if self.shards else None
-        optimizer = whole_state(self.optimizer)
+        weights = full_weights(cast(nn.Module, self.model), self.config) if self.shards else None
+        optimizer = full_state(self.optimizer)
         if self.args.should_save:
             write = partial(self._write_checkpoint, weights=weights, optimizer=optimizer)
-            write_whole(self.checkpoints / f"step-{self.state.global_step}", write)
+            write_folder_atomic(self.checkpoints / f"step-{self.state.global_step}", write)
             remove_old(self.checkpoints, keep=self.config.keep_checkpoints)
 
     def _write_checkpoint(self, folder: Path, *, weights: dict[str, Tensor] | None, optimizer: dict[str, Any]) -> None:
@@ -220,8 +220,8 @@ class MemlmTrainer(Trainer):
 def _asked_for(batch: Batch) -> Tensor:
     """Of each objective; a reconstruction's labels are its own."""
     apart = "reconstruction_labels" in batch
-    counts = asked_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
-    return torch.cat([counts, asked(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts
+    counts = targets_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
+    return torch.cat([counts, target_mask(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts
 
 
 def _as_is(batch: Batch) -> Batch:

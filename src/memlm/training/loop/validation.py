@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from memlm.data import PackedRows
-from memlm.measurement import asked, correct
+from memlm.measurement import correct, target_mask
 from memlm.objectives import Task, token_nats
 from memlm.training.loop.trainer import MemlmTrainer
 
@@ -36,6 +36,6 @@ def held_out_score(
             logits = model(input_ids=task.input_ids.to(device), attention_mask=mask.to(device)).logits
         right += int(correct(logits.argmax(-1), labels).sum())
         nats += float(token_nats(logits, labels).sum())
-        count += int(asked(labels).sum())
+        count += int(target_mask(labels).sum())
     model.train()
     return right / max(count, 1), nats / max(count, 1)

@@ -13,7 +13,7 @@ from memlm.errors import ConfigError
 from memlm.objectives import Task, blank_copy, copy, next_token, reconstruction, token_dropout
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.loop.trainer import Batch
-from memlm.training.memory.cache import KeptMemories
+from memlm.training.memory.cache import MemoryCache
 from memlm.training.memory.config import Stage
 
 
@@ -45,7 +45,7 @@ class MemoryBatches:
         blank_id: int,
         delimiter_id: int,
         seed: int,
-        kept: KeptMemories | None = None,
+        kept: MemoryCache | None = None,
         ordinary: Sequence[int] = (),
     ) -> None:
         self.rows = rows
@@ -64,7 +64,7 @@ class MemoryBatches:
         if kept is not None and stage.changes_chunks:
             raise ConfigError(
                 f"stage '{stage.name}' cannot read kept memories: {stage.changes_chunks} changes the chunks it reads; "
-                "set training.keep_memories to false."
+                "set training.memory_cache to false."
             )
 
     def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
@@ -118,7 +118,7 @@ class MemoryBatches:
         return token_dropout(repeated, blank_id=self.blank_id, share=self.stage.dropout_share, generator=draw)
 
     def _first_asked(self, task: Task, places: Int[Tensor, " rows"]) -> Task:
-        asked = self.stage.asked_tokens_at(int(places[:1].sum()) // self.rows_per_step)
+        asked = self.stage.max_targets_at(int(places[:1].sum()) // self.rows_per_step)
         if asked is None:
             return task
         later = torch.arange(task.labels.shape[1]) % self.chunk_length >= asked

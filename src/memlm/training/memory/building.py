@@ -19,7 +19,7 @@ from memlm.models import (
     TextAutoencoder,
     encoder_of,
 )
-from memlm.models.memory.slots import groups_needed
+from memlm.models.memory.slots import memory_blocks_needed
 from memlm.models.runtime import weights_fingerprint
 from memlm.training.memory.config import MemoryModelSettings
 from memlm.training.memory.pretrained import build_around_pretrained
@@ -95,8 +95,8 @@ def build_from_sizes(
         return _recurrent(settings, vocabulary, pad_token_id, eos_token_id)
     pad = pad_token_id
     written = _encoder_config(settings, vocabulary, pad) if encoder is None else encoder.config
-    groups = groups_needed(settings.layout, chunks=settings.num_chunks, trained=settings.num_chunks)
-    slots = groups * settings.slots_per_chunk if settings.introduction == "token" else 0
+    groups = memory_blocks_needed(settings.layout, chunks=settings.num_chunks, trained=settings.num_chunks)
+    slots = groups * settings.slots_per_chunk if settings.injection == "token" else 0
     inputs = slots + settings.chunk_length
     model = MemoryModelForCausalLM(
         MemoryModelConfig(

@@ -15,7 +15,7 @@ from torch import Tensor
 from memlm.chunking import split
 from memlm.data import PackedRows
 from memlm.errors import CheckpointError
-from memlm.files import read_json, read_tensors, write_file_whole, write_tensors_whole
+from memlm.files import read_json, read_tensors, write_file_atomic, write_tensors_atomic
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.runtime import ShortAttentionInFp32, weights_fingerprint
 from memlm.training.loop import distributed
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class KeptMemories:
+class MemoryCache:
     """What the encoder wrote for every chunk of every row.
 
     Attributes:
@@ -52,7 +52,7 @@ class KeptMemories:
         return found
 
 
-def keep_memories(
+def build_memory_cache(
     model: MemoryModelForCausalLM,
     rows: PackedRows,
     folder: Path,
@@ -60,7 +60,7 @@ def keep_memories(
     blank_id: int,
     bf16: bool = False,
     progress: Progress | None = None,
-) -> KeptMemories:
+) -> MemoryCache:
     """Read them from `folder`, or compute and write them.
 
     Args:
@@ -79,22 +79,22 @@ def keep_memories(
     if record.is_file() and tensors.is_file():
         _check(folder, read_json(record), wanted)
         found = read_tensors(tensors)
-        return KeptMemories(found["memories"], found["blank"])
+        return MemoryCache(found["memories"], found["blank"])
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
         kept = _compute(model, rows, blank_id, progress)
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors_whole(tensors, {"memories": kept.memories, "blank": kept.blank})
+        write_tensors_atomic(tensors, {"memories": kept.memories, "blank": kept.blank})
         # the record last: where it is, the memories are whole
-        write_file_whole(record, json.dumps(wanted, indent=2) + "\n")
+        write_file_atomic(record, json.dumps(wanted, indent=2) + "\n")
 
     distributed.first_does(write)
     return kept
 
 
 @torch.no_grad()
-def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, progress: Progress | None) -> KeptMemories:
+def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, progress: Progress | None) -> MemoryCache:
     """Each process computes its share of the rows; all have all of them in the end."""
     training, length = model.training, model.config.chunk_length
     model.eval()
@@ -110,7 +110,7 @@ def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, pro
     model.train(training)
     empty = blank.new_zeros(0, rows.input_ids.shape[1] // length, *blank.shape)
     memories = distributed.gathered(torch.cat([empty, *parts]).float().cpu())
-    return KeptMemories(memories.contiguous(), blank.float().cpu().contiguous())
+    return MemoryCache(memories.contiguous(), blank.float().cpu().contiguous())
 
 
 def _check(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:

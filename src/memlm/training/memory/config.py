@@ -10,7 +10,7 @@ from memlm.errors import ConfigError
 from memlm.training.config import Count, DataConfig, Length, Settings, Share, TrainingConfig
 
 if TYPE_CHECKING:
-    from memlm.objectives import Mixture, Ramp
+    from memlm.objectives import LinearSchedule, Mixture
 
 ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction"]
 Width = Annotated[int, Field(ge=1, le=2**16)]
@@ -107,7 +107,7 @@ class MemoryModelSettings(Settings):
     """Numbers each slot reads (positionwise)."""
     layout: Literal["aligned", "fixed", "variable", "oracle"] = "aligned"
     """Newest memory next to the tokens, the paper's two, or each chunk's own memory too (oracle)."""
-    introduction: Literal["token", "hidden", "projection"] = "token"
+    injection: Literal["token", "hidden", "projection"] = "token"
     """Memories stand before the tokens, or (oracle only) beside them: part of their width, or added to them."""
     learned_positions: bool = False
     """Tokens know their place in the chunk and slots theirs in the group by a learnt vector."""
@@ -152,11 +152,11 @@ class Weight(Settings):
     """In how many steps it gets there."""
 
     @property
-    def ramp(self) -> Ramp:
+    def ramp(self) -> LinearSchedule:
         """The same, for a step to be asked of."""
-        from memlm.objectives import Ramp
+        from memlm.objectives import LinearSchedule
 
-        return Ramp(self.start, self.end, self.steps)
+        return LinearSchedule(self.start, self.end, self.steps)
 
 
 class Stage(Settings):
@@ -184,7 +184,7 @@ class Stage(Settings):
     """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
     """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
-    asked_tokens: Count | Weight | None = None
+    max_targets: Count | Weight | None = None
     """Of blank_copy, only the first so many tokens of each chunk are asked for, which may grow over the stage: a slot
     that holds many tokens is learnt to be read a few places at a time (LOG.md). All by default."""
     random_share: Share | Weight = 0.0
@@ -221,9 +221,9 @@ class Stage(Settings):
         share = self.random_share
         return share.ramp.at(step) if isinstance(share, Weight) else share
 
-    def asked_tokens_at(self, step: int) -> int | None:
+    def max_targets_at(self, step: int) -> int | None:
         """Of each chunk, tokens that blank_copy asks for at a step of the stage, the first being 0; None for all."""
-        asked = self.asked_tokens
+        asked = self.max_targets
         return max(1, round(asked.ramp.at(step))) if isinstance(asked, Weight) else asked
 
     def row_interval_at(self, objective: str, step: int) -> int:

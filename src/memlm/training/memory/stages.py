@@ -14,7 +14,7 @@ import torch
 
 from memlm.data import PackedRows, eos_id, load_tokenizer, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
-from memlm.files import read_tensors, write_file_whole, write_whole
+from memlm.files import read_tensors, write_file_atomic, write_folder_atomic
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.runtime import wants_bf16, weights_fingerprint
 from memlm.training.config import TrainingConfig
@@ -24,9 +24,9 @@ from memlm.training.loop.fit import fit
 from memlm.training.loop.trainer import MemlmTrainer
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.building import build_memory_model, encoder_of_run
-from memlm.training.memory.cache import KeptMemories, keep_memories
+from memlm.training.memory.cache import MemoryCache, build_memory_cache
 from memlm.training.memory.config import MemoryRunConfig, Stage
-from memlm.training.memory.validation import held_out_look
+from memlm.training.memory.validation import validation_of
 from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
 
@@ -51,8 +51,8 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
         encoder_tokenizer=None if config.encoder_run is None else load_tokenizer(config.encoder_run),
         reconstruction_head=config.asks_reconstruction,
     )
-    _refuse_changed_encoder(folder, model)
-    _refuse_long_chunks(model, data)
+    _check_changed_encoder(folder, model)
+    _check_long_chunks(model, data)
     for number, stage in enumerate(config.stages):
         place = folder.path / "stages" / f"{number:02d}-{stage.name}"
         if not (place / "end").is_dir():
@@ -63,7 +63,7 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
     return model
 
 
-def _refuse_long_chunks(model: ChunkReader, data: PreparedData) -> None:
+def _check_long_chunks(model: ChunkReader, data: PreparedData) -> None:
     """An encoder with a tokenizer of its own must have room for most chunks' text."""
     if isinstance(model, MemoryModelForCausalLM) and model.translation is not None:
         some = data.train_rows.sample(_SAMPLE, seed=0).input_ids
@@ -98,7 +98,7 @@ def _run_stage(
         _start_afresh(model, config, data, seed=training.seed)
     _set_trained(model, stage, frozen=config.encoder_run is not None)
     kept = _kept(model, data.train_rows, folder, config, stage, progress=progress)
-    take = MemoryBatches(
+    batch_fn = MemoryBatches(
         data.train_rows,
         stage,
         rows_per_step=training.batch_size,
@@ -111,24 +111,24 @@ def _run_stage(
     )
     sample = data.held_out_rows.sample(training.evaluate_rows, seed=0)
 
-    def attend(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
-        log.names = take.mixture.names
-        look = held_out_look(trainer, sample, stage, blank_id=pad_id(data.tokenizer))
+    def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
+        log.names = batch_fn.mixture.names
+        look = validation_of(trainer, sample, stage, blank_id=pad_id(data.tokenizer))
         return RunCallback(training, log, view, look, interrupt)
 
     fit(
         model,
-        take,
+        batch_fn,
         training,
         place,
         rows=len(data.train_rows),
         tokens_per_row=config.model.document_length,
-        attend=attend,
+        make_callback=make_callback,
         progress=progress,
         noun=f"{stage.name} ({number + 1} of {len(config.stages)}), step",
         again=f"go on with: memlm train --resume --out {folder.path}",
     )
-    distributed.first_does(lambda: write_whole(place / "end", model.save_pretrained))
+    distributed.first_does(lambda: write_folder_atomic(place / "end", model.save_pretrained))
 
 
 def _start_afresh(model: ChunkReader, config: MemoryRunConfig, data: PreparedData, *, seed: int) -> None:
@@ -175,7 +175,7 @@ def _freeze_encoder(model: ChunkReader, frozen: bool) -> None:
     """Everything else may change that its configuration lets."""
     if isinstance(model, MemoryModelForCausalLM):
         model.config.freeze_encoder = frozen
-        model.free()
+        model.set_trainable()
     else:
         model.requires_grad_(True)
 
@@ -188,11 +188,11 @@ def _kept(
     stage: Stage,
     *,
     progress: bool,
-) -> KeptMemories | None:
+) -> MemoryCache | None:
     """Where the encoder cannot change in a stage, its memories are computed once."""
     if isinstance(model, RecurrentMemoryForCausalLM):
         return None
-    wanted = config.training.keep_memories
+    wanted = config.training.memory_cache
     if wanted is None:
         wanted = config.steps * config.training.batch_size > len(rows)
     if not (wanted and model.config.freeze_encoder and config.model.use_memory) or stage.changes_chunks:
@@ -201,7 +201,7 @@ def _kept(
     view = ProgressView(len(rows), shown=progress and distributed.is_first(), noun="kept memories of row")
     view.start(0)
     try:
-        return keep_memories(
+        return build_memory_cache(
             model,
             rows,
             place,
@@ -213,7 +213,7 @@ def _kept(
         view.stop()
 
 
-def _refuse_changed_encoder(folder: RunFolder, model: ChunkReader) -> None:
+def _check_changed_encoder(folder: RunFolder, model: ChunkReader) -> None:
     """A frozen encoder must be what it was when the run began; memories and stages of another are worth nothing."""
     path = folder.path / "encoder.json"
     if isinstance(model, RecurrentMemoryForCausalLM):
@@ -244,6 +244,6 @@ def _join_logs(config: MemoryRunConfig, folder: RunFolder) -> None:
         step, tokens = step + last.get("step", 0), tokens + last.get("tokens", 0)
         seconds += last.get("seconds", 0.0)
     try:
-        write_file_whole(folder.log_path, "".join(line + "\n" for line in lines))
+        write_file_atomic(folder.log_path, "".join(line + "\n" for line in lines))
     except OSError as error:
         raise RunFolderError(f"cannot write to '{folder.path}': {error.strerror or error}.") from error

@@ -13,7 +13,7 @@ from memlm.training.memory.config import Stage
 _LOOK_ROWS = 64
 
 
-def held_out_look(
+def validation_of(
     trainer: MemlmTrainer, rows: PackedRows, stage: Stage, *, blank_id: int
 ) -> Callable[[], dict[str, float]]:
     """Both on held-out documents; copies where rows are full and have two halves."""

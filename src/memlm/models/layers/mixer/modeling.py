@@ -98,15 +98,17 @@ class MixerBlock(nn.Module):
         self.expand = nn.Linear(width, inner)
         self.contract = nn.Linear(inner, width)
 
-    def forward(self, x: Float[Tensor, "batch tokens width"], place: Place) -> Float[Tensor, "batch tokens width"]:
-        """One block; `place` says where the tokens stand."""
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], positions: ChunkPositions
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Apply one block to tokens at the given positions."""
         heads_in = self.project_in(self.mixing_norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        mixed = place.mix(self.mixing, heads_in, self.layer_index)
+        mixed = positions.mix(self.mixing, heads_in, self.layer_index)
         x = x + self.project_out(mixed.transpose(1, 2).flatten(-2))
         return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
 
 
-class Place:
+class ChunkPositions:
     """Where the tokens of one forward pass stand, and which may be read.
 
     `positions` None means row by row 0, 1, 2, ... with nothing kept from before: the fast path of training.
@@ -221,32 +223,32 @@ class MixerModel(MixerPreTrainedModel):
 
     def _place(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
-    ) -> Place:
+    ) -> ChunkPositions:
         seen = cache.get_seq_length() if cache is not None else 0
         total = seen + hidden.shape[1]
         if position_ids is not None:
             return self._placed(hidden, attention_mask, position_ids, cache, seen)
-        self._refuse_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
+        self._check_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
         readable = None if attention_mask is None else attention_mask[:, :total].bool()
         if seen == 0 and not _padded_on_left(readable):
-            return Place(None, readable, cache)
+            return ChunkPositions(None, readable, cache)
         positions = _columns(readable if readable is not None else _all_true(hidden, total))[:, seen:]
-        return Place(positions, readable, cache)
+        return ChunkPositions(positions, readable, cache)
 
     def _placed(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None, seen: int
-    ) -> Place:
+    ) -> ChunkPositions:
         batch, tokens = hidden.shape[:2]
         positions = position_ids[:, -tokens:].expand(batch, -1)
-        self._refuse_beyond(int(positions.max()) + 1)
+        self._check_beyond(int(positions.max()) + 1)
         readable = None if attention_mask is None else attention_mask[:, : seen + tokens].bool()
         back = torch.arange(seen + tokens - 1, -1, -1, device=hidden.device)
         columns = positions[:, -1:] - back
         if seen == 0 and bool((columns[:, 0] == 0).all()) and torch.equal(columns, positions):
-            return Place(None, readable, cache)
-        return Place(positions, readable, cache, columns.clamp(min=0))
+            return ChunkPositions(None, readable, cache)
+        return ChunkPositions(positions, readable, cache, columns.clamp(min=0))
 
-    def _refuse_beyond(self, tokens: int) -> None:
+    def _check_beyond(self, tokens: int) -> None:
         longest = self.config.max_position_embeddings
         if tokens > longest:
             raise UserError(

@@ -1,6 +1,6 @@
-"""The price of retention: held-out next-token loss of a mixture over that of next tokens alone, at equal steps.
+"""The cost of retention: held-out next-token loss of a mixture over that of next tokens alone, at equal steps.
 
-    python -m benchmarks.price runs/next runs/memory
+    python -m benchmarks.retention_cost runs/next runs/memory
 
 Reads the runs' logs; the loss there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps. Beside
 it stands the second run's blank-copy accuracy at that step. For bits per byte on all held-out text: memlm evaluate.
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("mixture", help="run folder of the mixture")
     options = parser.parse_args()
     alone, mixture = looks(options.alone), looks(options.mixture)
-    print("| step | next tokens alone, nats | mixture, nats | price | blank copy |")
+    print("| step | next tokens alone, nats | mixture, nats | retention cost | blank copy |")
     print("| --- | --- | --- | --- | --- |")
     for step in sorted(alone.keys() & mixture.keys()):
         before, after = alone[step][_LOSS], mixture[step][_LOSS]
