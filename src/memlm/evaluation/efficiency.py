@@ -26,6 +26,7 @@ from transformers import StoppingCriteria
 from memlm.errors import ConfigError
 from memlm.measurement import Measurement
 from memlm.models import MemoryModelConfig, MemoryModelForCausalLM
+from memlm.models.base import CACHE_NAME
 from memlm.training.config import Settings
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -213,7 +214,7 @@ def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, 
             return_dict_in_generate=True,
         )
         steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
-        return clock.times[0] - began, steps, found.past_key_values
+        return clock.times[0] - began, steps, found[CACHE_NAME]
 
     runs = [write()]
     while len(runs) < _TIMES and runs[0][0] < _SLOW:

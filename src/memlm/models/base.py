@@ -6,9 +6,12 @@ from typing import Any, ClassVar, cast
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memlm.errors import ConfigError, did_you_mean
 
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""Name of the key-value cache in transformers' arguments and outputs: `cache` since 5.24, `past_key_values` before."""
 _TRANSFORMERS_OWN = frozenset(
     {"torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "attn_implementation", "auto_map"}
     | {"experts_implementation", "output_attentions", "num_labels", "per_layer_config", "model_type"}

@@ -106,7 +106,7 @@ class MemoryModelConfig(MemlmConfig):
     model_type = "memlm_memory"
     sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"encoder": AutoConfig, "decoder": AutoConfig}  # pyright: ignore
     has_no_defaults_at_init = True
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     encoder: dict[str, Any] | PreTrainedConfig | None = None
     """What writes memories; a ChunkEncoderConfig."""

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from memlm.chunking import left_align, split
 from memlm.errors import MemoryShapeError, UserError
-from memlm.models.base import DecoderInside
+from memlm.models.base import CACHE_NAME, DecoderInside
 from memlm.models.documents import ChunkedDocuments, MemoryModelOutput, chunked, loss_of
 from memlm.models.layers.mixer import MixerConfig
 from memlm.models.layers.readout import READOUTS
@@ -160,10 +160,11 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         use_memory: bool | None = None,
         num_items_in_batch: Float[Tensor, " objectives"] | Tensor | int | None = None,
         use_cache: bool | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
         logits_to_keep: int = 0,
         chunk_positions: Int[Tensor, "rows tokens"] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MemoryModelOutput | ModelOutput:
         """Read whole documents, or (with `use_cache` True or False, as `generate()` sets it) a prompt with slots.
@@ -181,10 +182,11 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
             use_memory: False: no slot holds a memory (the `no_memory` baseline); by default as the configuration says.
             num_items_in_batch: (objectives,), tokens asked for over all accumulated batches and devices.
             use_cache: None for documents.
-            past_key_values: of a prompt that is continued.
+            cache: of a prompt that is continued.
             position_ids: of a prompt.
             logits_to_keep: last positions of a prompt to give logits of; 0 for all.
             chunk_positions: of a prompt, each token's place in its chunk.
+            past_key_values: the name of `cache` in transformers before 5.24.
             kwargs: ignored; Trainer passes settings of other models.
 
         Raises:
@@ -199,17 +201,13 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
                     inputs_embeds=embedded,
                     attention_mask=attention_mask,
                     position_ids=position_ids,
-                    past_key_values=past_key_values,
                     use_cache=use_cache,
                     logits_to_keep=logits_to_keep,
+                    **{CACHE_NAME: past_key_values if cache is None else cache},
                 )
+        pad = self.config.pad_token_id or 0
         document = chunked(
-            input_ids,
-            attention_mask,
-            labels,
-            reconstruction_labels,
-            length=self.config.chunk_length,
-            pad=self.config.pad_token_id or 0,
+            input_ids, attention_mask, labels, reconstruction_labels, length=self.config.chunk_length, pad=pad
         )
         wants = self.config.use_memory if use_memory is None else use_memory
         memories = self._memories(document, memories) if wants or reconstruction_labels is not None else None

@@ -19,7 +19,7 @@ class MixerConfig(MemlmConfig):
     """
 
     model_type = "memlm_mixer"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (transformers reads a plain class attribute)
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
     vocab_size: int = 1024
     hidden_size: int = 192

@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from memlm.errors import ConfigError, UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.layers.mixer.configuration import MixerConfig
 
 HeadsInput = Float[Tensor, "batch heads tokens channels"]
@@ -193,15 +194,17 @@ class MixerModel(MixerPreTrainedModel):
         input_ids: Int[Tensor, "batch tokens"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "batch tokens width"] | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states (batch, tokens, width) of the tokens given, earlier ones read from the cache.
 
         Without `position_ids` a token stands at the number of readable tokens before it. With them, columns are
         consecutive and end at the last position given, masked ones included (unused memory slots keep their place).
+        `past_key_values` is the name of `cache` in transformers before 5.24.
 
         Raises:
             UserError: both or neither of `input_ids` and `inputs_embeds`; more tokens than positions.
@@ -209,12 +212,14 @@ class MixerModel(MixerPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds.")
         hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        place = self._place(hidden, attention_mask, position_ids, past_key_values)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        place = self._place(hidden, attention_mask, position_ids, cache)
         for layer in self.layers:
             hidden = layer(hidden, place)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
+        kept: dict[str, Any] = {CACHE_NAME: cache}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **kept)
 
     def _embed(self, input_ids: Tensor | None) -> Tensor:
         if self.embed_tokens is None:
@@ -278,11 +283,12 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
         input_ids: Int[Tensor, "batch tokens"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Float[Tensor, "batch tokens width"] | None = None,
         labels: Int[Tensor, "batch tokens"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, tokens, vocabulary); with labels (not shifted, as in transformers) the mean loss in nats."""
@@ -290,7 +296,7 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
         )
@@ -300,7 +306,8 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
             loss = cast(Any, self.loss_function)(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        kept: dict[str, Any] = {CACHE_NAME: outputs.get(CACHE_NAME)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
 
 
 def _keep_lower_triangle(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
