@@ -23,10 +23,14 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    write(draft)
-    for file in draft.rglob("*"):
-        _flush(file)
-    _flush(draft)
+    try:
+        write(draft)
+        for file in draft.rglob("*"):
+            _flush(file)
+        _flush(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     _flush(folder.parent)

@@ -18,6 +18,8 @@ from memlm.data.corpus import parts_of, stream_file
 from memlm.errors import CheckpointError, DamagedStoreError, DataError, StoreError, TokenizerError
 from memlm.store import MemoryStore
 from memlm.store import codec as codec_module
+from memlm.store import memory_store as store_module
+from memlm.store import text_store as text_store_module
 from memlm.store.codec import ChunkCodec
 from memlm.store.text_store import TextStore
 from tests.conftest import speech
@@ -101,6 +103,68 @@ def test_what_is_there_is_left_and_another_text_needs_replace(codecs: dict[Kind,
             ("c", ""),
             ("a", "other"),
         ]
+
+
+class Refused(Exception):
+    """A failure while texts are read."""
+
+
+def failing_after(*texts: tuple[str, str]) -> Iterator[tuple[str, list[str]]]:
+    yield from ((name, [text]) for name, text in texts)
+    raise Refused
+
+
+def open_and_fail(folder: Path, codec: ChunkCodec, *texts: tuple[str, str]) -> None:
+    with pytest.raises(Refused), TextStore.open(folder, codec, write=True) as store:
+        list(store.add(failing_after(*texts)))
+
+
+def test_a_failure_before_the_first_document_leaves_no_new_store(
+    codecs: dict[Kind, ChunkCodec], no_leftovers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, folder = codecs["memory"], no_leftovers / "s"
+    open_and_fail(folder, codec)
+    assert not folder.exists()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    places = (
+        (store_module, "write_header"),
+        (TextStore, "_check"),
+        (ChunkCodec, "write"),
+        (store_module, "write_segment"),
+    )
+    for owner, name in places:
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, full)
+            with pytest.raises((StoreError, OSError), match="No space left"):
+                remembered(folder, codec, {"a": "one"})
+        assert list(no_leftovers.iterdir()) == []
+    assert remembered(folder, codec, {"a": "one"}) == ["written"]
+
+
+def test_a_failure_leaves_what_was_there(
+    codecs: dict[Kind, ChunkCodec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_store_module, "_BATCH_CHARACTERS", 1)
+    codec, folder = codecs["memory"], tmp_path / "s"
+    with TextStore.open(folder, codec, write=True):
+        pass  # an empty store that was asked for
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    open_and_fail(folder, codec)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    # what was committed before the failure stays, in a new store too
+    open_and_fail(tmp_path / "new", codec, ("a", "kept"), ("b", "kept too"))
+    with TextStore.open(tmp_path / "new", codec) as store:
+        assert [entry.id for entry in store.store.documents()] == ["a"]
+    # and so does a file of somebody else
+    other = TextStore.open(tmp_path / "other", codec, write=True)
+    for name in ("notes.txt", "segments/notes.txt"):
+        (tmp_path / "other" / name).write_text("not memlm's")
+    other.__exit__(Refused, Refused(), None)
+    left = sorted(str(p.relative_to(tmp_path / "other")) for p in (tmp_path / "other").rglob("*"))
+    assert left == ["notes.txt", "segments", "segments/notes.txt"]
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from memlm.cli import main
 from memlm.data import encode_texts, load_tokenizer, train_tokenizer
@@ -22,6 +23,11 @@ from memlm.training import RunFolder
 from tests.conftest import speech
 
 
+def llama_config(vocab_size: int) -> LlamaConfig:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(vocab_size=vocab_size, num_key_value_heads=1, tie_word_embeddings=True, **sizes)
+
+
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with a tokenizer whose padding is the end of text, as many have it."""
@@ -29,9 +35,23 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer([speech(i) for i in range(4)], vocab_size=262)
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(3)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, tie_word_embeddings=True, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(llama_config(len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpadded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose tokenizer has no padding token: the one that memlm adds lies beyond the decoder's table."""
+    folder = tmp_path_factory.mktemp("unpadded") / "llama"
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    assert tokenizer.pad_token_id is None
+    LlamaForCausalLM(llama_config(len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -101,6 +121,21 @@ def test_a_store_is_written_and_read_with_it(run: Path, tmp_path: Path) -> None:
         list(store.add([("a", [speech(5)]), ("b", ["\u4e2d\u6587 \x00"])]))
     with TextStore.open(tmp_path / "s", run) as store:
         assert (store.recall("a"), store.recall("b")) == (speech(5), "\u4e2d\u6587 \x00")
+
+
+def test_a_decoder_without_a_padding_token(unpadded: Path, memory_run: Path, tmp_path: Path) -> None:
+    run, store, file = tmp_path / "run", str(tmp_path / "s"), tmp_path / "a.txt"
+    assert main(flags(unpadded, memory_run, run)) == 0
+    model = MemoryModelForCausalLM.from_pretrained(run)
+    assert model.config.pad_token_id >= model.get_input_embeddings().num_embeddings
+    file.write_text(text := "x" * 9)  # one token in the last chunk of four: end of text follows, and padding
+    assert main(["remember", str(file), "--store", store, "--model", str(run)]) == 0
+    with TextStore.open(store, run) as texts:
+        assert texts.recall(str(file)) == text
+    session = MemorySession(run)
+    session.read(speech(5))
+    assert isinstance(session.generate(max_new_tokens=6), str)
+    assert evaluate_run(str(run), probe=False, rows=8).measurements
 
 
 @pytest.mark.parametrize("adapter", ["connector", "gated", "all"])

@@ -125,7 +125,8 @@ class ChunkCodec:
         ids, mask = self._chunks(texts)
         # the end of text that fills up a chunk is not the text's
         mask = mask.bool().cpu() & _belongs(texts, self.chunk_length)
-        ids = ids.cpu()
+        # a padding token that was added to the tokenizer may have no logit
+        ids = ids.cpu().masked_fill(~mask, 0)
         ranks, right = torch.zeros(ids.shape, dtype=torch.uint8), torch.zeros(len(ids), dtype=torch.int32)
         for rows, logits in self._read(dequantize(memories)):
             ranks[rows] = stable_ranks(logits, ids[rows]).masked_fill(~mask[rows], 0)

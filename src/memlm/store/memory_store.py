@@ -11,7 +11,7 @@ swept away by the next writer. Nothing that is named is ever changed in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,9 +31,10 @@ from memlm.store.format.document import (
     part_ids,
     vectors_of,
 )
+from memlm.store.format.header import NAME as HEADER
 from memlm.store.format.header import StoreHeader, read_header, write_header
 from memlm.store.format.index import NAME as INDEX
-from memlm.store.format.index import Entry, Index, read_seal, write_seal
+from memlm.store.format.index import SEAL, Entry, Index, read_seal, write_seal
 from memlm.store.format.segments import (
     FOLDER,
     Segment,
@@ -147,6 +148,23 @@ class MemoryStore:
         self._index.close()
         if self._lock is not None:
             self._lock.release()
+
+    def discard(self) -> None:
+        """Remove a store that no commit changed, and close it; files that memlm did not write stay."""
+        self._writing()
+        if self.commits:
+            return self.close()
+        self._index.close()
+        names = (HEADER, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", SEAL, _LOCK)
+        segments = self.folder / FOLDER
+        for file in (*(self.folder / name for name in names), *segments.glob(f"{'[0-9]' * 10}.safetensors")):
+            file.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+        for folder in (segments, self.folder):
+            with suppress(OSError):  # another file is in it
+                folder.rmdir()
+        return None
 
     @property
     def commits(self) -> int:

@@ -115,8 +115,11 @@ class TextStore:
         'any text'
     """
 
-    def __init__(self, store: MemoryStore, codec: ChunkCodec, retrieval: Encoder | None = None) -> None:
+    def __init__(
+        self, store: MemoryStore, codec: ChunkCodec, retrieval: Encoder | None = None, *, created: bool = False
+    ) -> None:
         self.store = store
+        self._created = created
         self.codec = codec
         self.retrieval = retrieval
         self._search: tuple[int, tuple[str, ...] | None, StoreSearch] | None = None
@@ -133,7 +136,9 @@ class TextStore:
         retrieval: Encoder | str | None = None,
         wait: float = 0.0,
     ) -> TextStore:
-        """A store, made where there is none and it is opened for writing.
+        """Return a store; opened for writing, it is created where there is none.
+
+        A store created here is removed again when its `with` block fails before anything is stored.
 
         Args:
             folder: of the store.
@@ -150,7 +155,8 @@ class TextStore:
         """
         codec = model if isinstance(model, ChunkCodec) else ChunkCodec.load(model)
         encoder = open_encoder(retrieval) if isinstance(retrieval, str) else retrieval
-        if write and not Path(folder).exists():
+        created = write and not Path(folder).exists()
+        if created:
             hints = {
                 "model": None if isinstance(model, ChunkCodec) else str(Path(model).absolute()),
                 "retrieval_model": retrieval if isinstance(retrieval, str) else None,
@@ -162,18 +168,21 @@ class TextStore:
                 raise StoreError(
                     f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave it out, or make another."
                 )
-            return cls(store, codec, encoder)
+            return cls(store, codec, encoder, created=created)
         except BaseException:
-            store.close()
+            store.discard() if created else store.close()
             raise
 
     def __enter__(self) -> TextStore:
         """Itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Close."""
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        """Close; a store created here is discarded if the block failed before anything was stored."""
+        if error is not None and self._created:
+            self.store.discard()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Let go of the files."""
