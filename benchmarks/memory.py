@@ -76,7 +76,6 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool,
         rows_per_step=batch_size,
         chunk_length=settings.chunk_length,
         blank_id=0,
-        delimiter_id=1,
         seed=0,
         kept=MemoryCache(torch.randn(shape), torch.randn(shape[2:])) if kept else None,
     )

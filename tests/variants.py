@@ -40,12 +40,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "readout": "positionwise",
     },
     "noise": {"noise_bits": 4, "memory_activation": "tanh", "bottleneck": "positionwise"},
-    "noise residual": {
-        "noise_bits": 4,
-        "noise_residual": True,
-        "memory_activation": "rms_norm",
-        "bottleneck": "mean",
-    },
+    "noise, normalised": {"noise_bits": 4, "memory_activation": "rms_norm", "bottleneck": "mean"},
 }
 
 MIXERS: dict[str, dict[str, Any]] = {

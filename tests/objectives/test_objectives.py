@@ -35,9 +35,6 @@ def test_labels_are_exact_and_inputs_untouched() -> None:
     repeated = copy(IDS)
     assert repeated.input_ids.tolist() == [[5, 6, 7, 5, 6, 7]]
     assert repeated.labels.tolist() == [[X, X, 5, 6, 7, X]]
-    marked = copy(IDS, delimiter_id=99)
-    assert marked.input_ids.tolist() == [[5, 6, 99, 5, 6, 99]]
-    assert marked.labels.tolist() == [[X, X, 5, 6, X, X]]
     hidden = blank_copy(IDS, blank_id=0)
     assert hidden.input_ids.tolist() == [[5, 6, 7, 0, 0, 0]]
     assert hidden.labels.tolist() == [[X, X, X, 5, 6, 7]]

@@ -173,12 +173,11 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
     model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
     kept = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     stage = Stage(name="s", objectives={name: 1.0}, steps=1, distances="every")
-    common = {"rows_per_step": 3, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    common = {"rows_per_step": 3, "chunk_length": 4, "blank_id": 0, "seed": 0}
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.encode(batch["input_ids"], batch["attention_mask"]))
     for refused in (
-        {"delimiter": True},
         {"objectives": {"token_dropout": 1.0}},
         {"objectives": {"blank_copy": 1.0}, "random_share": 0.1},
     ):
@@ -194,7 +193,7 @@ def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryR
     known = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0) if kept else None
     both: dict[str, Any] = {"next_token": 1.0, "blank_copy": 1.0}
     stage = Stage(name="s", objectives=both, steps=4, distances="every", row_share={"blank_copy": 0.5})
-    common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0, "kept": known}
+    common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "seed": 0, "kept": known}
     every = stage.model_copy(update={"row_share": {}, "distances": "half"})
     whole, some = (MemoryBatches(data.train_rows, s, **common) for s in (every, stage))
     chosen = torch.tensor([4, 0, 2, 5, 1, 3])
@@ -227,7 +226,6 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
         "rows_per_step": 6,
         "chunk_length": 4,
         "blank_id": 0,
-        "delimiter_id": 1,
         "seed": 0,
         "ordinary": range(9, 300),
     }
@@ -257,7 +255,7 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
 def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: MemoryRunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
     stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=9, max_targets=Weight(start=1, end=4, steps=6))
-    common: dict[str, Any] = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "delimiter_id": 1, "seed": 0}
+    common: dict[str, Any] = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "seed": 0}
     plain = MemoryBatches(rows, stage.model_copy(update={"max_targets": None}), **common)
     batch_fn, chosen = MemoryBatches(rows, stage, **common), torch.arange(6)
     for step, asked in ((0, 1), (2, 2), (4, 3), (6, 4), (8, 4)):
@@ -272,9 +270,7 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
-    batch_fn = MemoryBatches(
-        data.train_rows, stage, rows_per_step=2, chunk_length=4, blank_id=0, delimiter_id=1, seed=3
-    )
+    batch_fn = MemoryBatches(data.train_rows, stage, rows_per_step=2, chunk_length=4, blank_id=0, seed=3)
     rows = torch.tensor([1, 5])
     before = data.train_rows.input_ids.clone()
     one, again, later = batch_fn(rows, 10), batch_fn(rows, 10), batch_fn(rows, 12)
@@ -293,9 +289,7 @@ def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, smal
     model = build_memory_model(small.model, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
-    batch_fn = MemoryBatches(
-        data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, delimiter_id=1, seed=0
-    )
+    batch_fn = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, seed=0)
     rows = torch.arange(8)
     whole = batch_fn(rows, 0)
     model(**whole).loss.backward()

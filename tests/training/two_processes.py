@@ -51,7 +51,7 @@ def main(out: Path, batch_size: int) -> None:
     rows = PackedRows(ids * mask, mask, torch.zeros(ROWS, dtype=torch.long), ("d",))
     ramp = Weight(start=1.0, end=0.1, steps=2)
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": ramp}, steps=STEPS, distances="every")
-    batch_fn = MemoryBatches(rows, stage, rows_per_step=PER_STEP, chunk_length=4, blank_id=0, delimiter_id=1, seed=0)
+    batch_fn = MemoryBatches(rows, stage, rows_per_step=PER_STEP, chunk_length=4, blank_id=0, seed=0)
     # no clipping: AdamW forgives a gradient of the wrong size, so its norm is printed as it is
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-2, warmup_steps=0, gradient_clip=1e6)
     training = TrainingConfig(batch_size=batch_size, steps=STEPS, precision="fp32", optimizer=optimizer)

@@ -33,26 +33,22 @@ def next_token(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
     return Task(input_ids, _following(input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX)))
 
 
-def copy(input_ids: TokenIds, attention_mask: TokenMask | None = None, *, delimiter_id: int | None = None) -> Task:
+def copy(input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Task:
     """The second half repeats the first; each of its tokens, the first one included, is asked of the position before.
 
     Args:
         input_ids: (batch, tokens), an even number of tokens; the second half is not used.
         attention_mask: (batch, tokens); a row whose first half is not all text is asked for nothing.
-        delimiter_id: stands in place of the last token of the first half, which is then neither repeated nor asked.
 
     Raises:
         UserError: an odd number of tokens, or fewer than four.
     """
     first = _first_half(input_ids)
-    asked = first
-    if delimiter_id is not None:
-        first = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], delimiter_id)], dim=1)
-        asked = torch.cat([first[:, :-1], torch.full_like(first[:, -1:], IGNORE_INDEX)], dim=1)
+    targets = first
     if attention_mask is not None:
-        whole = attention_mask[:, : first.shape[1]].bool().all(1, keepdim=True)
-        asked = asked.masked_fill(~whole, IGNORE_INDEX)
-    labels = torch.cat([torch.full_like(first, IGNORE_INDEX), asked], dim=1)
+        full = attention_mask[:, : first.shape[1]].bool().all(1, keepdim=True)
+        targets = targets.masked_fill(~full, IGNORE_INDEX)
+    labels = torch.cat([torch.full_like(first, IGNORE_INDEX), targets], dim=1)
     return Task(torch.cat([first, first], dim=1), _following(labels))
 
 

@@ -89,8 +89,6 @@ class ModelConfig(Settings):
     """Numbers each position reads (positionwise)."""
     noise_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     """Train with noise as wide as one step of rounding to this many bits."""
-    noise_residual: bool = False
-    """Noise enters before the projection, the clean vector goes around it."""
     memory_activation: Literal["none", "tanh", "rms_norm"] = "none"
     """What bounds the numbers of a memory."""
     table: Annotated[str, Field(min_length=1)] | None = None
@@ -140,9 +138,9 @@ class TrainingConfig(Settings):
     """Updates in all."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Rows (chunks) in each update."""
-    sharding: Literal["none", "fsdp2", "zero2", "zero3"] = "none"
-    """Of several processes: each holds all weights, or a share of weights, gradients and optimizer states (FSDP2, or
-    DeepSpeed's ZeRO 3; ZeRO 2 has weights whole). ZeRO moves weights by AdamW alone."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Of several processes, each holds all weights (none), or a share of weights, gradients and optimizer states
+    (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -162,15 +160,6 @@ class TrainingConfig(Settings):
     """Steps between log lines."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """How weights move."""
-
-    @model_validator(mode="after")
-    def _spreads_what_it_moves(self) -> TrainingConfig:
-        if self.sharding.startswith("zero") and self.optimizer.name != "adamw":
-            raise ConfigError(
-                f"training.sharding ('{self.sharding}') leaves no matrix whole for training.optimizer.name "
-                f"('{self.optimizer.name}'); ask for adamw, or for fsdp2."
-            )
-        return self
 
 
 class RunConfig(Settings):

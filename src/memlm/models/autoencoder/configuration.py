@@ -49,8 +49,6 @@ class TextAutoencoderConfig(MemlmConfig):
     """Numbers each position reads; `positionwise` only."""
     noise_bits: int | None = None
     """Training adds noise as wide as one step of rounding to this many bits."""
-    noise_residual: bool = False
-    """The noise enters before the projection and the clean vector goes around it (paper 1.4, "mid-residual")."""
     memory_activation: str = "none"
     """`none`, `tanh`, or `rms_norm`."""
     initializer_range: float = 0.02

@@ -56,7 +56,6 @@ class BottleneckSettings(PoolingSettings, Protocol):
     bottleneck_rank: int
     readout_rank: int
     noise_bits: int | None
-    noise_residual: bool
     memory_activation: str
 
 
@@ -140,11 +139,7 @@ BOTTLENECKS = {
 
 
 class MemoryWriter(nn.Module):
-    """Pooling, then the projection to the memory's size, its activation, and quantisation noise in training.
-
-    With `noise_residual` the noise enters before the projection and the clean vector goes around it, through a
-    projection of its own (the paper's "mid-residual" variant; its code is not known, this is our reading).
-    """
+    """Pooling, then the projection to the memory's size, its activation, and quantisation noise in training."""
 
     def __init__(self, settings: BottleneckSettings) -> None:
         super().__init__()
@@ -152,16 +147,11 @@ class MemoryWriter(nn.Module):
         pooled, size = self.pooling.pooled_size, settings.bottleneck_size
         self.down = nn.Identity() if pooled == size else nn.Linear(pooled, size)
         self.noise = QuantizationNoise(settings.noise_bits)
-        self.around = nn.Linear(pooled, pooled) if settings.noise_residual else None
         self.activation = ACTIVATIONS[settings.memory_activation](size)
 
     def forward(self, hidden: Chunks, mask: ChunkMask) -> Float[Tensor, "chunks memories numbers"]:
-        """(chunks, tokens, width) -> memories."""
-        pooled = self.pooling(hidden, mask)
-        if self.around is not None:
-            pooled = self.around(pooled) + self.noise(pooled)
-        memories = self.activation(self.down(pooled))
-        return memories if self.around is not None else self.noise(memories)
+        """Return the memories of hidden states (chunks, tokens, width)."""
+        return self.noise(self.activation(self.down(self.pooling(hidden, mask))))
 
 
 class RMSNormalised(nn.Module):

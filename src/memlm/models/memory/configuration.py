@@ -48,7 +48,6 @@ class ChunkEncoderConfig(MemlmConfig):
     readout_rank: int = 16
     """What bottlenecks of two directions share; the encoder does not use it."""
     noise_bits: int | None = None
-    noise_residual: bool = False
     memory_activation: str = "none"
     initializer_range: float = 0.02
     attention_implementation: str = "sdpa"

@@ -23,8 +23,6 @@ from transformers import PreTrainedModel
 
 from memlm.errors import ConfigError, DataError, MemlmError
 from memlm.training.config import TrainingConfig
-from memlm.training.loop import distributed
-from memlm.training.loop.zero import ZERO_STAGES, gathered_weights
 
 _PATIENCE = timedelta(minutes=30)
 """In which all processes must come to where they meet: the first may keep memories or look at text meanwhile."""
@@ -178,12 +176,12 @@ def _together() -> bool:
 
 def shards(config: TrainingConfig) -> bool:
     """Whether weights are spread over the processes that are here."""
-    return config.sharding != "none" and distributed.count() > 1
+    return config.sharding != "none" and count() > 1
 
 
 def shard(model: PreTrainedModel) -> None:
     """In place; every process must come here. Layers are what transformers' `_no_split_modules` name."""
-    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (distributed.count(),))
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (count(),))
     names = {name for part in _models(model) for name in getattr(part, "_no_split_modules", None) or ()}
     for module in model.modules():
         if type(module).__name__ in names:
@@ -196,10 +194,8 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def full_weights(model: nn.Module, config: TrainingConfig) -> dict[str, Tensor]:
+def full_weights(model: nn.Module) -> dict[str, Tensor]:
     """A model's state, gathered; every process must come here."""
-    if config.sharding in ZERO_STAGES:
-        return gathered_weights(model)
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 

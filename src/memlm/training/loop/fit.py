@@ -17,7 +17,6 @@ from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, 
 from memlm.training.loop.checkpoint import newest, step_of
 from memlm.training.loop.distributed import full_weights, shards
 from memlm.training.loop.trainer import BatchFn, Interrupted, MemlmTrainer, StepRows
-from memlm.training.loop.zero import require_deepspeed
 
 CallbackFactory = Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]
 """Makes the callback that watches a training."""
@@ -60,8 +59,6 @@ def fit(
     steps = StepRows(rows, batch_fn, length=training.steps * training.batch_size, seed=training.seed)
     # what is sharded cannot be made whole in place: a copy trains, and gives its weights back
     sharded = shards(training)
-    if sharded:
-        distributed.first_does(lambda: require_deepspeed(training.sharding))
     trained = copy.deepcopy(model) if sharded else model
     trainer = MemlmTrainer(trained, steps, share, folder / "checkpoints")
     log = RunLog(folder / "log.jsonl", tokens_per_step=training.batch_size * tokens_per_row)
@@ -80,14 +77,12 @@ def fit(
     with interrupt.listening(), warnings.catch_warnings():
         # outputs that are views: nothing here changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        # DeepSpeed calls torch's collectives by their old names
-        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if callback.stopping and not callback.finished:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {training.steps}; {again}")
     distributed.meet()
     if sharded:
-        model.load_state_dict(full_weights(trained, training))
+        model.load_state_dict(full_weights(trained))
     if not keep_checkpoints and distributed.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -40,7 +40,6 @@ from memlm.training.loop.checkpoint import (
 )
 from memlm.training.loop.distributed import full_weights, shard, shards
 from memlm.training.loop.optimizer import build_optimizer, learning_rate_factor
-from memlm.training.loop.zero import ZERO_STAGES, ZeroAdamW, quiet_deepspeed
 
 Batch = dict[str, Tensor]
 
@@ -100,7 +99,6 @@ class MemlmTrainer(Trainer):
     ) -> None:
         self.config = config
         self.checkpoints = folder
-        quiet_deepspeed()
         super().__init__(
             model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
         )
@@ -116,8 +114,7 @@ class MemlmTrainer(Trainer):
 
     def _prepare_shared(self, prepare: Callable[..., nn.Module], model: nn.Module, **_: Any) -> nn.Module:
         # ours is sharded already where accelerate would copy it to every process
-        prepared = prepare(model, evaluation_mode=True)
-        return self.optimizer.engine if isinstance(self.optimizer, ZeroAdamW) else prepared
+        return prepare(model, evaluation_mode=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
@@ -125,18 +122,11 @@ class MemlmTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Optimizer:
         # a checkpoint's weights, which are whole, are in the model by now
         if self.optimizer is None:  # pyright: ignore[reportUnnecessaryComparison]
-            self.optimizer = self._built_optimizer(cast(PreTrainedModel, self.model))
+            own = cast(PreTrainedModel, self.model)
+            if self.shards:
+                shard(own)
+            self.optimizer = build_optimizer(own, self.config.optimizer)
         return self.optimizer
-
-    def _built_optimizer(self, model: PreTrainedModel) -> Optimizer:
-        stage = ZERO_STAGES.get(self.config.sharding) if self.shards else None
-        if self.shards and stage is None:
-            shard(model)
-        optimizer = build_optimizer(model, self.config.optimizer)
-        if stage is None:
-            return optimizer
-        clip = self.config.optimizer.gradient_clip
-        return ZeroAdamW(model, cast(AdamW, optimizer), stage=stage, rows=self.config.batch_size, gradient_clip=clip)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         settings = self.config.optimizer
@@ -183,7 +173,7 @@ class MemlmTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         assert self.optimizer is not None
         # gathered by all, written by the first
-        weights = full_weights(cast(nn.Module, self.model), self.config) if self.shards else None
+        weights = full_weights(cast(nn.Module, self.model)) if self.shards else None
         optimizer = full_state(self.optimizer)
         if self.args.should_save:
             write = partial(self._write_checkpoint, weights=weights, optimizer=optimizer)
@@ -234,8 +224,7 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
         per_device_train_batch_size=config.batch_size,
         max_steps=config.steps,
         num_train_epochs=1,
-        # DeepSpeed clips by itself what no process has whole
-        max_grad_norm=0.0 if config.sharding in ZERO_STAGES and shards(config) else config.optimizer.gradient_clip,
+        max_grad_norm=config.optimizer.gradient_clip,
         bf16=wants_bf16(config.precision),
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,

@@ -26,7 +26,6 @@ class MemoryBatches:
         rows_per_step: over all processes.
         chunk_length: tokens.
         blank_id: token of blanks.
-        delimiter_id: of the stage's copies that have one.
         seed: of what is drawn.
         kept: memories of the rows' chunks.
         ordinary: what random tokens are drawn from: not the text's own tokens alone, or others would never be learnt.
@@ -43,7 +42,6 @@ class MemoryBatches:
         rows_per_step: int,
         chunk_length: int,
         blank_id: int,
-        delimiter_id: int,
         seed: int,
         kept: MemoryCache | None = None,
         ordinary: Sequence[int] = (),
@@ -58,7 +56,6 @@ class MemoryBatches:
         self.distances = torch.arange(1, chunks) if stage.distances == "every" else torch.tensor([chunks // 2])
         self.blank_id = blank_id
         self.ordinary = torch.tensor(ordinary)
-        self.delimiter_id = delimiter_id if stage.delimiter else None
         self.seed = seed
         self.kept = kept
         if kept is not None and stage.changes_chunks:
@@ -111,7 +108,7 @@ class MemoryBatches:
             start = self.chunk_length * self._distances(places)
             ids = self._some_random(ids, places) if self.stage.draws_random else ids
             return self._first_asked(blank_copy(ids, mask, blank_id=self.blank_id, start=start), places)
-        repeated = copy(ids, mask, delimiter_id=self.delimiter_id)
+        repeated = copy(ids, mask)
         if name == "copy":
             return repeated
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + int(places[:1].sum()))

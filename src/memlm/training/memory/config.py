@@ -180,8 +180,6 @@ class Stage(Settings):
     row_share: dict[ObjectiveName, Annotated[float, Field(gt=0, le=1)] | Weight] = Field(default_factory=dict)
     """Of the rows, those that an objective named here is asked of (each n-th, n a whole number): what has been learnt
     is kept up at a part of its cost."""
-    delimiter: bool = False
-    """In copy and token_dropout the last token of the first half is an eos, neither repeated nor asked for."""
     distances: Literal["half", "every"] = "half"
     """Of blank_copy, chunks between a token and the blank that asks for it: half of all, or each in turn."""
     max_targets: Count | Weight | None = None
@@ -210,7 +208,6 @@ class Stage(Settings):
     def changes_chunks(self) -> ObjectiveName | None:
         """An objective whose chunks are not the text's own, so that kept memories are not theirs; None without one."""
         changed: dict[ObjectiveName, bool] = {
-            "copy": self.delimiter,
             "token_dropout": True,
             "blank_copy": self.draws_random,
         }

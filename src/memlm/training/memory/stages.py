@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from memlm.data import PackedRows, eos_id, load_tokenizer, ordinary_ids, pad_id
+from memlm.data import PackedRows, load_tokenizer, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_tensors, write_file_atomic, write_folder_atomic
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
@@ -104,7 +104,6 @@ def _run_stage(
         rows_per_step=training.batch_size,
         chunk_length=config.model.chunk_length,
         blank_id=pad_id(data.tokenizer),
-        delimiter_id=eos_id(data.tokenizer),
         seed=training.seed,
         kept=kept,
         ordinary=ordinary_ids(data.tokenizer),
