@@ -39,7 +39,15 @@ def test_the_first_thirty_lines_run(tmp_path: Path) -> None:
 
 
 def test_scripts_are_there_and_can_be_run() -> None:
-    for name in ("scripts/setup", "scripts/check", "scripts/test", "scripts/demo", ".ci/run"):
+    for name in (
+        "scripts/setup",
+        "scripts/setup-transformers",
+        "scripts/check",
+        "scripts/test",
+        "scripts/test-full",
+        "scripts/demo",
+        ".ci/run",
+    ):
         assert os.access(ROOT / name, os.X_OK)
         assert subprocess.run(["bash", "-n", str(ROOT / name)], check=False).returncode == 0
     assert shutil.which("bash")

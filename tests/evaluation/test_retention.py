@@ -233,6 +233,7 @@ def killed_when(sign: str, folder: Path, arguments: list[str]) -> None:
     assert list(folder.glob(sign))
 
 
+@pytest.mark.slow
 def test_killed_while_embedding_and_training_it_ends_with_the_same_figures(
     tmp_path: Path,
     finished_run: Path,

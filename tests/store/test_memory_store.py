@@ -291,6 +291,7 @@ def _killed(folder: Path, seed: int, after: float) -> list[list[object]]:
         return [json.loads(line) for line in pipe.read().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_whenever_a_writer_is_killed_what_was_committed_is_there(folder: Path, seed: int) -> None:
     draw = random.Random(seed)

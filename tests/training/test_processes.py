@@ -122,6 +122,7 @@ def test_a_run_under_a_launcher_is_that_of_one_process(
     assert not list((tmp_path / "two").rglob("*.draft"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
     sharding: str, quiet: MemoryRunConfig, alone: Path, tmp_path: Path

@@ -82,6 +82,7 @@ def test_stopped_between_checkpoints_and_resumed(
     same_end(tmp_path / "run", finished_run)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tiny_config: RunConfig, finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", PROGRAM, str(out), tiny_config.model_dump_json()]
