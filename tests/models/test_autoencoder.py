@@ -157,9 +157,9 @@ def test_errors_name_both_values() -> None:
     [
         ({"num_heads": 5}, r"hidden_size \(12\) must be divisible by num_heads \(5\)"),
         ({"memories_per_chunk": 4}, r"chunk_length \(6\) must be divisible by memories_per_chunk \(4\)"),
-        ({"bottleneck": "meen"}, "unknown bottleneck 'meen'. Did you mean 'mean'"),
-        ({"readout": "prefixx"}, "unknown readout 'prefixx'. Did you mean 'prefix'"),
-        ({"backbone": "gru"}, "unknown backbone 'gru'. Choose from: llama, mixer"),
+        ({"bottleneck": "meen"}, r"bottleneck \('meen'\) must be .*Did you mean 'mean'"),
+        ({"readout": "prefixx"}, r"readout \('prefixx'\) must be .*Did you mean 'prefix'"),
+        ({"backbone": "gru"}, r"backbone \('gru'\) must be 'mixer' or 'llama'"),
         ({"noise_bits": 1}, r"noise_bits \(1\) must lie between 2 and 16"),
         ({"bottleneck_size": 0}, r"bottleneck_size \(0\) must be at least 1"),
         (

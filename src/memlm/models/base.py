@@ -1,7 +1,8 @@
-"""What all models with memlm's layers, or Llama's, share towards transformers."""
+"""Base classes that connect memlm's configurations and models to transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -20,12 +21,19 @@ _TRANSFORMERS_OWN = frozenset(
 
 
 class MemlmConfig(PreTrainedConfig):
-    """Base of every memlm configuration.
+    """Base class of every memlm configuration.
+
+    A configuration class is the only declaration of its settings: runs store it, and the command line takes names,
+    defaults and help texts (the attribute docstrings) from it. Fields in `from_data` are no settings of a run; they
+    are filled in from its data when the model is built.
 
     Raises:
-        ConfigError: a key that no field has, or values that do not fit each other.
+        ConfigError: an unknown key, or values that do not fit each other.
     """
 
+    from_data: ClassVar[frozenset[str]] = frozenset(
+        {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
+    )
     # @strict checks the types of fields; jaxtyping's check would refuse the unknown keys before we can name them
     __no_type_check__: ClassVar[bool] = True
 
@@ -35,7 +43,7 @@ class MemlmConfig(PreTrainedConfig):
         self.check()
 
     def check_unknown_keys(self, extra: dict[str, Any]) -> None:
-        """Raise for the first key that is neither a field nor one of transformers' own."""
+        """Raise ConfigError for the first key that is neither a field nor one of transformers' own."""
         own = _TRANSFORMERS_OWN | set(GenerationConfig().to_dict())
         for key in extra:
             if key not in own:
@@ -46,12 +54,32 @@ class MemlmConfig(PreTrainedConfig):
         """Raise ConfigError where settings do not fit each other; overridden by each family."""
 
 
-def require_positive(config: PreTrainedConfig, *names: str) -> None:
-    """Raise ConfigError for the first of these settings below one."""
+def require_positive(config: PreTrainedConfig, *names: str, most: int = 2**20) -> None:
+    """Raise ConfigError for the first of these settings that is below 1 or above `most`."""
     for name in names:
         value = getattr(config, name)
         if value < 1:
             raise ConfigError(f"{name} ({value}) must be at least 1.")
+        if value > most:
+            raise ConfigError(f"{name} ({value}) must be at most {most}.")
+
+
+def require_known(config: PreTrainedConfig, **kinds: Iterable[str]) -> None:
+    """Raise ConfigError for the first of these settings whose value is not among its kinds."""
+    for name, known in kinds.items():
+        value = getattr(config, name)
+        if value not in known:
+            listed = [f"'{kind}'" for kind in known]
+            choices = f"{', '.join(listed[:-1])} or {listed[-1]}"
+            hint = did_you_mean(str(value), known)
+            raise ConfigError(f"{name} ({value!r}) must be {choices}.{f' {hint}' if hint.endswith('?') else ''}")
+
+
+def require_divisible(config: PreTrainedConfig, dividend: str, divisor: str) -> None:
+    """Raise ConfigError where one setting is no multiple of another."""
+    whole, part = getattr(config, dividend), getattr(config, divisor)
+    if whole % part:
+        raise ConfigError(f"{dividend} ({whole}) must be divisible by {divisor} ({part}).")
 
 
 class MemlmModel(PreTrainedModel):
@@ -61,6 +89,15 @@ class MemlmModel(PreTrainedModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
+
+    def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
+        """Enable gradients for a part of the model and disable them for the rest.
+
+        Args:
+            part: `all`; models with more parts name them.
+            freeze_encoder: keep the encoder as it is, where the model has one of its own.
+        """
+        self.requires_grad_(True)
 
 
 class DecoderInside(MemlmModel):

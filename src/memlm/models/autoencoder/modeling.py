@@ -66,6 +66,16 @@ class TextAutoencoder(MemlmModel):
         """The head that writes tokens."""
         return self.lm_head
 
+    def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
+        """Enable gradients for everything but a token table that `freeze_embeddings` keeps as it is.
+
+        Args:
+            part: `all`; an autoencoder has no other part.
+            freeze_encoder: not used.
+        """
+        super().set_trainable(part, freeze_encoder=freeze_encoder)
+        self.embed_tokens.requires_grad_(not self.config.freeze_embeddings)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, PositionMaps):

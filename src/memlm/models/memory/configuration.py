@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from memlm.errors import ConfigError, did_you_mean
+from memlm.errors import ConfigError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
-from memlm.models.base import MemlmConfig, require_positive
-from memlm.models.layers.backbone import BACKBONES
-from memlm.models.layers.bottleneck import ACTIVATIONS, BOTTLENECKS
+from memlm.models.base import MemlmConfig, require_known, require_positive
+from memlm.models.layers.configuration import ChunkCodingConfig
 from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.adapter import LoraSettings
 
 
 @strict
-class ChunkEncoderConfig(MemlmConfig):
-    """The encoder's half of a text autoencoder, or any transformers model with a bottleneck behind it.
+class ChunkEncoderConfig(ChunkCodingConfig):
+    """The encoder of a text autoencoder by itself, or any transformers model with a bottleneck behind it.
 
     Raises:
         ConfigError: sizes that do not fit each other, unknown keys, unknown kinds.
@@ -26,35 +26,13 @@ class ChunkEncoderConfig(MemlmConfig):
 
     model_type = "memlm_chunk_encoder"
     sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"base": AutoConfig}  # pyright: ignore
+    from_data: ClassVar[frozenset[str]] = MemlmConfig.from_data | {"chunk_length", "base", "readout_rank"}
 
-    vocab_size: int = 1024
     chunk_length: int = 16
-    """Tokens a chunk holds at most."""
     hidden_size: int = 128
-    backbone: str = "mixer"
-    """`mixer` or `llama`; not used where there is a `base`."""
-    base: dict[str, Any] | PreTrainedConfig | None = None
-    """Settings of a transformers model that takes the place of our layers, its own token table included."""
-    num_encoder_layers: int = 2
-    num_heads: int = 16
-    kernel_size: int = 1
-    causal: bool = True
-    intermediate_size: int | None = None
-    bottleneck: str = "slices"
     bottleneck_size: int = 128
-    """Numbers in one memory."""
-    bottleneck_rank: int = 16
-    memories_per_chunk: int = 1
-    readout_rank: int = 16
-    """What bottlenecks of two directions share; the encoder does not use it."""
-    noise_bits: int | None = None
-    memory_activation: str = "none"
-    initializer_range: float = 0.02
-    attention_implementation: str = "sdpa"
-    learned_positions: bool = False
-    """Llama layers get a learnt vector of each position beside their rotary ones; mixers know positions anyway."""
-    tie_word_embeddings: bool = False
-    pad_token_id: int | None = 0
+    base: dict[str, Any] | PreTrainedConfig | None = None
+    """Settings of a transformers model that takes the place of memlm's layers, with its own token table."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.base, dict):
@@ -66,25 +44,10 @@ class ChunkEncoderConfig(MemlmConfig):
 
     @classmethod
     def of_autoencoder(cls, config: TextAutoencoderConfig) -> ChunkEncoderConfig:
-        """The encoder's half of a text autoencoder."""
-        shared = set(cls.__dataclass_fields__) & set(TextAutoencoderConfig.__dataclass_fields__)
-        named = [name for name in cls.__annotations__ if name in shared]
-        return cls(**{name: getattr(config, name) for name in named})
-
-    def check(self) -> None:
-        """Raise ConfigError for sizes and kinds that cannot be."""
-        require_positive(self, "vocab_size", "chunk_length", "hidden_size", "num_heads", "kernel_size")
-        require_positive(self, "bottleneck_size", "bottleneck_rank", "memories_per_chunk")
-        kinds = (("backbone", BACKBONES), ("bottleneck", BOTTLENECKS), ("memory_activation", ACTIVATIONS))
-        for name, known in kinds:
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} '{value}'. {did_you_mean(value, known)}")
-        for whole, part in (("hidden_size", "num_heads"), ("chunk_length", "memories_per_chunk")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ConfigError(
-                    f"{whole} ({getattr(self, whole)}) must be divisible by {part} ({getattr(self, part)})."
-                )
+        """Return the configuration of a text autoencoder's encoder."""
+        theirs = {field.name for field in fields(PreTrainedConfig)}
+        shared = [field.name for field in fields(ChunkCodingConfig) if field.name not in theirs]
+        return cls(**{name: getattr(config, name) for name in shared})
 
 
 LAYOUTS = ("aligned", "fixed", "variable", "oracle")
@@ -96,7 +59,7 @@ SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
 @strict
 class MemoryModelConfig(MemlmConfig):
-    """Chunks become memories by `encoder`; `decoder` reads a chunk's tokens behind the memories of those before it.
+    """A decoder that reads a chunk's tokens behind the memories that an encoder made of the chunks before it.
 
     Raises:
         ConfigError: sizes that do not fit each other, unknown keys, unknown kinds.
@@ -105,58 +68,64 @@ class MemoryModelConfig(MemlmConfig):
     model_type = "memlm_memory"
     sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"encoder": AutoConfig, "decoder": AutoConfig}  # pyright: ignore
     has_no_defaults_at_init = True
+    from_data: ClassVar[frozenset[str]] = MemlmConfig.from_data | {
+        *("freeze_encoder", "freeze_decoder", "encoder_fingerprint", "encoder_tokens", "own_blank"),
+        *("first_token_id", "memory_token_id", "reconstruction_head"),
+    }
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
     encoder: dict[str, Any] | PreTrainedConfig | None = None
-    """What writes memories; a ChunkEncoderConfig."""
+    """Configuration of the encoder, a ChunkEncoderConfig."""
     decoder: dict[str, Any] | PreTrainedConfig | None = None
-    """Any causal language model; `generate()` looks for this name."""
+    """Configuration of the decoder, any causal language model; `generate()` looks for this name."""
     chunk_length: int = 16
     """Tokens per chunk."""
     num_chunks: int = 4
-    """Chunks of a document in training; more can be read later where the decoder has positions for their slots."""
+    """Chunks of a document in training; more can be read later if the decoder has positions for their slots."""
     slots_per_chunk: int = 8
     """Decoder inputs that one chunk's memories take."""
     readout: str = "slices"
-    """How memories become slots; one of memlm.models.layers.readout without `prefix`."""
+    """How memories become slots."""
     readout_rank: int = 16
-    """Numbers each slot reads; `positionwise` only."""
+    """Numbers that each slot reads (`positionwise` readout)."""
     layout: str = "aligned"
-    """Where memories stand: `aligned`, the paper's `fixed` and `variable`, or `oracle`."""
+    """Positions of the memories: newest next to the tokens (`aligned`), oldest first (`fixed`), positions counted from
+    the first memory (`variable`), or each chunk's own memory too (`oracle`)."""
     injection: str = "token"
-    """How memories enter: as inputs before the tokens, or (oracle only) beside them by `hidden` or `projection`."""
+    """How memories enter the decoder: as inputs before the tokens (`token`), or in the oracle layout as a part of each
+    token's width (`hidden`) or added to each token (`projection`)."""
     learned_positions: bool = False
-    """Tokens get a learnt vector of their place in the chunk, slots one of their place in the group: attention then
-    finds a token's slot by what both hold, and need not by distance (LOG.md)."""
+    """Add a learned vector for the position in the chunk to each token, and one for the position in the block to each
+    slot. Attention then finds a token's slot by content instead of distance (LOG.md)."""
     filler: str = "masked"
-    """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to (the paper's)."""
+    """Unused slots are `masked`, or hold a `learned` or `constant` (ones) vector that is attended to."""
     lora: dict[str, Any] | None = None
-    """Adapters in the decoder (memlm.models.memory.adapter), at work where memories are read; its own weights stay."""
+    """Low-rank adapters (LoRA) in a pretrained decoder, active only behind memories: a mapping of LoraSettings."""
     freeze_decoder: bool = False
-    """The decoder's own weights stay as they are; what joins it to memories, and adapters, may change."""
+    """Train adapters and the connection to memories only, not the decoder's own weights."""
     own_blank: bool = False
-    """Padding ids within text get learnt vectors, one a place in the chunk, not a row of the decoder's table (which may
-    have none)."""
+    """Padding ids within text get learned vectors, one for each position in the chunk, instead of a row of the
+    decoder's token table, which may have none."""
     first_token_id: int | None = None
-    """A token that stands before the first memory; none does without memories. A pretrained decoder makes its first
-    position the one that attention rests on, and keeps nothing of what stands there (Xiao et al., arXiv 2309.17453)."""
+    """Token that precedes the first memory; text without memories has none. Pretrained decoders use their first
+    position as an attention sink (Xiao et al., arXiv 2309.17453)."""
     encoder_tokens: str = "shared"
-    """`own`: the encoder has a tokenizer of its own, and chunks reach it through their text (`translation`)."""
+    """`shared`, or `own`: the encoder has a tokenizer of its own, and chunks reach it as text (`translation`)."""
     freeze_encoder: bool = False
-    """The encoder stays as it is: evaluation mode, no gradients."""
+    """Keep the encoder in evaluation mode and without gradients."""
     encoder_fingerprint: str | None = None
-    """Of a frozen encoder's weights; checked after loading."""
+    """Fingerprint of a frozen encoder's weights."""
     use_memory: bool = True
-    """False: no slot ever holds a memory, in training too (the `no_memory` baseline)."""
+    """Whether slots ever hold memories; false gives the `no_memory` baseline."""
     blank_head: bool = False
-    """Blanks (padding ids within text) are answered through an output map of their own, not the one that predicts:
-    giving back and predicting pull at one map in different directions (LOG.md). The decoder's logits must be those of
-    its output embedding, neither scaled nor capped."""
+    """Predict blanks (padding ids within text) through an output layer of their own, since copying and prediction pull
+    one layer in different directions (LOG.md). The decoder must not scale or cap its logits."""
     reconstruction_head: bool = False
-    """A head that reads a chunk's tokens straight from its memories, for the `reconstruction` objective."""
+    """Add a head that predicts a chunk's tokens from its memories alone, for the `reconstruction` objective."""
     memory_token_id: int = 1024
-    """What stands in the decoder's input ids where a slot is; no tokenizer id."""
+    """Placeholder for a slot in the decoder's input ids; no tokenizer id."""
     initializer_range: float = 0.02
+    """Standard deviation of initial weights, for transformers."""
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -169,12 +138,12 @@ class MemoryModelConfig(MemlmConfig):
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
-        """The decoder's settings."""
+        """Configuration of the decoder."""
         return cast(PreTrainedConfig, self.decoder)
 
     @property
     def encoder_config(self) -> PreTrainedConfig:
-        """The encoder's settings."""
+        """Configuration of the encoder."""
         return cast(PreTrainedConfig, self.encoder)
 
     @property
@@ -183,16 +152,10 @@ class MemoryModelConfig(MemlmConfig):
         return self.chunk_length * self.num_chunks
 
     def check(self) -> None:
-        """Raise ConfigError for sizes and kinds that cannot be."""
+        """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
         require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
-        known = (
-            *(("layout", LAYOUTS), ("filler", FILLERS), ("readout", SLOT_READOUTS), ("injection", INJECTIONS)),
-            ("encoder_tokens", ENCODER_TOKENS),
-        )
-        for name, choices in known:
-            value = getattr(self, name)
-            if value not in choices:
-                raise ConfigError(f"unknown {name} '{value}'. {did_you_mean(value, choices)}")
+        require_known(self, layout=LAYOUTS, filler=FILLERS, readout=SLOT_READOUTS, injection=INJECTIONS)
+        require_known(self, encoder_tokens=ENCODER_TOKENS)
         if self.filler != "masked" and self.layout == "variable":
             raise ConfigError(f"filler ('{self.filler}') has no place in the variable layout; use 'masked'.")
         if self.injection != "token" and self.layout != "oracle":
@@ -250,7 +213,7 @@ class MemoryModelConfig(MemlmConfig):
             )
 
     def _check_apart(self) -> None:
-        """Of an encoder with a tokenizer of its own."""
+        """Check an encoder with a tokenizer of its own."""
         if self.memory_token_id < self.decoder_config.vocab_size:
             raise ConfigError(
                 f"memory_token_id ({self.memory_token_id}) must lie beyond the decoder's "

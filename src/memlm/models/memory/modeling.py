@@ -80,7 +80,7 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         # labels are shifted by the objective, not by transformers
         self.loss_type = "ForMaskedLM"
         self.post_init()
-        self.set_trainable()
+        self.set_trainable(freeze_encoder=config.freeze_encoder)
         # what stands for a slot in a prompt is never written
         self.generation_config.suppress_tokens = [config.memory_token_id]
 
@@ -95,12 +95,20 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         else:
             init_memory_weights(module)
 
-    def set_trainable(self) -> None:
-        """Everything may learn that the configuration lets: gradients for it, and for nothing else."""
+    def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
+        """Enable gradients for a part of the model and disable them for the rest.
+
+        The decoder's own weights stay fixed where the configuration says `freeze_decoder` or has adapters.
+
+        Args:
+            part: `all`, `decoder` (decoder and readout), or `readout` (readout, positions and blanks).
+            freeze_encoder: keep the encoder as it is, in evaluation mode; every part but `all` implies it.
+        """
+        self.config.freeze_encoder = freeze_encoder or part != "all"
         self.requires_grad_(True)
         self.encoder.requires_grad_(not self.config.freeze_encoder)
-        self.decoder.requires_grad_(not self.config.freeze_decoder)
-        if self.config.lora is not None:
+        self.decoder.requires_grad_(part != "readout" and not self.config.freeze_decoder)
+        if self.config.lora is not None and part != "readout":
             set_adapter_trainable(self.decoder)
 
     def train(self, mode: bool = True) -> MemoryModelForCausalLM:

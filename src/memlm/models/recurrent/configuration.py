@@ -13,7 +13,7 @@ from memlm.models.base import MemlmConfig, require_positive
 
 @strict
 class RecurrentMemoryConfig(MemlmConfig):
-    """A decoder that hands itself a few vectors from chunk to chunk (RMT, arXiv 2207.06881; paper's notes, 2.8).
+    """A decoder that passes a few vectors from chunk to chunk (recurrent memory transformer, arXiv 2207.06881).
 
     Raises:
         ConfigError: sizes that do not fit each other, unknown keys.
@@ -24,18 +24,19 @@ class RecurrentMemoryConfig(MemlmConfig):
     has_no_defaults_at_init = True
 
     decoder: dict[str, Any] | PreTrainedConfig | None = None
-    """Any causal language model."""
+    """Configuration of the decoder, any causal language model."""
     chunk_length: int = 16
-    """Tokens per chunk; all of them are kept."""
+    """Tokens per chunk."""
     num_chunks: int = 4
     """Chunks of a document in training."""
     memory_tokens: int = 8
     """Vectors that pass from chunk to chunk."""
     backpropagation_depth: int | None = None
-    """Gradients pass through so many memories before they are cut; through all where None."""
+    """Number of chunks that gradients pass through before they are cut; all by default."""
     use_memory: bool = True
-    """False: every chunk begins with the learnt start."""
+    """Whether memories are read; false begins every chunk with the learned start."""
     initializer_range: float = 0.02
+    """Standard deviation of initial weights, for transformers."""
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
@@ -49,7 +50,7 @@ class RecurrentMemoryConfig(MemlmConfig):
 
     @property
     def decoder_config(self) -> PreTrainedConfig:
-        """The decoder's settings."""
+        """Configuration of the decoder."""
         return cast(PreTrainedConfig, self.decoder)
 
     @property
@@ -63,7 +64,7 @@ class RecurrentMemoryConfig(MemlmConfig):
         return 2 * self.memory_tokens + self.chunk_length
 
     def check(self) -> None:
-        """Raise ConfigError for sizes that cannot be."""
+        """Raise ConfigError for sizes that do not exist or do not fit each other."""
         require_positive(self, "chunk_length", "num_chunks", "memory_tokens")
         if self.backpropagation_depth is not None:
             require_positive(self, "backpropagation_depth")

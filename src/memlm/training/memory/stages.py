@@ -59,7 +59,7 @@ def train_stages(config: MemoryRunConfig, folder: RunFolder, data: PreparedData,
             _run_stage(config, number, model, data, folder, place, progress=progress)
         _take_weights(model, place / "end" / "model.safetensors")
         distributed.first_does(lambda: _join_logs(config, folder))
-    _freeze_encoder(model, config.encoder_run is not None)
+    model.set_trainable(freeze_encoder=config.encoder_run is not None)
     return model
 
 
@@ -157,26 +157,13 @@ def _stage_training(config: MemoryRunConfig, number: int) -> TrainingConfig:
 
 
 def _set_trained(model: ChunkReader, stage: Stage, *, frozen: bool) -> None:
-    """What this stage may change; an encoder that it may not is in evaluation mode, as if frozen for good."""
-    _freeze_encoder(model, frozen or stage.train != "all")
-    if isinstance(model, RecurrentMemoryForCausalLM):
-        return
-    if stage.train == "readout":
-        model.decoder.requires_grad_(False)
+    """Enable gradients for what this stage may change."""
+    model.set_trainable(stage.train, freeze_encoder=frozen)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(
             f"stage '{stage.name}' trains nothing: the {model.config.readout} readout has no weights of its own here; "
             "train 'decoder' or 'all'."
         )
-
-
-def _freeze_encoder(model: ChunkReader, frozen: bool) -> None:
-    """Everything else may change that its configuration lets."""
-    if isinstance(model, MemoryModelForCausalLM):
-        model.config.freeze_encoder = frozen
-        model.set_trainable()
-    else:
-        model.requires_grad_(True)
 
 
 def _kept(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError
-from memlm.models.base import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_divisible, require_positive
 
 
 @strict
 class MixerConfig(MemlmConfig):
-    """A stack of masked mixer blocks (paper 2.11; Badger, arXiv 2409.01482).
+    """A stack of masked mixer blocks (Badger, arXiv 2409.01482).
 
     Raises:
         ConfigError: sizes that do not fit each other, unknown keys.
@@ -21,11 +21,15 @@ class MixerConfig(MemlmConfig):
     model_type = "memlm_mixer"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
+    from_data: ClassVar[frozenset[str]] = MemlmConfig.from_data | {"max_position_embeddings", "use_cache"}
+
     vocab_size: int = 1024
     hidden_size: int = 192
+    """Width of the layers."""
     intermediate_size: int | None = None
-    """Width of the feed-forward layer; four times the hidden size where not set."""
+    """Width of the feed-forward layer; four times the hidden size by default."""
     num_hidden_layers: int = 4
+    """Number of layers."""
     num_heads: int = 1
     """Independent token mixings per layer, each on its own part of the width; 1 is flat, without projections."""
     kernel_size: int = 1
@@ -33,25 +37,23 @@ class MixerConfig(MemlmConfig):
     max_position_embeddings: int = 64
     """Longest input: the mixing matrices are this large."""
     causal: bool = True
-    """Whether a position sees only itself and those before it."""
+    """Positions see only themselves and earlier ones."""
     final_norm: bool = False
-    """A layer norm after the last block; the paper has none."""
+    """Add a layer norm after the last block."""
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = 1
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
-        super().__post_init__(**kwargs)
-
     def check(self) -> None:
-        """Raise ConfigError for sizes that cannot be."""
+        """Raise ConfigError for sizes that do not exist or do not fit each other."""
         require_positive(self, "vocab_size", "hidden_size", "num_heads", "kernel_size", "max_position_embeddings")
-        if self.hidden_size % self.num_heads:
-            raise ConfigError(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads}).")
+        require_divisible(self, "hidden_size", "num_heads")
+        if self.intermediate_size is not None:
+            require_positive(self, "intermediate_size")
+        if not 0 <= self.num_hidden_layers <= 512:
+            raise ConfigError(f"num_hidden_layers ({self.num_hidden_layers}) must lie between 0 and 512.")
         if self.kernel_size > self.hidden_size // self.num_heads:
             width = self.hidden_size // self.num_heads
             raise ConfigError(f"kernel_size ({self.kernel_size}) must not exceed the width of a head ({width}).")

@@ -87,7 +87,7 @@ class MixerBlock(nn.Module):
 
     def __init__(self, config: MixerConfig, layer_index: int) -> None:
         super().__init__()
-        width, inner = config.hidden_size, cast(int, config.intermediate_size)
+        width, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
         self.layer_index = layer_index
         self.num_heads = config.num_heads
         headed = config.num_heads > 1
