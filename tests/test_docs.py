@@ -1,47 +1,75 @@
-"""Commands in docs/pretrained.md and docs/distributed.md run as they stand, at small settings."""
+"""Commands in docs/ run as they stand, at small settings."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from memlm.cli import main
+from memlm.cli import claims, main
 from tests.conftest import speech
 from tests.training.test_pretrained import decoder  # noqa: F401
 from tests.training.test_processes import ended, launched
 
 ROOT = Path(__file__).parent.parent
+NEEDS_OTHERS = ("hellaswag", "--nnodes", "--gguf-file", "vectors.safetensors --texts texts.jsonl")
+"""Parts of commands that need the internet, other machines, or files that a page only names."""
+RUN = "--text SOURCE --data.vocab_size 300 --data.held_out 0.2 --training.batch_size 4 --training.evaluate_rows 4"
+PROBE = "--passages 60 --held-out-passages 20 --steps 3 --no-controls"
 SMALL = {
     "autoencoder-pretrained": "--steps 3 --model.chunk_length 8 --model.hidden_size 8 --model.num_heads 2 "
     "--model.bottleneck_size 16 --data.held_out 0.2 --training.evaluate_rows 4",
     "memory-pretrained-input": "--steps 4 --model.chunk_length 4 --training.batch_size 4 --training.evaluate_rows 4",
-    "memory-tiny": "--text SOURCE --steps 3 --data.vocab_size 300 --data.held_out 0.2 --training.batch_size 4 "
-    "--training.evaluate_rows 4",
+    "memory-tiny": f"{RUN} --steps 3",
+    "memory-next-tiny": f"{RUN} --steps 3",
+    "autoencoder-chunk-tiny": f"{RUN} --steps 3",
+    "memory-curriculum-tiny": "--steps 6 --training.batch_size 4 --training.evaluate_rows 4",
     "eval-harness": "--text PROSE --questions 2",
     "evaluate": "--rows 8",
+    "probe --encoder": f"--text SOURCE --size small {PROBE}",
+    "probe --embeddings": f"--size small {PROBE}",
+    "probe-table": "--text SOURCE --width 16 --steps 2 --passages 60 --seeds 1",
+    "claims --quick": "--text SOURCE --workers 1",
+    "claims --out": "--text SOURCE --share 0.004 --seeds 1 --max-documents 60 --workers 1",
+    "bench inference": "--lengths 256 --batch-sizes 1",
 }
-"""What is added to a command, by a word in it."""
+"""What is added to a command that contains these words."""
 
 
 def commands(page: str) -> list[str]:
-    """Indented lines that begin with a command, without comments; a line that ends with \\ goes on."""
-    text = (ROOT / "docs" / page).read_text().replace("\\\n", " ")
-    found = [line.strip() for line in text.splitlines() if re.match(r"    (memlm|torchrun) ", line)]
-    return [re.split(r"\s{2,}#", line)[0] for line in found]
+    """Return the indented commands, without comments; ";" separates two, and a line that ends with \\ goes on."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    found = [line.strip() for line in text.splitlines() if re.match(r"    (memlm|torchrun|python -m) ", line)]
+    return [part.strip() for line in found for part in re.split(r"\s{2,}#", line)[0].split(" ; ")]
+
+
+def runnable(page: str) -> list[str]:
+    return [command for command in commands(page) if not any(part in command for part in NEEDS_OTHERS)]
 
 
 def small(command: str, places: dict[str, str]) -> list[str]:
-    added = " ".join(more for word, more in SMALL.items() if f" {word} " in f" {command} ")
-    words = shlex.split(f"{command} {added}")
-    return [places.get(word, word) for word in words]
+    added = " ".join(more for words, more in SMALL.items() if f" {words} " in f" {command} ")
+    words = [places.get(word, word) for word in shlex.split(f"{command} {added}")]
+    return [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+
+
+def run(command: str, places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command of memlm in this process, and return what it prints."""
+    words = small(command, places)
+    assert words[0] == "memlm"
+    capsys.readouterr()
+    code = main(words[1:])
+    told = capsys.readouterr()
+    assert code == 0, (words, told.err)
+    return told.out
 
 
 @pytest.fixture
 def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A folder to work in, and what the pages' capital words stand for."""
+    """Return what the pages' capital words stand for, in a folder to work in."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text(speech(1))
@@ -55,30 +83,72 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 def test_pretrained(places: dict[str, str], decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     places["PATH_OR_HUB_ID"] = str(decoder)
     done = 0
-    for number, command in enumerate(commands("pretrained.md")):
-        if "hellaswag" in command:  # needs the internet
-            continue
-        words = small(command, places)
-        if "export" in words:
-            words[words.index("out/")] = f"out-{number}"
-        if "--store" in words:
+    for number, command in enumerate(runnable("pretrained.md")):
+        if "--store" in command:
             assert main(["remember", "notes/a.md", "--model", "runs/with-memory", "--store", "notes.mem"]) == 0
-        if words[1] == "eval-harness":
+        if "eval-harness" in command:
             pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
-        assert words[0] == "memlm"
-        assert main(words[1:]) == 0, (command, capsys.readouterr().err)
+        run(command.replace(" out/", f" out-{number}"), places, capsys)
         done += 1
     assert done >= 8
 
 
 def test_distributed(places: dict[str, str]) -> None:
     done = 0
-    for command in commands("distributed.md"):
-        if "--nnodes" in command:  # needs other machines
+    for command in runnable("distributed.md"):
+        if command.startswith("python -m benchmarks"):
             continue
         words = small(command, places)
-        words = [w for word in words for w in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
         code, error = ended(launched(*words[words.index("memlm") + 1 :]))
         assert code == 0, (command, error)
         done += 1
-    assert done == 5
+    assert done == 4
+
+
+def test_memory(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for command in runnable("memory.md"):
+        run(command, places, capsys)
+    assert len(runnable("memory.md")) == 4
+
+
+def test_store(places: dict[str, str], memory_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(memory_run, "runs/memory")
+    told = {command: run(command, places, capsys) for command in runnable("store.md") if "torchrun" not in command}
+    assert told["memlm recall notes.mem notes/a.md"] == Path("notes/a.md").read_text()
+    assert len(told) == 9
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_probe(
+    places: dict[str, str],
+    finished_run: Path,
+    decoder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(finished_run, "runs/demo")
+    places |= {"PATH_OR_HUB_ID": str(decoder), "PATH": "runs/demo", "16,32,64": "4,8", "64": "8"}
+    for number, command in enumerate(runnable("probe.md")):
+        run(command if "--out" in command else f"{command} --out runs/probe-{number}", places, capsys)
+    measured = [Path(f"runs/{name}/measurements.jsonl").read_text() for name in ("direct", "stored")]
+    assert len(measured[0].splitlines()) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_check_the_paper(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(claims, "QUICK", {"share": 0.004, "seeds": 1})
+    page = "tutorials/check-the-paper.md"
+    for command in runnable(page):
+        if command == "memlm claims --out runs/claims":
+            # with the settings of the quick one, so that the trainings which are there are not made again
+            shutil.copytree("runs/claims-quick", "runs/claims")
+        printed = "" if command.startswith("python") else run(command, places, capsys)
+        if " claims " in command:
+            assert printed.count("| holds |") + printed.count("| does not hold here |") == 9
+            assert printed.count("| not testable here |") == 2
+    assert Path("runs/claims/claims.html").is_file()
+    assert Path("runs/claims/measurements.jsonl").is_file()
+    modules = re.findall(r"python -m (benchmarks\.\w+)", " ".join(commands(page)))
+    assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules)
