@@ -82,6 +82,9 @@ def require_divisible(config: PreTrainedConfig, dividend: str, divisor: str) -> 
         raise ConfigError(f"{dividend} ({whole}) must be divisible by {divisor} ({part}).")
 
 
+TRAINABLE_PARTS = ("all", "decoder", "readout")
+
+
 class MemlmModel(PreTrainedModel):
     """A `PreTrainedModel` without a base model inside, over mixer or Llama layers."""
 
@@ -96,7 +99,12 @@ class MemlmModel(PreTrainedModel):
         Args:
             part: `all`; models with more parts name them.
             freeze_encoder: keep the encoder as it is, where the model has one of its own.
+
+        Raises:
+            ConfigError: an unknown part.
         """
+        if part not in TRAINABLE_PARTS:
+            raise ConfigError(f"unknown part '{part}'. {did_you_mean(part, TRAINABLE_PARTS)}")
         self.requires_grad_(True)
 
 

@@ -103,13 +103,17 @@ class MemoryModelForCausalLM(DecoderInside, GenerationMixin):
         Args:
             part: `all`, `decoder` (decoder and readout), or `readout` (readout, positions and blanks).
             freeze_encoder: keep the encoder as it is, in evaluation mode; every part but `all` implies it.
+
+        Raises:
+            ConfigError: an unknown part.
         """
+        super().set_trainable(part)
         self.config.freeze_encoder = freeze_encoder or part != "all"
-        self.requires_grad_(True)
         self.encoder.requires_grad_(not self.config.freeze_encoder)
         self.decoder.requires_grad_(part != "readout" and not self.config.freeze_decoder)
         if self.config.lora is not None and part != "readout":
             set_adapter_trainable(self.decoder)
+        self.train(self.training)  # a frozen encoder is in evaluation mode
 
     def train(self, mode: bool = True) -> MemoryModelForCausalLM:
         """As torch's; a frozen encoder stays in evaluation mode."""
