@@ -37,7 +37,7 @@ def test_the_nearest_are_those_of_the_slow_way(
     texts = {str(i): speech(i, 3 + 9 * i) for i in range(5)} | {"empty": ""}
     query = speech(3)[5:40]
     with written(tmp_path / "s", codec, texts) as store:
-        asked = F.normalize(store.vectors_of(query), dim=-1)
+        asked = F.normalize(store.query_vectors(query), dim=-1)
         slow = sorted(
             (
                 (float((asked @ F.normalize(memory.flatten(), dim=0)).max()), name, number, chunk)

@@ -18,8 +18,8 @@ from memlm.data.corpus import parts_of, stream_file
 from memlm.errors import CheckpointError, DamagedStoreError, DataError, StoreError, TokenizerError
 from memlm.store import MemoryStore
 from memlm.store import codec as codec_module
+from memlm.store import ingest as ingest_module
 from memlm.store import memory_store as store_module
-from memlm.store import text_store as text_store_module
 from memlm.store.codec import ChunkCodec
 from memlm.store.text_store import TextStore
 from tests.conftest import speech
@@ -147,7 +147,7 @@ def test_a_failure_before_the_first_document_leaves_no_new_store(
 def test_a_failure_leaves_what_was_there(
     codecs: dict[Kind, ChunkCodec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_store_module, "_BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(ingest_module, "_BATCH_CHARACTERS", 1)
     codec, folder = codecs["memory"], tmp_path / "s"
     with TextStore.open(folder, codec, write=True):
         pass  # an empty store that was asked for
@@ -202,9 +202,9 @@ def test_an_interrupted_long_text_is_not_visible_and_goes_on(
     codecs: dict[Kind, ChunkCodec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec, text = codecs["memory"], speech(0) + speech(1)
-    from memlm.store import text_store
+    from memlm.store import ingest
 
-    monkeypatch.setattr(text_store, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(ingest, "_BATCH_CHARACTERS", 100)
 
     def stopping() -> Iterator[str]:
         yield text[:900]

@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> None:
 
 def _written(store: TextStore, paths: list[Path], options: Remember, model: Path, view: Any) -> dict[str, int]:
     from memlm.data.corpus import stream_file
-    from memlm.store import write_over_ranks, write_side_by_side
+    from memlm.store import encode_over_ranks, encode_with_workers
     from memlm.training import Interrupted
     from memlm.training.loop.distributed import joined, launched
 
@@ -91,16 +91,16 @@ def _written(store: TextStore, paths: list[Path], options: Remember, model: Path
         view.update(done, f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s")
 
     header = store.store.header
-    write = None
+    encode = None
     if launched():
-        write = partial(write_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
+        encode = partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
     elif options.workers > 1:
         found = header.retrieval_model
-        write = partial(write_side_by_side, model=model, header=header, retrieval=found, workers=options.workers)
+        encode = partial(encode_with_workers, model=model, header=header, retrieval=found, workers=options.workers)
     documents = ((str(path), stream_file(path)) for path in paths)
     view.start(0)
     try:
-        remembered = store.add(documents, replace=options.replace, write=write, progress=progress)
+        remembered = store.add(documents, replace=options.replace, encode=encode, progress=progress)
         with joined(), closing(remembered) as told:
             for one in told:
                 outcomes[one.outcome] += 1

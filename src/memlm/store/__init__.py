@@ -1,11 +1,12 @@
-"""Texts stored as memories: the store, its codec, exact corrections, search, and memories in fewer bits."""
+"""Stores of texts as memories: codec, exact corrections, search, and memories in fewer bits."""
 
 from memlm.store.codec import ChunkCodec
 from memlm.store.format.document import StoredDocument, named_parts, part_ids
 from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.index import Entry
+from memlm.store.ingest import AddOutcome
 from memlm.store.memory_store import MemoryStore, StoreStats, with_parts
-from memlm.store.parallel import serve_rank, write_over_ranks, write_side_by_side
+from memlm.store.parallel import encode_over_ranks, encode_with_workers, serve_rank
 from memlm.store.quantize import (
     ROUNDINGS,
     Bits,
@@ -16,7 +17,7 @@ from memlm.store.quantize import (
     rounded,
 )
 from memlm.store.search import Hit, StoreSearch
-from memlm.store.text_store import AddOutcome, TextStore
+from memlm.store.text_store import TextStore
 
 __all__ = [
     "ROUNDINGS",
@@ -34,6 +35,8 @@ __all__ = [
     "TextStore",
     "bits_per_vector",
     "dequantize",
+    "encode_over_ranks",
+    "encode_with_workers",
     "named_parts",
     "part_ids",
     "quantize",
@@ -41,6 +44,4 @@ __all__ = [
     "rounded",
     "serve_rank",
     "with_parts",
-    "write_over_ranks",
-    "write_side_by_side",
 ]

@@ -1,10 +1,10 @@
-"""What makes a memory lossless: the tokens that its reading does not give back for sure, kept beside it.
+"""Corrections make a memory lossless: they hold the tokens that reading the memory does not reliably give back.
 
-A model reads each chunk back from its stored memory, and ranks all tokens at each place. A place is kept by its rank
-where no other token's logit lies within MARGIN of the right one's: no machine, thread count, batch size or precision
-moves logits so far that the rank names another token. Elsewhere the token itself is kept. Rank 0 takes no space: only
-the other places are listed, and deflated (RFC 1951) where that is shorter. Where even the text itself, deflated, is
-shorter, or where the tokenizer does not give the text back, that is kept.
+A model reads each chunk from its stored memory and ranks all tokens at each position. If no other token's logit lies
+within MARGIN of the stored token's, the position is described by the token's rank: no machine, thread count, batch size
+or precision moves logits so far that the rank names another token. Otherwise the token itself is stored. Rank 0 takes
+no space, since only the other positions are listed; the list is deflated (RFC 1951) if that is shorter. The text itself
+is stored if it is shorter when deflated, or if the tokenizer does not reproduce it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from memlm.errors import DamagedStoreError
 
 EXPLICIT: Final = 255
-"""In place of a rank: the token itself is kept."""
+"""The rank of a position whose token itself is stored."""
 MARGIN: Final = 1.0
-"""In logits; rounding weights and activations to bfloat16 moves ours by half of it (LOG.md)."""
+"""A distance of logits. Rounding weights and activations to bfloat16 moves them by half as much (LOG.md)."""
 _LARGEST_RANK: Final = 254
 _LISTED, _LISTED_DEFLATED, _TEXT, _TEXT_DEFLATED = range(4)
 _VARINT_BYTES: Final = 5
@@ -33,11 +33,11 @@ Bytes = npt.NDArray[np.uint8]
 def stable_ranks(
     logits: Float[Tensor, "chunks length vocabulary"], input_ids: Int[Tensor, "chunks length"]
 ) -> UInt8[Tensor, "chunks length"]:
-    """Each token's place in the order of likelihood, or EXPLICIT where another token is too near, or it is far down.
+    """Return each token's rank among the logits, or EXPLICIT if another logit is too near or the rank is too high.
 
     Args:
-        logits: as read back from stored memories.
-        input_ids: what was stored.
+        logits: (chunks, length, vocabulary), read from the rounded memories.
+        input_ids: (chunks, length), the stored tokens.
     """
     own = logits.gather(-1, input_ids[..., None])
     alone = ((logits - own).abs() < MARGIN).sum(-1) == 1
@@ -50,31 +50,31 @@ def tokens_of(
     ranks: UInt8[Tensor, "chunks length"],
     explicit: Int[Tensor, "chunks length"],
 ) -> Int[Tensor, "chunks length"]:
-    """The tokens that were stored.
+    """Return the stored tokens, (chunks, length).
 
     Args:
-        logits: as read back now.
-        ranks: of `stable_ranks`, as it was then.
-        explicit: the tokens where the rank is EXPLICIT; anything elsewhere.
+        logits: (chunks, length, vocabulary), read now.
+        ranks: (chunks, length), the result of `stable_ranks` at the time of encoding.
+        explicit: (chunks, length), the tokens where the rank is EXPLICIT; other values are ignored.
     """
     tokens = logits.argmax(-1)
     ranked = (ranks > 0) & (ranks < EXPLICIT)
     deepest = int(ranks[ranked].max()) + 1 if bool(ranked.any()) else 0
     if deepest:
         order = logits[ranked].topk(min(deepest, logits.shape[-1]), dim=-1).indices
-        places = ranks[ranked].long()[:, None].clamp(max=order.shape[-1] - 1)
-        tokens[ranked] = order.gather(-1, places)[:, 0]
+        columns = ranks[ranked].long()[:, None].clamp(max=order.shape[-1] - 1)
+        tokens[ranked] = order.gather(-1, columns)[:, 0]
     return torch.where(ranks == EXPLICIT, explicit, tokens)
 
 
 def pack(ranks: UInt8[Tensor, " tokens"], input_ids: Int[Tensor, " tokens"], text: bytes, *, by_tokens: bool) -> bytes:
-    """A document's corrections in the shortest of their forms; none at all where every rank is 0.
+    """Return a document's corrections in their shortest form, or no bytes if every rank is 0.
 
     Args:
-        ranks: of `stable_ranks`, in order.
-        input_ids: the tokens.
-        text: what they stand for.
-        by_tokens: whether the tokens give the text back at all.
+        ranks: (tokens,), the result of `stable_ranks`.
+        input_ids: (tokens,).
+        text: the text of the tokens in UTF-8.
+        by_tokens: True if decoding the tokens reproduces the text.
     """
     if by_tokens and not bool(ranks.any()):
         return b""
@@ -88,15 +88,15 @@ def pack(ranks: UInt8[Tensor, " tokens"], input_ids: Int[Tensor, " tokens"], tex
 def unpack(
     corrections: bytes, *, tokens: int, text_bytes: int
 ) -> bytes | tuple[UInt8[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-    """The text itself, or ranks and explicit tokens.
+    """Return the text itself, or ranks and explicit tokens.
 
     Args:
-        corrections: of `pack`.
-        tokens: how many the document has.
-        text_bytes: how many its text has; nothing longer is inflated.
+        corrections: the result of `pack`.
+        tokens: the document's number of tokens.
+        text_bytes: the size of its text; nothing longer is inflated.
 
     Raises:
-        DamagedStoreError: bytes that `pack` does not write.
+        DamagedStoreError: `pack` does not write such bytes.
     """
     if not corrections:
         return torch.zeros(tokens, dtype=torch.uint8), torch.zeros(tokens, dtype=torch.long)
@@ -112,34 +112,34 @@ def unpack(
 
 
 def _list_of(ranks: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]) -> bytes:
-    """How many places are listed, the gaps between them, their ranks, and the explicit tokens among them."""
-    places = np.flatnonzero(ranks)
-    gaps = np.diff(places, prepend=-1)
-    listed = ranks[places]
-    parts = (_varints(np.array([len(places)])), _varints(gaps), listed, _varints(ids[places[listed == EXPLICIT]]))
+    """Serialize the number of listed positions, the gaps between them, their ranks and their explicit tokens."""
+    positions = np.flatnonzero(ranks)
+    gaps = np.diff(positions, prepend=-1)
+    listed = ranks[positions]
+    parts = (_varints(np.array([len(positions)])), _varints(gaps), listed, _varints(ids[positions[listed == EXPLICIT]]))
     return b"".join(part.tobytes() for part in parts)
 
 
 def _from_list(body: Bytes, tokens: int) -> tuple[Bytes, npt.NDArray[np.int64]]:
     (count,), body = _read_varints(body, 1)
     if count > tokens:
-        raise _damaged(f"{count} places of {tokens} tokens")
+        raise _damaged(f"{count} positions of {tokens} tokens")
     gaps, body = _read_varints(body, int(count))
-    places = np.cumsum(gaps) - 1
+    positions = np.cumsum(gaps) - 1
     listed, body = body[:count], body[count:]
-    if len(listed) < count or (count and (int(places[-1]) >= tokens or not bool((gaps > 0).all()))):
-        raise _damaged("its places lie outside the text")
-    own = places[listed == EXPLICIT]
+    if len(listed) < count or (count and (int(positions[-1]) >= tokens or not bool((gaps > 0).all()))):
+        raise _damaged("its positions lie outside the text")
+    own = positions[listed == EXPLICIT]
     values, rest = _read_varints(body, len(own))
     if len(rest):
         raise _damaged(f"{len(rest)} bytes too many")
     ranks, explicit = np.zeros(tokens, np.uint8), np.zeros(tokens, np.int64)
-    ranks[places], explicit[own] = listed, values
+    ranks[positions], explicit[own] = listed, values
     return ranks, explicit
 
 
 def _varints(values: npt.NDArray[np.int64]) -> Bytes:
-    """LEB128: seven bits a byte, the highest bit where more follow."""
+    """Encode numbers as LEB128: seven bits a byte, the highest bit set if more bytes follow."""
     groups = values[:, None] >> (7 * np.arange(_VARINT_BYTES))
     more = groups >> 7 > 0
     used = np.concatenate([np.ones((len(values), 1), bool), more[:, :-1]], axis=1)
@@ -147,7 +147,7 @@ def _varints(values: npt.NDArray[np.int64]) -> Bytes:
 
 
 def _read_varints(body: Bytes, count: int) -> tuple[npt.NDArray[np.int64], Bytes]:
-    """So many values, and what follows them."""
+    """Decode `count` numbers; return them and the bytes behind them."""
     ends = np.flatnonzero(body < 128)[:count] if count else np.zeros(0, np.int64)
     if len(ends) < count:
         raise _damaged("it ends early")

@@ -1,40 +1,26 @@
-"""Memories on disk: one writer, many readers, and nothing half written, whenever the power goes.
+"""Memories on disk: one writer, many readers, and no half-written state after a crash or a loss of power.
 
-    store.json                      what wrote the memories (header.py)
-    index.sqlite                    documents and their places (index.py)        seal.json  its hash at rest (index.py)
-    segments/0000000000.safetensors memories and corrections (segments.py)       writer.lock
-
-A write makes new segments first and then one commit of the index; what the index does not name is not there, and is
-swept away by the next writer. Nothing that is named is ever changed in place.
+store.json                      the models that wrote it (format/header.py)  writer.lock
+index.sqlite                    documents and where they are stored          seal.json  hash of the index at rest
+segments/0000000000.safetensors memories and corrections (format/segments.py)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import write_folder_atomic
-from memlm.store.format.document import (
-    StoredDocument,
-    check_id,
-    data_hash,
-    document_of,
-    is_part,
-    named_parts,
-    part_ids,
-    vectors_of,
-)
-from memlm.store.format.header import NAME as HEADER
+from memlm.store.format.document import StoredDocument, check_id, is_part, named_parts, part_ids, vectors_of
 from memlm.store.format.header import StoreHeader, read_header, write_header
-from memlm.store.format.index import NAME as INDEX
-from memlm.store.format.index import SEAL, Entry, Index, read_seal, write_seal
+from memlm.store.format.index import Entry, Index, write_seal
+from memlm.store.format.integrity import Progress, read_entry, verify_store
 from memlm.store.format.segments import (
     FOLDER,
     Segment,
@@ -44,21 +30,30 @@ from memlm.store.format.segments import (
     segment_path,
     write_segment,
 )
+from memlm.store.format.transaction import lock_store, recover, remove_files, settle, sweep, transaction, write_error
 from memlm.store.quantize import QuantizedMemories
 
-_LOCK = "writer.lock"
 _NEAR = 10_000
-"""Documents among which a mistyped id is looked for."""
+"""The number of documents that are searched for an id similar to a mistyped one."""
 _SEGMENT_CHUNKS = 2**16
-"""Chunks after which a segment is closed and another begun."""
+"""The number of chunks after which a new segment begins."""
 Item = TypeVar("Item", StoredDocument, Entry)
-Progress = Callable[[int, int], None]
-"""Told documents done and documents in all."""
 
 
 @dataclass(frozen=True)
 class StoreStats:
-    """How much a store holds."""
+    """The size of a store.
+
+    Attributes:
+        documents: number of documents; a long document counts once.
+        chunks: number of chunks of these documents.
+        tokens: number of tokens.
+        text_bytes: size of the texts in UTF-8.
+        correction_bytes: size of all corrections.
+        segment_bytes: size of the segment files.
+        dead_chunks: chunks of deleted documents that still take space.
+        fidelity: share of tokens that the memories alone give back, 0 to 1.
+    """
 
     documents: int
     chunks: int
@@ -71,7 +66,7 @@ class StoreStats:
 
 
 class MemoryStore:
-    """Documents as memories in a folder.
+    """A folder of documents that are stored as memories.
 
     Example:
         >>> with MemoryStore.open("notes.mem", write=True) as store:
@@ -85,12 +80,17 @@ class MemoryStore:
         self._index = index
         self._lock = lock
 
+    def __repr__(self) -> str:
+        header = self.header
+        size = f"{header.memories_per_chunk} x {header.numbers} numbers a chunk, {header.bits} bits"
+        return f"MemoryStore('{self.folder}', {len(self)} documents, {size})"
+
     @staticmethod
     def create(folder: str | Path, header: StoreHeader) -> None:
-        """An empty store, there whole or not at all.
+        """Create an empty store; on failure nothing remains.
 
         Raises:
-            StoreError: something is there already, or it cannot be written.
+            StoreError: the folder exists already, or cannot be written.
         """
         path = Path(folder)
         if path.exists():
@@ -105,44 +105,44 @@ class MemoryStore:
         try:
             write_folder_atomic(path, fill)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise write_error(path, error) from error
 
     @classmethod
     def open(cls, folder: str | Path, *, write: bool = False, wait: float = 0.0) -> MemoryStore:
-        """An existing store.
+        """Open an existing store.
 
         Args:
-            folder: of the store.
-            write: for the one writer; what an interrupted one left is swept away.
+            folder: the store.
+            write: become the store's only writer; files that an interrupted writer left are removed.
             wait: seconds to wait for another writer.
 
         Raises:
-            StoreError: no store, of a newer format, or another process writes to it.
+            StoreError: there is no store, it has a newer format, or another process writes to it.
             DamagedStoreError: a file is not what was written.
         """
         path = Path(folder)
         header = read_header(path)
-        lock = _locked(path, wait) if write else None
+        lock = lock_store(path, wait) if write else None
         try:
-            store = cls(path, header, Index(path, write=write), lock)
+            index = Index(path, write=write)
             if write:
-                store._recover()
+                recover(path, index)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
-        return store
+        return cls(path, header, index, lock)
 
     def __enter__(self) -> MemoryStore:
-        """Itself."""
+        """Return the store itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close."""
+        """Close the store."""
         self.close()
 
     def close(self) -> None:
-        """Let go of the files, and of the lock."""
+        """Close the files and release the writer's lock."""
         if self._lock is not None and self._index.settle():
             write_seal(self.folder, self._index.state().commits, settled=True)
         self._index.close()
@@ -150,172 +150,148 @@ class MemoryStore:
             self._lock.release()
 
     def discard(self) -> None:
-        """Remove a store that no commit changed, and close it; files that memlm did not write stay."""
-        self._writing()
+        """Close the store, and remove it if it has no commit; files that memlm did not write stay."""
+        lock = self._require_lock()
         if self.commits:
             return self.close()
         self._index.close()
-        names = (HEADER, INDEX, f"{INDEX}-wal", f"{INDEX}-shm", SEAL, _LOCK)
-        segments = self.folder / FOLDER
-        for file in (*(self.folder / name for name in names), *segments.glob(f"{'[0-9]' * 10}.safetensors")):
-            file.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.release()
-        for folder in (segments, self.folder):
-            with suppress(OSError):  # another file is in it
-                folder.rmdir()
-        return None
+        return remove_files(self.folder, lock)
 
     @property
     def commits(self) -> int:
-        """How often the store was changed."""
+        """The number of changes that were committed."""
         return self._index.state().commits
 
     def __len__(self) -> int:
-        """Documents, the parts of long ones not counted."""
+        """Return the number of documents; a long document counts once."""
         return sum(1 for _ in self.documents())
 
     def __contains__(self, name: str) -> bool:
-        """Whether a document of this id is there."""
+        """Return True if a document has this id."""
         return self._index.find(name) is not None
 
     def documents(self) -> Iterator[Entry]:
-        """What the index knows of each document, in the order in which they came; parts of long ones are left out."""
+        """Iterate over the index's entries in the order of writing; the parts of long documents are left out."""
         return (entry for entry in self._index.entries() if not is_part(entry.id))
 
     def entries(self) -> Iterator[Entry]:
-        """As `documents`, with the parts of long ones."""
+        """Iterate over all entries, the parts of long documents included."""
         return self._index.entries()
 
     def segments(self) -> list[Segment]:
-        """What the index knows of each segment."""
+        """Return the index's rows of segments."""
         return self._index.segments()
 
-    def is_whole(self, entry: Entry) -> bool:
-        """Whether a document's data is what was written."""
-        try:
-            self._read(entry)
-        except DamagedStoreError:
-            return False
-        return True
-
     def entry(self, name: str) -> Entry:
-        """What the index knows of one document.
+        """Return the index's entry of one document.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: there is no such document.
         """
         found = self._index.find(name)
         if found is None:
-            near = (
-                did_you_mean(name, ids) if (ids := [e.id for e in islice(self.documents(), _NEAR)]) else "It is empty."
-            )
-            raise StoreError(f"no document {ascii(name)[:80]} in '{self.folder}'. {near[:200]}")
+            ids = [e.id for e in islice(self.documents(), _NEAR)]
+            hint = did_you_mean(name, ids) if ids else "It is empty."
+            raise StoreError(f"no document {ascii(name)[:80]} in '{self.folder}'. {hint[:200]}")
         return found
 
     def read(self, name: str) -> StoredDocument:
-        """A document, its data checked against the hash that was kept of it.
+        """Read a document and check its data against the hash in the index.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: there is no such document.
             DamagedStoreError: its data is not what was written.
         """
         entry = self.entry(name)
         try:
             return self._read(entry)
         except DamagedStoreError:
-            # a compaction between the two reads moves documents: look again before damage is said
+            # a compaction between the two reads moves documents: read again before reporting damage
             again = self._index.find(name)
             if again is None or again == entry:
                 raise
             return self._read(again)
 
     def add(self, documents: Sequence[StoredDocument], *, replace: bool = False, remove: Sequence[str] = ()) -> None:
-        """Write documents and remove others, all of it or nothing.
+        """Write documents and remove others in one commit.
 
         Args:
-            documents: each with an id of its own.
-            replace: whether they take the place of those of their ids.
-            remove: ids that are there.
+            documents: documents with distinct ids.
+            replace: replace documents that have one of these ids.
+            remove: ids of existing documents to remove.
 
         Raises:
-            StoreError: an id that is there already (or twice here), memories of another shape, a full disk.
+            StoreError: an id exists already or is given twice, memories have another shape, or the disk is full.
         """
-        self._writing()
+        self._require_lock()
         if not documents and not remove:
             return
         names = [document.id for document in documents]
-        twice = next((name for i, name in enumerate(names) if name in names[:i]), None) if _repeats(names) else None
-        if twice is not None:
+        if len(set(names)) < len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise StoreError(f"document {ascii(twice)[:80]} is given twice; give each an id of its own.")
         for document in documents:
             if not is_part(document.id):
                 check_id(document.id)
             self._check_shape(document)
-        there = [name for name in names if name in self]
-        if there and not replace:
-            raise StoreError(f"document {ascii(there[0])[:80]} is in '{self.folder}' already; replace or delete it.")
-        self._commit(documents, remove=[*there, *remove])
+        existing = [name for name in names if name in self]
+        if existing and not replace:
+            raise StoreError(f"document {ascii(existing[0])[:80]} is in '{self.folder}' already; replace or delete it.")
+        self._commit(documents, remove=[*existing, *remove])
 
     def delete(self, names: Sequence[str]) -> None:
-        """Remove documents, all of them or none; `compact` gives their space back.
+        """Remove documents in one commit; `compact` frees their space.
 
         Raises:
-            StoreError: one that is not there.
+            StoreError: one of them does not exist; then none is removed.
         """
-        self._writing()
-        gone = list(dict.fromkeys(names))
-        for name in gone:
+        self._require_lock()
+        ids = list(dict.fromkeys(names))
+        for name in ids:
             self.entry(name)
-        self._index.change(remove=gone)
-        self._settle()
+        self._index.change(remove=ids)
+        settle(self.folder, self._index)
 
     def compact(self, *, progress: Progress | None = None) -> None:
-        """Write what is alive into new segments and remove the old ones; readers see the one or the other."""
-        self._writing()
+        """Write the documents into new segments and remove the old ones; readers see either all old or all new."""
+        self._require_lock()
         entries, old = list(self._index.entries()), self._index.segments()
-        state = self._index.state()
-        groups = list(_grouped(entries))
+        first = self._index.state().next_segment
         added: list[Segment] = []
         moved: list[Entry] = []
-        with self._all_or_nothing():
-            for group in groups:
+        with transaction(self.folder, self._index):
+            for group in _grouped(entries):
                 documents = [self._read(entry) for entry in group]
-                segment, places = write_segment(self.folder, state.next_segment + len(added), documents)
+                segment, slices = write_segment(self.folder, first + len(added), documents)
                 added.append(segment)
-                moved += [replace(entry, **asdict(place)) for entry, (place, _) in zip(group, places, strict=True)]
+                moved += [replace(entry, **asdict(part)) for entry, (part, _) in zip(group, slices, strict=True)]
                 if progress is not None:
                     progress(len(moved), len(entries))
-            self._index.change(
-                add=moved,
-                remove=[entry.id for entry in entries],
-                add_segments=added,
-                remove_segments=[segment.number for segment in old],
-            )
-        self._settle()
-        self._sweep()
+            removed, old_numbers = [entry.id for entry in entries], [segment.number for segment in old]
+            self._index.change(add=moved, remove=removed, add_segments=added, remove_segments=old_numbers)
+        settle(self.folder, self._index)
+        sweep(self.folder, self._index)
 
-    def searched(self) -> Iterator[tuple[Segment, QuantizedMemories]]:
-        """What is searched, segment by segment: vectors of a retrieval encoder, or memories (chunks, all numbers).
+    def search_vectors(self) -> Iterator[tuple[Segment, QuantizedMemories]]:
+        """Iterate over segments and the vectors that search compares: those of a retrieval encoder, or the memories.
 
         Raises:
             DamagedStoreError: a segment is not what was written.
         """
         for segment in self._index.segments():
-            yield segment, self._searched(segment)
+            yield segment, self._segment_vectors(segment)
 
-    def _searched(self, segment: Segment) -> QuantizedMemories:
+    def _segment_vectors(self, segment: Segment) -> QuantizedMemories:
         path = segment_path(self.folder, segment.number)
         tensors = read_tensors_at(self.folder, SegmentSlice(segment.number, 0, segment.chunks, 0, 0))
         if file_hash(path) != segment.sha256:
             raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
-        vectors = vectors_of(tensors, self.header)
-        return vectors or QuantizedMemories(
-            tensors["values"], tensors.get("scale"), self.header.bits, self.header.numbers
-        )
+        header = self.header
+        memories = QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
+        return vectors_of(tensors, header) or memories
 
     def chunks_below(self, fidelity: float) -> tuple[int, int]:
-        """How many chunks of documents that are there have a smaller share of right tokens, and how many there are."""
+        """Return how many chunks have a lower fidelity than this, and how many chunks there are."""
         below = total = 0
         for entry in self._index.entries():
             if entry.chunks:
@@ -324,7 +300,7 @@ class MemoryStore:
         return below, total
 
     def stats(self) -> StoreStats:
-        """How much there is; of one moment."""
+        """Return the size of the store at one moment."""
         with self._index.snapshot():
             entries, segments = list(self._index.entries()), self._index.segments()
         tokens, chunks = sum(e.tokens for e in entries), sum(e.chunks for e in entries)
@@ -341,156 +317,63 @@ class MemoryStore:
 
     @staticmethod
     def verify(folder: str | Path, *, wait: float = 0.0, progress: Progress | None = None) -> list[str]:
-        """Every file and every document's data against the hashes that were kept; one line for each problem.
-
-        Args:
-            folder: of a store.
-            wait: seconds to wait for a writer, as nothing may change meanwhile.
-            progress: told documents done and documents in all.
-
-        Raises:
-            StoreError: no store, of a newer format, or another process writes to it.
-        """
-        path = Path(folder)
-        try:
-            read_header(path)
-            lock = _locked(path, wait)
-        except DamagedStoreError as error:
-            return [str(error)]
-        try:
-            found = _seal_problems(path)
-            index = Index(path, write=False)
-            try:
-                found += index.problems() or _content_problems(
-                    MemoryStore(path, read_header(path), index, None), progress
-                )
-            finally:
-                index.close()
-        except StoreError as error:
-            found = [str(error)]
-        finally:
-            lock.release()
-        return found
+        """Check every file of a store; see `memlm.store.format.integrity.verify_store`."""
+        return verify_store(Path(folder), wait=wait, progress=progress)
 
     def _read(self, entry: Entry) -> StoredDocument:
-        tensors = read_tensors_at(self.folder, entry.place)
-        if data_hash(tensors) != entry.data_sha256:
-            raise DamagedStoreError(
-                f"document {ascii(entry.id)[:80]} in '{self.folder}' is damaged (its data is not what was written); "
-                "restore the store from a copy, or delete the document."
-            )
-        return document_of(
-            tensors, self.header, name=entry.id, text_sha256=entry.text_sha256, text_bytes=entry.text_bytes
-        )
+        return read_entry(self.folder, self.header, entry)
 
     def _commit(self, documents: Sequence[StoredDocument], *, remove: list[str]) -> None:
         state = self._index.state()
         segments: list[Segment] = []
         entries: list[Entry] = []
-        with self._all_or_nothing():
+        with transaction(self.folder, self._index):
             for group in _grouped(documents):
-                segment, places = write_segment(self.folder, state.next_segment + len(segments), group)
+                segment, slices = write_segment(self.folder, state.next_segment + len(segments), group)
                 segments.append(segment)
-                for document, (place, digest) in zip(group, places, strict=True):
-                    order = state.next_place + len(entries)
-                    entries.append(_entry_of(document, order, place, digest))
+                for document, (part, digest) in zip(group, slices, strict=True):
+                    entries.append(_entry_of(document, state.next_place + len(entries), part, digest))
             self._index.change(add=entries, remove=remove, add_segments=segments)
-        self._settle()
+        settle(self.folder, self._index)
 
-    @contextmanager
-    def _all_or_nothing(self) -> Generator[None]:
-        """Segments that no commit has named are swept away where something goes wrong."""
-        try:
-            yield
-        except OSError as error:
-            self._sweep()
-            raise _cannot_write(self.folder, error) from error
-        except BaseException:
-            self._sweep()
-            raise
-
-    def _settle(self) -> None:
-        try:
-            settled = self._index.settle()
-            write_seal(self.folder, self._index.state().commits, settled=settled)
-        except OSError as error:
-            raise _cannot_write(self.folder, error, done=True) from error
-
-    def _recover(self) -> None:
-        """What a stopped writer left: segments that no commit names, and an index without its seal."""
-        kept = read_seal(self.folder)
-        if kept.commits != self._index.state().commits or kept.index_sha256 is None:
-            wrong = self._index.problems()
-            if wrong:
-                raise DamagedStoreError(wrong[0])
-            self._settle()
-        self._sweep()
-
-    def _sweep(self) -> None:
-        named = {segment_path(self.folder, segment.number) for segment in self._index.segments()}
-        for file in (self.folder / FOLDER).iterdir():
-            if file not in named:
-                file.unlink(missing_ok=True)
-        for file in self.folder.glob(".*.draft"):
-            file.unlink(missing_ok=True)
-
-    def _writing(self) -> None:
+    def _require_lock(self) -> FileLock:
         if self._lock is None:
             raise StoreError(f"'{self.folder}' is open for reading; open it with write=True.")
+        return self._lock
 
     def _check_shape(self, document: StoredDocument) -> None:
-        wanted = (self.header.memories_per_chunk, self.header.numbers, self.header.bits)
-        memories = document.memories
+        header, memories = self.header, document.memories
+        expected = (header.memories_per_chunk, header.numbers, header.bits)
         found = (memories.values.shape[1] if memories.values.ndim == 3 else None, memories.numbers, memories.bits)
         numbers = None if document.vectors is None else document.vectors.numbers
-        if numbers != self.header.retrieval_numbers:
+        if numbers != header.retrieval_numbers:
             raise StoreError(
-                f"vectors of {numbers} numbers do not fit '{self.folder}' of {self.header.retrieval_numbers}; "
+                f"vectors of {numbers} numbers do not fit '{self.folder}' of {header.retrieval_numbers}; "
                 "use the retrieval encoder that the store was made with."
             )
-        if found != wanted:
+        if found != expected:
             raise StoreError(
-                f"memories of {found} (a chunk's vectors, numbers, bits) do not fit '{self.folder}' of {wanted}; "
+                f"memories of {found} (a chunk's vectors, numbers, bits) do not fit '{self.folder}' of {expected}; "
                 "use the model that the store was made with."
             )
 
 
 def with_parts(store: MemoryStore, names: Sequence[str]) -> list[str]:
-    """These ids, and those of the parts of long documents among them.
+    """Return these ids and the ids of the parts of long documents among them.
 
     Raises:
-        StoreError: one that is not there.
+        StoreError: one of the documents does not exist.
     """
     found = list(names)
     for name in names:
         entry = store.entry(name)
-        named = named_parts(store.read(name)) if not entry.chunks else None
-        found += [] if named is None else part_ids(name, *named)
+        parts = named_parts(store.read(name)) if not entry.chunks else None
+        found += [] if parts is None else part_ids(name, *parts)
     return found
 
 
-def _locked(folder: Path, wait: float) -> FileLock:
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=wait)
-    except Timeout:
-        raise StoreError(f"another process writes to '{folder}'; wait for it (--wait SECONDS).") from None
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    return lock
-
-
-def _cannot_write(folder: Path, error: OSError, *, done: bool = False) -> StoreError:
-    what = "what was written is there" if done else "the store is as it was"
-    return StoreError(f"cannot write to '{folder}' ({error.strerror or error}); {what}.")
-
-
-def _repeats(names: Sequence[str]) -> bool:
-    return len(set(names)) < len(names)
-
-
 def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """So many that their chunks fill a segment."""
+    """Yield lists of documents whose chunks fill one segment."""
     group: list[Item] = []
     chunks = 0
     for item in items:
@@ -503,50 +386,14 @@ def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _entry_of(document: StoredDocument, order: int, place: SegmentSlice, digest: str) -> Entry:
+def _entry_of(document: StoredDocument, order: int, location: SegmentSlice, digest: str) -> Entry:
     return Entry(
         id=document.id,
         order=order,
-        **asdict(place),
+        **asdict(location),
         text_sha256=document.text_sha256,
         text_bytes=document.text_bytes,
         tokens=int(document.tokens.sum()),
         num_correct=int(document.num_correct.sum()),
         data_sha256=digest,
     )
-
-
-def _seal_problems(folder: Path) -> list[str]:
-    """Whether the index at rest is, byte for byte, what was sealed."""
-    kept = read_seal(folder)
-    index = Index(folder, write=False)
-    try:
-        commits, digest = index.state().commits, file_hash(folder / INDEX)
-    finally:
-        index.close()
-    if commits < kept.commits:
-        return [f"'{folder / INDEX}' has lost commits ({commits} of {kept.commits}); restore it from a copy."]
-    if commits == kept.commits and kept.index_sha256 not in (None, digest):
-        return [f"'{folder / INDEX}' is not what was written (its hash differs); restore it from a copy."]
-    return []
-
-
-def _content_problems(store: MemoryStore, progress: Progress | None) -> list[str]:
-    """Segments that are not what was written, and the documents that this touches."""
-    entries = list(store.entries())
-    found: list[str] = []
-    done = 0
-    for segment in store.segments():
-        path = segment_path(store.folder, segment.number)
-        whole = path.is_file() and file_hash(path) == segment.sha256
-        inside = [entry for entry in entries if entry.segment == segment.number]
-        if not whole:
-            lost = [ascii(entry.id) for entry in inside if not store.is_whole(entry)]
-            names = f"; damaged documents: {', '.join(lost[:5])}" + (" ..." if len(lost) > 5 else "") if lost else ""
-            found.append(
-                f"'{path}' is not what was written ({'its hash differs' if path.is_file() else 'missing'}){names}"
-            )
-        done += len(inside)
-        if progress is not None:
-            progress(done, len(entries))
-    return found

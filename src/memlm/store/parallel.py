@@ -1,205 +1,206 @@
-"""Encoding on several processes: worker processes of this machine, or the ranks of a launcher."""
+"""Encoding by several processes: worker processes of this machine, or the ranks of a launcher such as torchrun.
+
+Both receive one message of bytes for each list of units and answer with one message of documents (JSON and safetensors;
+nothing is unpickled by a rank), and one loop hands out the lists and returns the answers in order.
+"""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load, save
-from torch import Tensor
 
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import StoreError
 from memlm.store.codec import ChunkCodec
 from memlm.store.format.document import StoredDocument, document_of, tensors_of
 from memlm.store.format.header import StoreHeader
+from memlm.store.ingest import Unit, encode_units
 from memlm.store.quantize import Bits
-from memlm.store.text_store import Unit, write_units
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One document.
-
-    Attributes:
-        id: of the document.
-        tensors: as safetensors.
-        text_sha256: of its text.
-        size: of its text, in bytes.
-    """
-
-    id: str
-    tensors: bytes
-    text_sha256: str
-    size: int
-
-
-def sent(documents: list[StoredDocument]) -> list[Sent]:
-    """To be sent; torch would hand over a file for each tensor."""
-    return [Sent(d.id, save(tensors_of(d)), d.text_sha256, d.text_bytes) for d in documents]
-
-
-def received(documents: list[Sent], header: StoreHeader) -> list[StoredDocument]:
-    """As they were, for a store of this header."""
-    return [
-        document_of(load(d.tensors), header, name=d.id, text_sha256=d.text_sha256, text_bytes=d.size) for d in documents
-    ]
-
 
 _AHEAD = 2
-"""Lists that each worker has waiting, so that none is idle and memory stays bounded."""
+"""Lists that wait for each worker process, so that none is idle and memory stays bounded."""
+EncodeMessage = Callable[[bytes], bytes]
+Submit = Callable[[bytes], Callable[[], bytes]]
+"""A function that starts the encoding of one message and returns a function that waits for the answer."""
 
 
-def write_side_by_side(
+def encode_with_workers(
     batches: Iterator[list[Unit]], *, model: Path, header: StoreHeader, retrieval: str | None, workers: int
 ) -> Iterator[list[StoredDocument]]:
-    """What `write_units` gives for each list, in order.
+    """Encode lists of units with worker processes; results come in order.
 
     Args:
-        batches: texts to write.
-        model: folder that each worker loads.
-        header: of the store that they are for.
-        retrieval: encoder that each worker loads.
-        workers: processes.
+        batches: lists of texts to encode.
+        model: the run folder that each worker loads.
+        header: the header of the store that will hold the documents.
+        retrieval: folder or id of the retrieval encoder that each worker loads.
+        workers: number of processes; they share this machine's cores.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     start = (str(model), header.bits, retrieval, threads)
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=start) as pool:
-        waiting: deque[Future[list[Sent]]] = deque()
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start) as pool:
         try:
-            for batch in batches:
-                waiting.append(pool.submit(_work, [(unit.id, unit.text) for unit in batch]))
-                if len(waiting) > workers * _AHEAD:
-                    yield received(waiting.popleft().result(), header)
-            while waiting:
-                yield received(waiting.popleft().result(), header)
+            yield from _in_order(batches, lambda m: pool.submit(_run_worker, m).result, header, workers * _AHEAD)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_here: dict[str, Any] = {}
-"""A worker's model, encoder and bits."""
-
-
-def _start(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
-    torch.set_num_threads(threads)
-    encoder: Encoder | None = None if retrieval is None else open_encoder(retrieval)
-    _here.update(codec=ChunkCodec.load(model), bits=bits, retrieval=encoder)
-
-
-def _work(units: list[tuple[str, str]]) -> list[Sent]:
-    return sent(write_units(_here["codec"], [Unit(*unit) for unit in units], _here["bits"], _here["retrieval"]))
-
-
-def write_over_ranks(
+def encode_over_ranks(
     batches: Iterator[list[Unit]], *, codec: ChunkCodec, header: StoreHeader, retrieval: Encoder | None
 ) -> Iterator[list[StoredDocument]]:
-    """What `write_units` gives for each list, in order; for the first process.
+    """Encode lists of units with all ranks of a launcher; called by rank 0, and results come in order.
 
     Args:
-        batches: texts to write.
-        codec: of this process, which takes its share.
-        header: of the store that they are for.
-        retrieval: encoder of this process.
+        batches: lists of texts to encode.
+        codec: the model of this rank, which encodes its share.
+        header: the header of the store that will hold the documents.
+        retrieval: the retrieval encoder of this rank.
 
     Raises:
-        StoreError: another process has another model.
+        StoreError: another rank has another model or retrieval encoder.
     """
-    others = range(1, dist.get_world_size())
-    waited_for: list[int] = []
+    ranks = _Ranks(_encoder(codec, header.bits, retrieval))
     try:
-        for rank in others:
-            _send([str(header.bits).encode()], rank)
-            _check_model(_receive(rank), header, rank)
-        batch = _handed_out(batches, waited_for)
-        while batch is not None:
-            written = [write_units(codec, batch, header.bits, retrieval)]
-            written += [received(_documents(_receive(rank)), header) for rank in waited_for]
-            # the others have work again before these are committed
-            waited_for.clear()
-            batch = _handed_out(batches, waited_for)
-            yield from written
+        ranks.start(header)
+        yield from _in_order(batches, ranks.submit, header, dist.get_world_size())
     finally:
-        _end(others, waited_for)
+        ranks.stop()
 
 
 def serve_rank(codec: ChunkCodec, retrieval: Encoder | None) -> None:
-    """For every other process: write what the first one sends, until it sends nothing more."""
+    """Encode what rank 0 sends until it sends nothing more; called by every other rank."""
     first = _receive(0)
     if not first:
         return
-    bits: Bits = {b"16": 16, b"8": 8, b"4": 4}[first[0]]  # type: ignore[assignment]
-    fingerprint = "" if retrieval is None else retrieval.fingerprint
-    _send([codec.header(bits).decoder.encode(), fingerprint.encode()], 0)
+    bits = StoreHeader.model_validate_json(first).bits
+    _send(_identity(codec.header(bits).decoder, None if retrieval is None else retrieval.fingerprint), 0)
+    encode = _encoder(codec, bits, retrieval)
     while message := _receive(0):
-        pairs = zip(message[::2], message[1::2], strict=True)
-        units = [Unit(name.decode(), text.decode()) for name, text in pairs]
-        _send(_flat(sent(write_units(codec, units, bits, retrieval))), 0)
+        _send(encode(message), 0)
 
 
-def _handed_out(batches: Iterator[list[Unit]], waited_for: list[int]) -> list[Unit] | None:
-    """One list for each process: this one's is given back."""
-    own = next(batches, None)
-    for rank, batch in enumerate(islice(batches, dist.get_world_size() - 1), 1):
-        _send([field.encode() for unit in batch for field in (unit.id, unit.text)], rank)
-        waited_for.append(rank)
-    return own
+def _in_order(
+    batches: Iterator[list[Unit]], submit: Submit, header: StoreHeader, limit: int
+) -> Iterator[list[StoredDocument]]:
+    """Keep at most `limit` lists in work, and yield their documents in order."""
+    waiting: deque[Callable[[], bytes]] = deque()
+    for batch in batches:
+        answer = waiting.popleft()() if len(waiting) == limit else None
+        # the next list is sent before the answer is committed, so that no process waits for the disk
+        waiting.append(submit(json.dumps([[unit.id, unit.text] for unit in batch]).encode()))
+        if answer is not None:
+            yield _unpack(answer, header)
+    while waiting:
+        yield _unpack(waiting.popleft()(), header)
 
 
-def _check_model(message: list[bytes], header: StoreHeader, rank: int) -> None:
-    if message != [header.decoder.encode(), (header.retrieval or "").encode()]:
-        raise StoreError(f"process {rank} has another model or retrieval encoder than the store; give it the same.")
+def _encoder(codec: ChunkCodec, bits: Bits, retrieval: Encoder | None) -> EncodeMessage:
+    """Return the function that every process applies to a message."""
+
+    def encode(message: bytes) -> bytes:
+        return _pack(encode_units(codec, [Unit(*unit) for unit in json.loads(message)], bits, retrieval))
+
+    return encode
 
 
-def _end(others: range, waited_for: list[int]) -> None:
-    """Nothing is left in a pipe, and everybody knows; where one is gone already the launcher ends the rest."""
-    with suppress(RuntimeError):
-        for rank in waited_for:
-            _receive(rank)
-        for rank in others:
-            _send([], rank)
+def _pack(documents: list[StoredDocument]) -> bytes:
+    """Serialize documents; torch would open a file for each tensor that it hands to another process."""
+    rows = [(document.id, document.text_sha256, document.text_bytes) for document in documents]
+    tensors = {f"{i}.{name}": t.contiguous() for i, d in enumerate(documents) for name, t in tensors_of(d).items()}
+    return save(tensors, metadata={"documents": json.dumps(rows)})
 
 
-def _flat(documents: list[Sent]) -> list[bytes]:
-    return [field for d in documents for field in (d.id.encode(), d.tensors, d.text_sha256.encode(), b"%d" % d.size)]
+def _unpack(message: bytes, header: StoreHeader) -> list[StoredDocument]:
+    size = int.from_bytes(message[:8], "little")
+    rows = json.loads(json.loads(message[8 : 8 + size])["__metadata__"]["documents"])
+    tensors: list[dict[str, torch.Tensor]] = [{} for _ in rows]
+    for key, tensor in load(message).items():
+        number, _, name = key.partition(".")
+        tensors[int(number)][name] = tensor
+    return [
+        document_of(own, header, name=name, text_sha256=digest, text_bytes=text_bytes)
+        for own, (name, digest, text_bytes) in zip(tensors, rows, strict=True)
+    ]
 
 
-def _documents(message: list[bytes]) -> list[Sent]:
-    fields = [message[i::4] for i in range(4)]
-    return [Sent(i.decode(), t, s.decode(), int(n)) for i, t, s, n in zip(*fields, strict=True)]
+_worker: dict[str, EncodeMessage] = {}
+"""The function of a worker process, set when it starts."""
 
 
-def _send(parts: list[bytes], rank: int) -> None:
-    """How many parts, how long each is, and all of them as one."""
-    dist.send(torch.tensor([len(parts)]), rank)
-    if parts:
-        dist.send(torch.tensor([len(part) for part in parts]), rank)
-        dist.send(_bytes_of(b"".join(parts)), rank)
+def _start_worker(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
+    torch.set_num_threads(threads)
+    encoder = None if retrieval is None else open_encoder(retrieval)
+    _worker["encode"] = _encoder(ChunkCodec.load(model), bits, encoder)
 
 
-def _receive(rank: int) -> list[bytes]:
-    count = torch.zeros(1, dtype=torch.long)
-    dist.recv(count, rank)
-    if not int(count):
-        return []
-    sizes = torch.zeros(int(count), dtype=torch.long)
-    dist.recv(sizes, rank)
-    body = torch.zeros(int(sizes.sum()), dtype=torch.uint8)
+def _run_worker(message: bytes) -> bytes:
+    return _worker["encode"](message)
+
+
+class _Ranks:
+    """The ranks of a launcher as a pool that takes messages in turn; rank 0 encodes when its answer is wanted."""
+
+    def __init__(self, encode: EncodeMessage) -> None:
+        self.encode = encode
+        self.turns = cycle(range(dist.get_world_size()))
+        self.busy: list[int] = []
+
+    def start(self, header: StoreHeader) -> None:
+        for rank in range(1, dist.get_world_size()):
+            _send(header.model_dump_json().encode(), rank)
+            if _receive(rank) != _identity(header.decoder, header.retrieval):
+                raise StoreError(
+                    f"process {rank} has another model or retrieval encoder than the store; give it the same."
+                )
+
+    def submit(self, message: bytes) -> Callable[[], bytes]:
+        rank = next(self.turns)
+        if not rank:
+            return partial(self.encode, message)
+        _send(message, rank)
+        self.busy.append(rank)
+        return partial(self._answer, rank)
+
+    def _answer(self, rank: int) -> bytes:
+        self.busy.remove(rank)
+        return _receive(rank)
+
+    def stop(self) -> None:
+        """Receive what is still on its way and end the other ranks; the launcher ends the rest if one is gone."""
+        with suppress(RuntimeError):
+            for rank in self.busy:
+                _receive(rank)
+            for rank in range(1, dist.get_world_size()):
+                _send(b"", rank)
+
+
+def _identity(decoder: str, retrieval: str | None) -> bytes:
+    return f"{decoder} {retrieval or ''}".encode()
+
+
+def _send(content: bytes, rank: int) -> None:
+    dist.send(torch.tensor([len(content)]), rank)
+    if content:
+        dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), rank)
+
+
+def _receive(rank: int) -> bytes:
+    size = torch.zeros(1, dtype=torch.long)
+    dist.recv(size, rank)
+    body = torch.zeros(int(size), dtype=torch.uint8)
     if len(body):
         dist.recv(body, rank)
-    return [part.numpy().tobytes() for part in body.split(sizes.tolist())]
-
-
-def _bytes_of(content: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return body.numpy().tobytes()

@@ -1,6 +1,6 @@
-"""Memories in fewer bits: fp16, int8 or packed int4, one scale per vector.
+"""Quantization of memories to fp16, int8 or packed int4, with one scale per vector.
 
-Symmetric rounding: the largest absolute number of a vector becomes the largest code (127 or 7); zero stays zero.
+Rounding is symmetric: the largest absolute number of a vector becomes the largest code (127 or 7), and zero stays zero.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _SCALE_BITS = 16
 
 @dataclass(frozen=True)
 class QuantizedMemories:
-    """Vectors in few bits.
+    """Vectors of rounded numbers.
 
     Attributes:
-        values: (..., numbers) fp16 or int8; (..., numbers rounded up to even / 2) uint8 for int4, two numbers a byte.
-        scale: (..., 1) fp16, None for fp16 values.
-        bits: 16, 8 or 4.
-        numbers: numbers in one vector.
+        values: (..., numbers) in fp16 or int8; for int4 (..., ceil(numbers / 2)) in uint8, two numbers in a byte.
+        scale: (..., 1) in fp16; None for fp16 values.
+        bits: bits of one number: 16, 8 or 4.
+        numbers: the length of one vector.
     """
 
     values: Tensor
@@ -36,21 +36,25 @@ class QuantizedMemories:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of values and scales."""
+        """The size of values and scales in bytes."""
         scales = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
         return self.values.numel() * self.values.element_size() + scales
 
 
 def bits_per_vector(numbers: int, bits: Bits) -> int:
-    """Bits that one vector takes, its scale included."""
+    """Return the bits of one vector, including its scale."""
     return numbers * bits + (0 if bits == 16 else _SCALE_BITS)
 
 
 def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> QuantizedMemories:
     """Round each vector.
 
+    Args:
+        memories: (..., numbers), finite.
+        bits: bits of one number: 16, 8 or 4.
+
     Raises:
-        MemoryShapeError: values that are not finite, or other bits.
+        MemoryShapeError: values are not finite, or `bits` is another number.
     """
     if not bool(torch.isfinite(memories).all()):
         bad = int((~torch.isfinite(memories)).sum())
@@ -71,7 +75,7 @@ def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> Quantized
 
 
 def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
-    """The vectors in fp32, as near as the rounding left them."""
+    """Return the rounded vectors in fp32, (..., numbers)."""
     if quantized.scale is None:
         return quantized.values.float()
     codes = quantized.values if quantized.bits == 8 else _unpacked(quantized.values)[..., : quantized.numbers]
@@ -79,7 +83,7 @@ def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
 
 
 def rows_of(memories: QuantizedMemories, rows: slice | Int[Tensor, " chosen"]) -> QuantizedMemories:
-    """Some of the memories."""
+    """Return the memories of some rows."""
     scale = None if memories.scale is None else memories.scale[rows]
     return QuantizedMemories(memories.values[rows], scale, memories.bits, memories.numbers)
 
@@ -88,10 +92,10 @@ ROUNDINGS = ("none", "fp16", "int8", "int4", "binary")
 
 
 def rounded(vectors: Float[Tensor, "*batch numbers"], kind: str) -> Float[Tensor, "*batch numbers"]:
-    """What is left of vectors kept in fewer bits, in fp32; "binary" keeps signs only.
+    """Return vectors in fp32 after rounding them to one of ROUNDINGS; "binary" keeps only signs.
 
     Raises:
-        MemoryShapeError: values that are not finite, or another kind.
+        MemoryShapeError: values are not finite, or the kind is unknown.
     """
     if kind == "none":
         return vectors.float()
@@ -104,7 +108,7 @@ def rounded(vectors: Float[Tensor, "*batch numbers"], kind: str) -> Float[Tensor
 
 
 def _packed(codes: Tensor) -> Tensor:
-    """Two codes of -7..7 in one byte, the first in the low half."""
+    """Pack two codes of -7..7 into one byte, the first in the low half."""
     shifted = torch.nn.functional.pad((codes + 8).to(torch.uint8), (0, codes.shape[-1] % 2))
     return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
 

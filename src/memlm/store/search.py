@@ -1,6 +1,6 @@
-"""Exact nearest chunks by cosine: one product with all vectors of a store.
+"""Exact search for the nearest chunks by cosine, as one matrix product with all vectors of a store.
 
-Vectors are read once, made as long as one, and kept in fp32: a million of 128 numbers are half a gigabyte.
+Vectors are read once, normalized and kept in fp32; a million vectors of 128 numbers take half a gigabyte.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ROWS = 2**16
 
 @dataclass(frozen=True)
 class Hit:
-    """A chunk near the query.
+    """A chunk that was found.
 
     Attributes:
-        id: its document.
-        part: of a long document, which of its parts; else None.
-        chunk: which chunk of the document or part, from 0.
-        score: cosine, -1 to 1.
+        id: the document.
+        part: the number of its part, from 0, in a long document; otherwise None.
+        chunk: the number of the chunk in the document or part, from 0.
+        score: the cosine to the query, -1 to 1.
     """
 
     id: str
@@ -41,21 +41,21 @@ class Hit:
 
 
 class StoreSearch:
-    """All vectors of a store, or those of some documents, at the time of reading."""
+    """The vectors of a store, or of some of its documents, at the time of reading."""
 
     def __init__(self, store: MemoryStore, *, documents: Iterable[str] | None = None) -> None:
-        """Read them.
+        """Read the vectors.
 
         Args:
-            store: what is searched.
-            documents: ids; all where None.
+            store: the store to search.
+            documents: ids of the documents to search; all by default.
 
         Raises:
-            StoreError: an id that is not there.
+            StoreError: a document does not exist.
             DamagedStoreError: a segment is not what was written.
         """
-        wanted = None if documents is None else {store.entry(name).id for name in documents}
-        entries = _searched(store, wanted)
+        chosen = None if documents is None else {store.entry(name).id for name in documents}
+        entries = _visible_entries(store, chosen)
         by_segment: dict[int, list[Entry]] = {}
         for entry in entries:
             by_segment.setdefault(entry.segment, []).append(entry)
@@ -66,27 +66,31 @@ class StoreSearch:
         self._first: list[int] = []
         self._owners: list[Entry] = []
         row = 0
-        for segment, kept in store.searched():
+        for segment, stored in store.search_vectors():
             for entry in by_segment.get(segment.number, []):
                 self._first.append(row)
                 self._owners.append(entry)
                 for rows in torch.arange(entry.first_chunk, entry.first_chunk + entry.chunks).split(_ROWS):
-                    numbers = dequantize(rows_of(kept, rows)).flatten(1)
+                    numbers = dequantize(rows_of(stored, rows)).flatten(1)
                     self.vectors[row : row + len(rows)] = F.normalize(numbers, dim=-1)
                     row += len(rows)
         if row != count:
             raise StoreError(f"'{store.folder}' was compacted while it was read; search again.")
 
     def __len__(self) -> int:
-        """Chunks."""
+        """Return the number of chunks."""
         return len(self.vectors)
 
     def nearest(self, query: Float[Tensor, "queries numbers"], k: int = 10) -> list[Hit]:
-        """The chunks nearest to any of the query's vectors, best first; fewer where the store has fewer.
+        """Return the chunks nearest to any of the query's vectors, best first; at most as many as there are.
+
+        Args:
+            query: (queries, numbers).
+            k: the number of chunks.
 
         Raises:
-            UserError: k below 1.
-            MemoryShapeError: vectors of another width, or values that are not finite.
+            UserError: k is below 1.
+            MemoryShapeError: the vectors have another width, or values that are not finite.
         """
         if k < 1:
             raise UserError(f"k ({k}) must be at least 1.")
@@ -103,13 +107,13 @@ class StoreSearch:
         return [self._hit(row, score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
     def _hit(self, row: int, score: float) -> Hit:
-        place = bisect_right(self._first, row) - 1
-        name, _, part = owner_of(self._owners[place].id)
-        return Hit(name, part, row - self._first[place], score)
+        owner = bisect_right(self._first, row) - 1
+        name, _, part = owner_of(self._owners[owner].id)
+        return Hit(name, part, row - self._first[owner], score)
 
 
-def _searched(store: MemoryStore, wanted: set[str] | None) -> list[Entry]:
-    """Documents with chunks, and the parts of long ones that are all there."""
+def _visible_entries(store: MemoryStore, chosen: set[str] | None) -> list[Entry]:
+    """Return documents with chunks, and the parts of long documents that are complete."""
     entries = list(store.entries())
     parts = {e.id: named_parts(store.read(e.id)) for e in entries if not is_part(e.id) and not e.chunks and e.num_bytes}
 
@@ -118,4 +122,4 @@ def _searched(store: MemoryStore, wanted: set[str] | None) -> list[Entry]:
         named = parts.get(name)
         return generation is None or (named is not None and named[0] == generation)
 
-    return [e for e in entries if e.chunks and visible(e) and (wanted is None or owner_of(e.id)[0] in wanted)]
+    return [e for e in entries if e.chunks and visible(e) and (chosen is None or owner_of(e.id)[0] in chosen)]

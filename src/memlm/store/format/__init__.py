@@ -1,1 +1,1 @@
-"""The bytes of a store on disk: header, documents, segments, index and seal."""
+"""The files of a store: header, documents, segments, index, seal, transactions and checks."""

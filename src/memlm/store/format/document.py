@@ -1,4 +1,4 @@
-"""One document as a store keeps it: rounded memories, and what is needed beside them to give its text back exactly."""
+"""A document as it is stored: rounded memories, and the corrections that make its text exact."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from memlm.store.format.header import StoreHeader
 from memlm.store.quantize import QuantizedMemories
 
 LONGEST_ID = 1024
-"""Bytes."""
+"""The greatest size of an id in bytes."""
 _PART = "\x1f"
-"""Between a long document's id and what counts its parts; no id has it (check_id)."""
+"""The separator between a long document's id and the numbers of its part; `check_id` forbids it in ids."""
 _MANIFEST = b"parts "
-"""No corrections begin so (memlm.store.corrections)."""
+"""The beginning of a manifest; no corrections begin so (`memlm.store.corrections`)."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class StoredDocument:
     Attributes:
         id: any text of 1 to 1,024 bytes without control characters.
         memories: (chunks, memories, numbers), rounded.
-        tokens: (chunks,), tokens of each chunk.
-        right: (chunks,), those of them that the memory gives back by itself.
+        tokens: (chunks,), number of tokens in each chunk.
+        num_correct: (chunks,), tokens that the memory alone gives back.
         corrections: bytes that turn what the memories give back into the text.
-        text_sha256: of the text's UTF-8 bytes.
-        text_bytes: how many those are.
-        vectors: (chunks, numbers), rounded: a retrieval encoder's of each chunk's text, where the store has one.
+        text_sha256: SHA-256 of the text in UTF-8.
+        text_bytes: size of the text in UTF-8.
+        vectors: (chunks, numbers), rounded: a retrieval encoder's vectors of each chunk's text, if the store has one.
     """
 
     id: str
@@ -48,47 +48,47 @@ class StoredDocument:
 
     @property
     def fidelity(self) -> Float[Tensor, " chunks"]:
-        """Share of each chunk's tokens that its memory gives back."""
+        """The share of each chunk's tokens that its memory gives back, (chunks,)."""
         return self.num_correct / self.tokens.clamp(min=1)
 
 
 def part_id(name: str, generation: int, number: int) -> str:
-    """Under which a part of a long document is kept, hidden from lists.
+    """Return the id of a part of a long document, which lists of documents leave out.
 
     Args:
         name: the document's id.
-        generation: 0 or 1: the parts of a replacement stand beside those that it will replace.
-        number: of the part, from 0.
+        generation: 0 or 1; the parts of a replacement are stored beside those that it will replace.
+        number: the part, from 0.
     """
     return f"{name}{_PART}{generation}{_PART}{number}"
 
 
 def is_part(name: str) -> bool:
-    """Whether this is a part's id."""
+    """Return True for the id of a part."""
     return _PART in name
 
 
 def owner_of(name: str) -> tuple[str, int | None, int | None]:
-    """The document that an id belongs to, and the generation and number of its part, None where it is no part."""
+    """Split an id into the document's id and the generation and number of its part, None for a document."""
     owner, *part = name.split(_PART)
     return (owner, int(part[0]), int(part[1])) if part else (owner, None, None)
 
 
 def part_ids(name: str, generation: int, count: int) -> Iterator[str]:
-    """Of a document's parts, in order."""
+    """Iterate over the ids of a document's parts in order."""
     return (part_id(name, generation, number) for number in range(count))
 
 
 def manifest_of(generation: int, count: int) -> bytes:
-    """What stands in place of a long document's corrections: which parts it has."""
+    """Return the bytes that name the parts of a long document; they are stored instead of corrections."""
     return _MANIFEST + f"{generation} {count}".encode()
 
 
 def named_parts(document: StoredDocument) -> tuple[int, int] | None:
-    """Generation and number of a long document's parts; None where it is a text of its own.
+    """Return the generation and the number of a long document's parts; None for a document without parts.
 
     Raises:
-        DamagedStoreError: it names no parts that could be.
+        DamagedStoreError: the manifest cannot be read.
     """
     if len(document.tokens) or not document.corrections.startswith(_MANIFEST):
         return None
@@ -100,10 +100,10 @@ def named_parts(document: StoredDocument) -> tuple[int, int] | None:
 
 
 def check_id(name: str) -> None:
-    """An id is shown on one line and is bounded; it never becomes a path.
+    """Check that an id fits on one line and is not too long; an id never becomes a path.
 
     Raises:
-        StoreError: empty, too long, or with characters that cannot be shown.
+        StoreError: the id is empty, too long, or has characters that cannot be printed.
     """
     try:
         size = len(name.encode())
@@ -116,7 +116,7 @@ def check_id(name: str) -> None:
 
 
 def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
-    """Its tensors by the names they have in a segment, corrections as bytes."""
+    """Return a document's tensors by their names in a segment; corrections become a tensor of bytes."""
     found = {
         "values": document.memories.values,
         "tokens": document.tokens.to(torch.int32),
@@ -137,7 +137,7 @@ def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
 def document_of(
     tensors: dict[str, Tensor], header: StoreHeader, *, name: str, text_sha256: str, text_bytes: int
 ) -> StoredDocument:
-    """What `tensors_of` took apart."""
+    """Build a document from the result of `tensors_of`."""
     memories = QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
     return StoredDocument(
         id=name,
@@ -152,14 +152,14 @@ def document_of(
 
 
 def vectors_of(tensors: dict[str, Tensor], header: StoreHeader) -> QuantizedMemories | None:
-    """A retrieval encoder's vectors, where the store has one."""
+    """Return a retrieval encoder's vectors, or None if the store has none."""
     if header.retrieval_numbers is None:
         return None
     return QuantizedMemories(tensors["vectors"], tensors.get("vector_scale"), header.bits, header.retrieval_numbers)
 
 
 def data_hash(tensors: dict[str, Tensor]) -> str:
-    """Over names, kinds, shapes and bytes of a document's tensors."""
+    """Return the SHA-256 over names, types, shapes and bytes of a document's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

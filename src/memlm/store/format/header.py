@@ -1,4 +1,4 @@
-"""What a store is of: the models that wrote it, and how its memories are kept. Written once."""
+"""The header of a store: the models that wrote it and the format of its memories. It is written once."""
 
 from __future__ import annotations
 
@@ -13,70 +13,70 @@ from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import write_file_atomic
 
 FORMAT = 1
-"""Raised when an older memlm could not read what is written."""
+"""The version of the format; it grows when an older memlm could not read the files."""
 NAME = "store.json"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class StoreHeader(BaseModel):
-    """What every document of a store shares."""
+    """The settings that all documents of a store share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
-    """Version of the files."""
+    """Version of the format."""
     encoder: Hash
     """Fingerprint of the encoder that wrote the memories."""
     decoder: Hash
-    """Fingerprint of the model that reads them; corrections are of its reading."""
+    """Fingerprint of the model that reads them; corrections belong to this model."""
     tokenizer: Hash
-    """Of the tokenizer's rules and words."""
+    """Fingerprint of the tokenizer's rules and vocabulary."""
     chunk_length: Size
-    """Tokens that one group of memories stands for."""
+    """Tokens in a chunk."""
     memories_per_chunk: Size
-    """Vectors of one chunk."""
+    """Memory vectors of one chunk."""
     numbers: Size
-    """Numbers in one vector."""
+    """Numbers in one memory vector."""
     bits: Literal[16, 8, 4] = 8
-    """Bits that one number is kept in."""
+    """Bits of one stored number."""
     model: Annotated[str, Field(max_length=4096)] | None = None
-    """Where that model was: a hint, checked against the fingerprints."""
+    """Folder of the model when the store was made; the fingerprints decide."""
     retrieval: Annotated[str, Field(max_length=256)] | None = None
-    """Fingerprint of an encoder whose vectors are searched; memories are where there is none."""
+    """Fingerprint of the encoder whose vectors are searched; without one, memories are searched."""
     retrieval_numbers: Size | None = None
-    """Numbers in one of its vectors, kept in as many bits each."""
+    """Numbers in one of its vectors; each has `bits` bits."""
     retrieval_model: Annotated[str, Field(max_length=4096)] | None = None
-    """Where it was: a hint."""
+    """Folder or id of that encoder when the store was made."""
 
 
 def write_header(folder: Path, header: StoreHeader) -> None:
-    """Write it, with a hash of its own."""
+    """Write a header together with its hash."""
     values = header.model_dump(mode="json")
     write_file_atomic(folder / NAME, json.dumps({**values, "sha256": _hash_of(values)}, indent=2) + "\n")
 
 
 def read_header(folder: Path) -> StoreHeader:
-    """Read and check it.
+    """Read a header and check its hash.
 
     Raises:
-        StoreError: no store there, or one of a newer format.
-        DamagedStoreError: not what was written.
+        StoreError: the folder is not a store, or has a newer format.
+        DamagedStoreError: the header is not what was written.
     """
     path = folder / NAME
     if not path.is_file():
-        raise StoreError(f"'{folder}' is no store of memories (it has no {NAME}); memlm remember makes one.")
+        raise StoreError(f"'{folder}' is not a store of memories (it has no {NAME}); create one with memlm remember.")
     try:
         text = path.read_bytes()
         values: Any = json.loads(text)
-        kept = values.pop("sha256")
+        digest = values.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedStoreError(f"'{path}' is damaged ({' '.join(str(error).split())}); restore it.") from error
     newer = values.get("format")
-    if isinstance(newer, int) and newer > FORMAT and kept == _hash_of(values):
+    if isinstance(newer, int) and newer > FORMAT and digest == _hash_of(values):
         raise StoreError(f"'{folder}' has format {newer}, this memlm reads up to {FORMAT}; install a newer memlm.")
-    # spaces are not part of the values, and a flipped one must not go unseen
-    if kept != _hash_of(values) or text != (json.dumps({**values, "sha256": kept}, indent=2) + "\n").encode():
+    # the hash covers values, not spaces, so the exact text is compared too
+    if digest != _hash_of(values) or text != (json.dumps({**values, "sha256": digest}, indent=2) + "\n").encode():
         raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it.")
     try:
         return StoreHeader(**values)

@@ -1,10 +1,8 @@
-"""The index: which documents there are and where they stand, in SQLite (WAL), every row under a hash of its own.
+"""The index of a store: documents and where they are stored, in SQLite (WAL), with a hash for every row.
 
-SQLite makes a write whole or not at all, also when the power goes; it does not see a flipped bit. So each row carries a
+SQLite makes a write atomic, also on a loss of power, but it does not detect a flipped bit. Therefore each row carries a
 seal (a hash of its fields), and one row of state carries the sum of all seals: no row can change, vanish or come back
-unseen.
-
-A file beside it, `seal.json`, holds a hash of the whole index at rest, so that a flipped bit is seen where no row is.
+without being noticed. The file `seal.json` holds a hash of the index file at rest, which covers the bytes between rows.
 """
 
 from __future__ import annotations
@@ -44,7 +42,18 @@ CREATE TABLE state (
 
 @dataclass(frozen=True)
 class Entry:
-    """A document as the index knows it, in the order of its columns."""
+    """The index's row of a document, in the order of its columns.
+
+    Attributes:
+        id: the document, or a part of a long one.
+        order: its place in the order of writing.
+        segment, first_chunk, chunks, first_byte, num_bytes: see `SegmentSlice`.
+        text_sha256: hash of its text in UTF-8.
+        text_bytes: size of its text in UTF-8.
+        tokens: number of its tokens.
+        num_correct: tokens that its memories alone give back.
+        data_sha256: hash of its tensors.
+    """
 
     id: str
     order: int
@@ -60,19 +69,27 @@ class Entry:
     data_sha256: str
 
     @property
-    def place(self) -> SegmentSlice:
-        """Where its tensors are."""
+    def location(self) -> SegmentSlice:
+        """The part of a segment that holds the document's tensors."""
         return SegmentSlice(self.segment, self.first_chunk, self.chunks, self.first_byte, self.num_bytes)
 
     @property
     def fidelity(self) -> float:
-        """Share of its tokens that its memories give back by themselves; 1 where it has none."""
+        """The share of tokens that the memories alone give back; 1 for a document without tokens."""
         return self.num_correct / self.tokens if self.tokens else 1.0
 
 
 @dataclass(frozen=True)
 class State:
-    """What all rows together are."""
+    """The index's row of state.
+
+    Attributes:
+        commits: number of changes so far.
+        next_place: the order of the next document.
+        next_segment: the number of the next segment.
+        documents: number of rows of documents.
+        root: sum of the seals of all rows.
+    """
 
     commits: int
     next_place: int
@@ -82,16 +99,16 @@ class State:
 
 
 class Index:
-    """One connection, for reading or for one writer."""
+    """A connection to the index, for a reader or for the only writer."""
 
     def __init__(self, folder: Path, *, write: bool) -> None:
         self.path = folder / NAME
-        with self._damage_said():
+        with self._errors():
             self._connection = _connect(self.path, write=write)
 
     @staticmethod
     def create(folder: Path) -> None:
-        """An index without documents."""
+        """Create an index without documents."""
         connection = sqlite3.connect(folder / NAME, isolation_level=None)
         with _closing(connection):
             connection.execute("PRAGMA journal_mode=WAL")
@@ -100,13 +117,13 @@ class Index:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the connection."""
         self._connection.close()
 
     @contextmanager
     def snapshot(self) -> Generator[None]:
-        """What is read inside is of one moment, whatever is written beside it."""
-        with self._damage_said():
+        """Read a single state of the index inside the block, whatever is written meanwhile."""
+        with self._errors():
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -114,12 +131,12 @@ class Index:
                 self._connection.execute("ROLLBACK")
 
     def state(self) -> State:
-        """The state.
+        """Return the row of state.
 
         Raises:
-            DamagedStoreError: it is not what was written.
+            DamagedStoreError: the row is not what was written.
         """
-        with self._damage_said():
+        with self._errors():
             row = self._connection.execute(
                 "SELECT commits, next_place, next_segment, documents, root, seal FROM state"
             ).fetchone()
@@ -129,22 +146,22 @@ class Index:
         return State(commits, next_place, next_segment, documents, int(root, 16))
 
     def find(self, name: str) -> Entry | None:
-        """A document, or None."""
+        """Return the row of a document, or None."""
         if any("\ud800" <= character <= "\udfff" for character in name):
-            return None  # half a character: SQLite would not take it
-        with self._damage_said():
+            return None  # SQLite takes no half of a surrogate pair
+        with self._errors():
             row = self._connection.execute("SELECT * FROM documents WHERE id = ?", (name,)).fetchone()
         return None if row is None else self._entry(row)
 
     def entries(self) -> Iterator[Entry]:
-        """All documents in the order in which they were written."""
-        with self._damage_said():
+        """Iterate over all rows of documents in the order of writing."""
+        with self._errors():
             for row in self._connection.execute("SELECT * FROM documents ORDER BY place"):
                 yield self._entry(row)
 
     def segments(self) -> list[Segment]:
-        """All segments by number."""
-        with self._damage_said():
+        """Return all rows of segments by number."""
+        with self._errors():
             rows = self._connection.execute("SELECT * FROM segments ORDER BY number").fetchall()
         for row in rows:
             if row[-1] != _seal(row[:-1]):
@@ -159,13 +176,13 @@ class Index:
         add_segments: Iterable[Segment] = (),
         remove_segments: Iterable[int] = (),
     ) -> None:
-        """All of it or nothing; removed before added, so that an id may be in both.
+        """Change rows in one commit; rows are removed before others are added, so an id may be in both.
 
         Raises:
-            StoreError: the disk is full or the folder cannot be written; the index is as it was.
+            StoreError: the disk is full or the folder cannot be written; the index is unchanged.
         """
         run = self._connection.execute
-        with self._damage_said():
+        with self._errors():
             run("BEGIN IMMEDIATE")
             try:
                 state = self.state()
@@ -191,13 +208,13 @@ class Index:
                 raise
 
     def settle(self) -> bool:
-        """Move what was written into the main file; False where a reader is in the way."""
-        with self._damage_said():
+        """Move commits into the main file; return False if a reader prevents it."""
+        with self._errors():
             busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
     def problems(self) -> list[str]:
-        """Everything in the index that is not as it was written, one line each."""
+        """Return one line for each problem of the index."""
         try:
             with self.snapshot():
                 wrong = [row[0] for row in self._connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
@@ -223,15 +240,15 @@ class Index:
             raise self._damaged(f"its row of document {ascii(row[0])[:60]}")
         return Entry(*row[:-1])  # type: ignore[arg-type]  (the seal says that they are what was written)
 
-    def _damaged(self, what: str) -> DamagedStoreError:
-        return DamagedStoreError(f"'{self.path}' is damaged ({what} is not what was written); restore it from a copy.")
+    def _damaged(self, part: str) -> DamagedStoreError:
+        return DamagedStoreError(f"'{self.path}' is damaged ({part} is not what was written); restore it from a copy.")
 
     @contextmanager
-    def _damage_said(self) -> Generator[None]:
+    def _errors(self) -> Generator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            # a full disk, a lock; also what a damaged file can look like
+            # a full disk or a lock; a damaged file can look the same
             raise StoreError(f"'{self.path}': {error}; nothing was changed.") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
             raise DamagedStoreError(f"'{self.path}' is damaged ({error}); restore it from a copy.") from error
@@ -247,9 +264,9 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
         isolation_level=None,
         timeout=_BUSY_SECONDS,
     )
-    # a commit is on the disk when it is said to be
+    # a commit is on the disk when it returns
     connection.execute("PRAGMA synchronous=FULL")
-    # nothing in a damaged or foreign file may run as code
+    # no code in a damaged or foreign file may run
     connection.execute("PRAGMA trusted_schema=OFF")
     return connection
 
@@ -264,7 +281,7 @@ def _seal_of(row: Entry | Segment) -> int:
 
 
 def _seal(values: Iterable[object]) -> str:
-    # bytes that a damaged row may hold have no JSON: they get their own writing, which no written row has
+    # a damaged row may hold bytes, which JSON lacks; their repr differs from every written row
     return hashlib.sha256(json.dumps(list(values), default=repr).encode()).hexdigest()
 
 
@@ -281,24 +298,28 @@ SEAL = "seal.json"
 
 @dataclass(frozen=True)
 class Seal:
-    """The index after so many commits."""
+    """The state of the index file at rest.
+
+    Attributes:
+        commits: number of commits.
+        index_sha256: hash of the file; None if a reader kept the last commits out of the main file.
+    """
 
     commits: int
     index_sha256: str | None
-    """None where a reader kept the last commits from the main file."""
 
 
 def write_seal(folder: Path, commits: int, *, settled: bool) -> None:
-    """Of the index as it is now."""
+    """Write the seal of the index as it is now."""
     seal = Seal(commits, file_hash(folder / NAME) if settled else None)
     write_file_atomic(folder / SEAL, _seal_text(seal))
 
 
 def read_seal(folder: Path) -> Seal:
-    """Read and check it.
+    """Read the seal and check its hash.
 
     Raises:
-        DamagedStoreError: missing, or not what was written.
+        DamagedStoreError: the file is missing, or is not what was written.
     """
     path = folder / SEAL
     try:

@@ -1,4 +1,4 @@
-"""Segments: safetensors files that hold documents one after the other, written once and never changed."""
+"""Segments: safetensors files that hold documents one after the other; they are written once and never changed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from memlm.store.format.document import StoredDocument, data_hash, tensors_of
 FOLDER = "segments"
 _BYTES = "corrections"
 _PIECE = 2**22
+"""Bytes that are read at once."""
 
 
 @dataclass(frozen=True)
 class SegmentSlice:
-    """Where a document stands: its segment, its chunks and its corrections there."""
+    """The part of a segment that holds a document.
+
+    Attributes:
+        segment: number of the segment.
+        first_chunk: its first chunk in the segment.
+        chunks: number of its chunks.
+        first_byte: the first byte of its corrections in the segment.
+        num_bytes: size of its corrections.
+    """
 
     segment: int
     first_chunk: int
@@ -33,7 +42,14 @@ class SegmentSlice:
 
 @dataclass(frozen=True)
 class Segment:
-    """What the index knows of a segment."""
+    """The index's row of a segment.
+
+    Attributes:
+        number: of the segment, from 0.
+        sha256: hash of the file.
+        size: of the file in bytes.
+        chunks: number of chunks in it.
+    """
 
     number: int
     sha256: str
@@ -42,40 +58,39 @@ class Segment:
 
 
 def segment_path(folder: Path, number: int) -> Path:
-    """Its file."""
+    """Return the file of a segment."""
     return folder / FOLDER / f"{number:010d}.safetensors"
 
 
 def write_segment(
     folder: Path, number: int, documents: Sequence[StoredDocument]
 ) -> tuple[Segment, list[tuple[SegmentSlice, str]]]:
-    """Documents as one file, there whole or not at all; each one's place and the hash of its data."""
+    """Write documents as one file, atomically; return each document's slice and the hash of its data."""
     parts = [tensors_of(document) for document in documents]
     path = segment_path(folder, number)
     write_tensors_atomic(path, {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]})
-    places: list[tuple[SegmentSlice, str]] = []
+    slices: list[tuple[SegmentSlice, str]] = []
     chunk = byte = 0
     for part in parts:
-        place = SegmentSlice(number, chunk, len(part["values"]), byte, len(part[_BYTES]))
-        places.append((place, data_hash(part)))
-        chunk, byte = chunk + place.chunks, byte + place.num_bytes
-    return Segment(number, file_hash(path), path.stat().st_size, chunk), places
+        own = SegmentSlice(number, chunk, len(part["values"]), byte, len(part[_BYTES]))
+        slices.append((own, data_hash(part)))
+        chunk, byte = chunk + own.chunks, byte + own.num_bytes
+    return Segment(number, file_hash(path), path.stat().st_size, chunk), slices
 
 
-def read_tensors_at(folder: Path, place: SegmentSlice) -> dict[str, Tensor]:
-    """A document's tensors; nothing else of the segment is read.
+def read_tensors_at(folder: Path, location: SegmentSlice) -> dict[str, Tensor]:
+    """Read a document's tensors and nothing else of the segment.
 
     Raises:
         DamagedStoreError: the file is missing, cut short or not a segment.
     """
-    path = segment_path(folder, place.segment)
+    path = segment_path(folder, location.segment)
     found: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
-                first, count = (
-                    (place.first_byte, place.num_bytes) if name == _BYTES else (place.first_chunk, place.chunks)
-                )
+                chunks, size = (location.first_chunk, location.chunks), (location.first_byte, location.num_bytes)
+                first, count = size if name == _BYTES else chunks
                 found[name] = file.get_slice(name)[first : first + count]
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamagedStoreError(
@@ -86,7 +101,7 @@ def read_tensors_at(folder: Path, place: SegmentSlice) -> dict[str, Tensor]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):

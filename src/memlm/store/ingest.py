@@ -1,0 +1,283 @@
+"""From texts to stored documents: which parts must be encoded, in which batches, and what becomes visible with them.
+
+A text of more than one part (`memlm.data.corpus.parts_of`) is stored as hidden documents, one for each part. One more
+document names the parts and makes the text visible; it is committed when all parts are stored. An interrupted text
+continues behind the parts that are stored already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import torch
+
+from memlm.data.corpus import parts_of
+from memlm.encoders import Encoder
+from memlm.errors import StoreError
+from memlm.store.codec import ChunkCodec, WrittenChunks, chunk_sizes
+from memlm.store.corrections import pack
+from memlm.store.format.document import StoredDocument, check_id, manifest_of, named_parts, part_id, part_ids
+from memlm.store.memory_store import MemoryStore
+from memlm.store.quantize import Bits, QuantizedMemories, quantize, rows_of
+
+Outcome = Literal["written", "replaced", "unchanged"]
+Progress = Callable[[int, int], None]
+"""A callback that receives bytes of text that are stored, and how many of their tokens were encoded now."""
+_BATCH_CHARACTERS = 2**16
+"""The least number of characters that are encoded and committed together."""
+
+
+@dataclass(frozen=True)
+class AddOutcome:
+    """The result of adding one document.
+
+    Attributes:
+        id: the document.
+        outcome: "written", "replaced" or "unchanged".
+        text_bytes: size of its text in UTF-8.
+    """
+
+    id: str
+    outcome: Outcome
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A text, or a part of a long one, that has to be encoded."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text whose units are all encoded.
+
+    Attributes:
+        manifest: the document that makes a long text visible; None for a text of one part.
+        remove: ids that the text replaces.
+        outcome: the result to report.
+    """
+
+    manifest: StoredDocument | None
+    remove: tuple[str, ...]
+    outcome: AddOutcome
+
+
+def encode_units(
+    codec: ChunkCodec, units: Sequence[Unit], bits: Bits, retrieval: Encoder | None = None
+) -> list[StoredDocument]:
+    """Encode texts as stored documents; the result for one text does not depend on the others.
+
+    Args:
+        codec: the model that writes and reads memories.
+        units: texts with ids.
+        bits: bits of a stored number.
+        retrieval: an encoder whose vectors of each chunk's text are stored for search.
+    """
+    tokens = codec.tokens([unit.text for unit in units])
+    written = codec.write(tokens, bits)
+    vectors = None if retrieval is None else _retrieval_vectors(codec, tokens, bits, retrieval)
+    documents: list[StoredDocument] = []
+    first = 0
+    for unit, ids in zip(units, tokens, strict=True):
+        rows = slice(first, first + len(chunk_sizes(len(ids), codec.chunk_length)))
+        part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.num_correct[rows])
+        documents.append(_document(codec, unit, ids, part, None if vectors is None else rows_of(vectors, rows)))
+        first = rows.stop
+    return documents
+
+
+def _retrieval_vectors(codec: ChunkCodec, tokens: list[list[int]], bits: Bits, retrieval: Encoder) -> QuantizedMemories:
+    length = codec.chunk_length
+    texts = [codec.piece(ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)]
+    return quantize(retrieval.encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
+
+
+def _document(
+    codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks, vectors: QuantizedMemories | None
+) -> StoredDocument:
+    content = unit.text.encode()
+    # only the last chunk may have positions behind its text, so the ranks of the text come first
+    ranks = written.ranks.flatten()[: len(ids)]
+    by_tokens = codec.text(ids).encode() == content
+    return StoredDocument(
+        id=unit.id,
+        memories=written.memories,
+        tokens=torch.tensor(chunk_sizes(len(ids), codec.chunk_length), dtype=torch.int32),
+        num_correct=written.num_correct,
+        corrections=pack(ranks, torch.tensor(ids, dtype=torch.long), content, by_tokens=by_tokens),
+        text_sha256=hashlib.sha256(content).hexdigest(),
+        text_bytes=len(content),
+        vectors=vectors,
+    )
+
+
+class UnitBatches:
+    """Lists of units to encode, and the texts that are complete with each list.
+
+    Iterating yields the lists. `completions` holds one list of `Completion` for each list that was yielded, and a last
+    one for texts that needed no encoding.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        documents: Iterable[tuple[str, Iterable[str]]],
+        *,
+        replace: bool,
+        progress: Progress,
+    ) -> None:
+        self.completions: list[list[Completion]] = []
+        self._plan = _planned(store, documents, replace, progress)
+
+    def __iter__(self) -> Iterator[list[Unit]]:
+        batch: list[Unit] = []
+        completed: list[Completion] = []
+        size = 0
+        for item in self._plan:
+            if isinstance(item, Completion):
+                completed.append(item)
+                continue
+            if size >= _BATCH_CHARACTERS:
+                self.completions.append(completed)
+                yield batch
+                batch, completed, size = [], [], 0
+            batch.append(item)
+            size += len(item.text)
+        self.completions.append(completed)
+        if batch:
+            yield batch
+
+
+def _planned(
+    store: MemoryStore, documents: Iterable[tuple[str, Iterable[str]]], replace: bool, progress: Progress
+) -> Iterator[Unit | Completion]:
+    seen: set[str] = set()
+    for name, stream in documents:
+        check_id(name)
+        if name in seen:
+            raise StoreError(f"document {ascii(name)[:80]} is given twice; give each an id of its own.")
+        seen.add(name)
+        yield from _DocumentPlan(store, name, replace=replace, progress=progress).units(stream)
+
+
+class _DocumentPlan:
+    """The units and the completion of one text, given what the store holds of it."""
+
+    def __init__(self, store: MemoryStore, name: str, *, replace: bool, progress: Progress) -> None:
+        self.store, self.name, self.replace, self.progress = store, name, replace, progress
+        self.stored = store.entry(name) if name in store else None
+        # only documents without chunks of their own can name parts
+        empty = self.stored is not None and not self.stored.chunks
+        self.stored_parts = named_parts(store.read(name)) if empty else None
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def units(self, stream: Iterable[str]) -> Iterator[Unit | Completion]:
+        parts = parts_of(stream)
+        first, second = next(parts), next(parts, None)
+        if second is None:
+            yield from self._short(first)
+        else:
+            yield from self._long(chain((first, second), parts))
+
+    def _short(self, text: str) -> Iterator[Unit | Completion]:
+        self._count(text)
+        if self._is_unchanged():
+            yield self._unchanged()
+            return
+        self._require_replace()
+        yield Unit(self.name, text)
+        yield self._completion(None, self._stored_part_ids())
+
+    def _long(self, parts: Iterator[str]) -> Iterator[Unit | Completion]:
+        if self.stored is not None and not self.replace:
+            yield from self._compared(parts)
+            return
+        # the parts of a replacement are stored beside those that they will replace
+        generation = 0 if self.stored_parts is None else 1 - self.stored_parts[0]
+        count = 0
+        for number, text in enumerate(parts):
+            inner = part_id(self.name, generation, number)
+            content = self._count(text)
+            if self._holds(inner, content):
+                self.progress(len(content), 0)
+            else:
+                yield Unit(inner, text)
+            count = number + 1
+        remove = (*self._stored_part_ids(), *self._parts_from(generation, count))
+        yield self._completion(self._manifest(generation, count), remove)
+
+    def _compared(self, parts: Iterator[str]) -> Iterator[Completion]:
+        """Read a text that may not be replaced, and stop at its first difference from the stored one."""
+        stored = self.stored_parts
+        for number, text in enumerate(parts):
+            content = self._count(text)
+            if stored is None or number >= stored[1] or not self._holds(part_id(self.name, stored[0], number), content):
+                self._require_replace()
+        if not self._is_unchanged():
+            self._require_replace()
+        yield self._unchanged()
+
+    def _count(self, text: str) -> bytes:
+        """Add a part to the digest and the size of the text."""
+        try:
+            content = text.encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(
+                f"document {ascii(self.name)[:80]} holds half of a surrogate pair at character {error.start}, which is "
+                "not UTF-8; decode it with errors='replace'."
+            ) from None
+        self.digest.update(content)
+        self.size += len(content)
+        return content
+
+    def _is_unchanged(self) -> bool:
+        return self.stored is not None and self.stored.text_sha256 == self.digest.hexdigest()
+
+    def _unchanged(self) -> Completion:
+        self.progress(self.size, 0)
+        return Completion(None, (), AddOutcome(self.name, "unchanged", self.size))
+
+    def _completion(self, manifest: StoredDocument | None, remove: Iterable[str]) -> Completion:
+        outcome: Outcome = "written" if self.stored is None else "replaced"
+        return Completion(manifest, tuple(remove), AddOutcome(self.name, outcome, self.size))
+
+    def _require_replace(self) -> None:
+        if self.stored is not None and not self.replace:
+            raise StoreError(
+                f"document {ascii(self.name)[:80]} is in '{self.store.folder}' with another text; "
+                "replace it (--replace), or give this one another id."
+            )
+
+    def _stored_part_ids(self) -> Iterator[str]:
+        return iter(()) if self.stored_parts is None else part_ids(self.name, *self.stored_parts)
+
+    def _holds(self, inner: str, content: bytes) -> bool:
+        return inner in self.store and self.store.entry(inner).text_sha256 == hashlib.sha256(content).hexdigest()
+
+    def _parts_from(self, generation: int, number: int) -> Iterator[str]:
+        """Iterate over the stored parts that the new text does not have."""
+        while (inner := part_id(self.name, generation, number)) in self.store:
+            yield inner
+            number += 1
+
+    def _manifest(self, generation: int, count: int) -> StoredDocument:
+        header = self.store.header
+        numbers = header.retrieval_numbers
+        return StoredDocument(
+            id=self.name,
+            memories=quantize(torch.zeros(0, header.memories_per_chunk, header.numbers), header.bits),
+            vectors=None if numbers is None else quantize(torch.zeros(0, numbers), header.bits),
+            tokens=torch.zeros(0, dtype=torch.int32),
+            num_correct=torch.zeros(0, dtype=torch.int32),
+            corrections=manifest_of(generation, count),
+            text_sha256=self.digest.hexdigest(),
+            text_bytes=self.size,
+        )
