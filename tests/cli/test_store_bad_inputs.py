@@ -118,8 +118,8 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("a.txt",),
     ),
     # not a store
-    "no store": (lambda f: ["stats", str(f / "none")], ("is no store of memories",)),
-    "a run in place of a store": (lambda f: ["stats", str(f / "memory")], ("is no store of memories",)),
+    "no store": (lambda f: ["stats", str(f / "none")], ("is not a store of memories",)),
+    "a run in place of a store": (lambda f: ["stats", str(f / "memory")], ("is not a store of memories",)),
     "a store of a newer format": (
         on_store("stats", damage=header(format=2)),
         ("has format 2, this memlm reads up to 1",),

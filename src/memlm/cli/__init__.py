@@ -1,4 +1,4 @@
-"""The command line: one module a command, each parses, calls one function, and prints or writes what came of it.
+"""The command line: a command parses its arguments, calls one function, and prints or writes the result.
 
 Nothing heavy is imported until a command runs, so that `--help` answers at once.
 """
@@ -15,39 +15,42 @@ from memlm.errors import MemlmError, UserError, did_you_mean
 from memlm.version import __version__
 
 _LATER = 3.0
-"""Seconds in which a launcher sees that its first process has ended."""
+"""Seconds in which a launcher notices that its first process has ended."""
+STORE_COMMANDS = ("remember", "stats", "verify", "recall", "search", "forget", "compact")
+"""Commands that are functions of `memlm.cli.store`."""
 COMMANDS = (
     *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
-    *("remember", "stats", "verify", "recall", "search", "forget", "compact", "generate", "export", "bench"),
+    *STORE_COMMANDS,
+    *("generate", "export", "bench"),
 )
-"""Each is a module of this package with a `run(arguments)`; only the one that is called gets imported."""
+"""All commands. Each other one is a module of this package with a `run(arguments)`, imported when it is called."""
 
 _HELP = f"""memlm {__version__}: memory models for language
 
 usage: memlm COMMAND [--help]
 
-  demo        train a small text autoencoder on bundled speeches and show what it keeps
+  demo        train a small text autoencoder on bundled speeches and show what it retains
   train       train a recipe, or your own settings, on any text
   evaluate    measure a trained run, on its held-out text or on yours
   eval-harness
               run tasks of lm-evaluation-harness, with memories and without
-  probe       measure how much of a text any encoder's vector keeps
-  probe-table what a vector keeps, by what its encoder was trained for (the paper's table)
-  claims      the paper's claims, small, each with its verdict
-  regenerate  send a text through a run's memory and print what comes back
+  probe       measure how much of a text the vector of any encoder retains
+  probe-table measure what vectors retain by the objective of their encoder (the paper's table)
+  claims      check the paper's claims on a small scale and print each verdict
+  regenerate  encode a text as memories and print the text that they give back
   report      write a run's report page again
   recipes     list the recipes, or print one as YAML to change
 
-  remember    write text files to a store of memories, each verified
-  stats       how much a store holds, and how faithfully
+  remember    store text files as memories, with exact corrections
+  stats       print the size of a store and the fidelity of its memories
   verify      check every byte of a store
   recall      print a document of a store, byte for byte
-  search      the chunks of a store nearest to a text
+  search      print the chunks of a store that are nearest to a text
   forget      remove documents from a store
-  compact     give the space of removed documents back
-  generate    continue a text behind what was read as memories
-  export      a memory model's decoder, and prompts of memories, for other programs
-  bench       time memory against full context
+  compact     free the space of removed documents
+  generate    continue a text after documents that are read as memories
+  export      write a memory model's decoder, or a prompt of memories, for other programs
+  bench       time a decoder behind memories against one that reads the full context
 
 a first look:
   memlm demo --quick
@@ -58,7 +61,7 @@ a first look:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 where the user can mend it, 130 on Ctrl-C."""
+    """Run a command; return 0 on success, 2 on an error of the user's, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[list[str]], None]:
     if name not in COMMANDS:
         raise UserError(f"unknown command '{name}'. {did_you_mean(name, COMMANDS)}")
+    if name in STORE_COMMANDS:
+        return getattr(import_module("memlm.cli.store"), name)
     return import_module(f"memlm.cli.{name.replace('-', '_')}").run
 
 
@@ -85,13 +90,13 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         return 0
     if os.environ.get("RANK", "0") != "0":
-        # the launcher ends this process as soon as the first one has said the same; what only this one knows is said
+        # the launcher ends this process when the first one has printed the same error; other errors are printed here
         time.sleep(_LATER)
     if isinstance(error, KeyboardInterrupt):
         print("memlm: stopped.", file=sys.stderr)
         return 130
     if isinstance(error, OSError):
-        # a full disk, a folder where a file should be: what the system says is what can be said
+        # a full disk, or a folder in place of a file: the system's message is the best one
         print(f"memlm: error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return 2
     print(f"memlm: error: {' '.join(str(error).split())}", file=sys.stderr)

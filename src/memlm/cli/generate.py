@@ -71,7 +71,7 @@ def open_session(options: Generate) -> MemorySession:
     Raises:
         ConfigError: no model.
     """
-    from memlm.cli.stores import model_of, open_texts
+    from memlm.cli.store import model_of, open_texts
     from memlm.data.corpus import stream_file
     from memlm.session import MemorySession
 
