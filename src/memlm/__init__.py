@@ -1,7 +1,7 @@
 """Memory models for language.
 
     memory = memlm.load("runs/demo")
-    memories = memory.remember(["any text"])
+    memories = memory.encode(["any text"])
     memory.regenerate(memories)
 
 Nothing heavy happens on import: names are bound when they are first used. Where transformers is loaded already, memlm's

@@ -47,6 +47,16 @@ def of_run(command: str, damage: Callable[[Path], object], *arguments: str) -> M
     return make
 
 
+def of_text(damage: Callable[[Path], object], *arguments: str) -> Make:
+    """`regenerate` with a copy of the finished run that was damaged first."""
+
+    def make(folder: Path) -> list[str]:
+        damage(folder / "run")
+        return ["regenerate", *arguments, "--model", str(folder / "run")]
+
+    return make
+
+
 def edit_json(name: str, **changes: object) -> Callable[[Path], object]:
     return lambda run: (run / name).write_text(json.dumps({**json.loads((run / name).read_text()), **changes}))
 
@@ -67,7 +77,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "unknown flag": (train("--ouut", "x"), ("--ouut", "Did you mean '--out'")),
     "unknown flag of evaluate": (of_run("evaluate", nothing, "--jsn"), ("--jsn", "--json")),
     "missing argument": (lambda _: ["evaluate"], ("Missing", "evaluate --help")),
-    "missing text": (of_run("regenerate", nothing), ("Missing", "The text")),
+    "missing text": (of_text(nothing), ("Missing", "The text")),
     "one argument too many": (of_run("report", nothing, "more"), ("more",)),
     "two recipe names": (lambda _: ["recipes", "a", "b"], ("one name, not 2",)),
     "flag without value": (train("--training.steps"), ("training.steps needs a value",)),
@@ -146,15 +156,15 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "an untrained run": (of_run("evaluate", lambda r: (r / "model.safetensors").unlink()), ("no trained model yet",)),
     "truncated weights": (of_run("evaluate", shorten("model.safetensors")), ("cannot load a model", "damaged")),
     "weights that are none": (
-        of_run("regenerate", lambda r: (r / "model.safetensors").write_bytes(b"\0" * 9), "a"),
+        of_text(lambda r: (r / "model.safetensors").write_bytes(b"\0" * 9), "a"),
         ("cannot load a model",),
     ),
     "settings of another model": (
-        of_run("regenerate", edit_json("config.json", hidden_size=24), "a"),
+        of_text(edit_json("config.json", hidden_size=24), "a"),
         ("cannot load",),
     ),
-    "a model of another kind": (of_run("regenerate", edit_json("config.json", model_type="bert"), "a"), ("'bert'",)),
-    "a setting too many": (of_run("regenerate", edit_json("config.json", depth=3), "a"), ("unknown setting 'depth'",)),
+    "a model of another kind": (of_text(edit_json("config.json", model_type="bert"), "a"), ("'bert'",)),
+    "a setting too many": (of_text(edit_json("config.json", depth=3), "a"), ("unknown setting 'depth'",)),
     "broken run.json": (of_run("evaluate", shorten("run.json")), ("run.json", "damaged")),
     "broken data.json": (of_run("report", shorten("data.json")), ("data.json", "damaged")),
     "data.json without its counts": (
@@ -169,15 +179,17 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("measurements.jsonl: Is a directory",),
     ),
     "a tokenizer of another vocabulary": (
-        of_run("regenerate", lambda r: train_tokenizer(["few"], vocab_size=258).save_pretrained(r), "a"),
+        of_text(lambda r: train_tokenizer(["few"], vocab_size=258).save_pretrained(r), "a"),
         ("258 tokens and the model", "trained with"),
     ),
     "a tokenizer that is none": (
-        of_run("regenerate", lambda r: (r / "tokenizer.json").write_text("{}"), "a"),
+        of_text(lambda r: (r / "tokenizer.json").write_text("{}"), "a"),
         ("cannot load a tokenizer",),
     ),
-    "an empty text": (of_run("regenerate", nothing, ""), ("the text is empty",)),
-    "text that is not UTF-8 on stdin": (of_run("regenerate", nothing, "-"), ("stdin is not UTF-8 at byte 1",)),
+    "no run to regenerate with": (lambda _: ["regenerate", "a"], ("no finished autoencoder in 'runs'", "--model RUN")),
+    "a run before the text": (lambda f: ["regenerate", str(f / "run"), "a"], ("a", "regenerate --help")),
+    "an empty text": (of_text(nothing, ""), ("the text is empty",)),
+    "text that is not UTF-8 on stdin": (of_text(nothing, "-"), ("stdin is not UTF-8 at byte 1",)),
 }
 
 

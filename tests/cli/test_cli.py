@@ -98,11 +98,30 @@ def test_evaluate_prints_json_and_nothing_else_and_keeps_the_same_lines(
 
 
 def test_regenerate_prints_text_alone_on_stdout(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["regenerate", str(finished_run), "the people"]) == 0
+    assert main(["regenerate", "the people", "--model", str(finished_run)]) == 0
     out, err = capsys.readouterr()
-    assert "% of tokens right" in err
+    assert "% of tokens correct" in err
     assert "%" not in out
-    assert main(["regenerate", str(finished_run), "-dash"]) == 0
+    assert main(["regenerate", "--model", str(finished_run), "-Dash"]) == 0
+
+
+def test_regenerate_takes_the_autoencoder_that_was_finished_last(
+    finished_run: Path,
+    memory_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, (name, source) in enumerate([("memory", memory_run), ("new", finished_run), ("old", finished_run)]):
+        shutil.copytree(source, Path("runs") / name)
+        os.utime(Path("runs") / name / "model.safetensors", (10**9 - age, 10**9 - age))
+    assert main(["regenerate", "the people"]) == 0
+    assert f"model: {Path('runs') / 'new'}" in capsys.readouterr().err
+    for name in ("new", "old"):
+        (Path("runs") / name / "config.json").unlink()
+    assert main(["regenerate", "the people"]) == 2
+    assert "no finished autoencoder in 'runs' (it has runs/memory" in capsys.readouterr().err
 
 
 def test_the_demo_shows_everything(

@@ -160,7 +160,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("no tokenizer.json",),
     ),
     "weights of other sizes": (of_memory("evaluate", edit_json("config.json", slots_per_chunk=3)), ("memory",)),
-    "a memory model to regenerate with": (of_memory("regenerate", nothing, "text"), ("memlm_memory", "autoencoder")),
+    "a memory model to regenerate with": (
+        lambda f: ["regenerate", "text", "--model", str(f / "memory")],
+        ("memlm_memory", "autoencoder"),
+    ),
     "longer than the encoder's chunk": (
         lambda f: ["probe", "--encoder", str(f / "memory"), "--lengths", "5"],
         ("--lengths (5)", "one chunk (4)"),

@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "an unknown layer": (of_model("llama", "--layer", "7"), ("no layer 7", "to 2")),
     "cls of a causal model": (of_model("llama", "--pooling", "cls"), ("causal model", "'penultimate'")),
     "an unknown pooling": (of_model("bert", "--pooling", "maen"), ("'maen'", "'mean'")),
-    "a layer of ours": (of_encoder("--layer", "1"), ("writes its memories itself",)),
+    "a layer of ours": (of_encoder("--layer", "1"), ("has a bottleneck of its own",)),
     "no such GGUF file": (of_model("llama", "--gguf-file", "q.gguf"), ("q.gguf", "GGUF")),
     # texts
     "two documents": (

@@ -121,7 +121,7 @@ def test_a_sentence_embedder_keeps_its_own_pooling(tmp_path: Path, tokenizer: Pr
     plain = open_encoder(path, pooling="cls").encode(TEXTS)
     assert torch.allclose(vectors, torch.nn.functional.normalize(plain, dim=1), atol=1e-6)
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(EncoderError, match="asks for 0 known poolings"):
+    with pytest.raises(EncoderError, match="declares 0 known poolings"):
         open_encoder(path)
 
 
@@ -134,7 +134,7 @@ def test_ours_gives_its_memories_and_an_untrained_twin(finished_run: Path) -> No
     assert torch.equal(encoder.encode([text])[0], first)
     assert encoder.encode([""]).shape == (1, encoder.width)
     assert not torch.equal(encoder.untrained(0).encode([text])[0], first)
-    with pytest.raises(EncoderError, match="writes its memories itself"):
+    with pytest.raises(EncoderError, match="has a bottleneck of its own"):
         open_encoder(str(finished_run), layer=1)
 
 

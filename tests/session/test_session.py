@@ -257,7 +257,7 @@ def test_models_without_prompts_and_other_kinds_are_refused(finished_run: Path) 
         (lambda f: f.joinpath("session.json").unlink(), "cannot read"),
         (lambda f: f.joinpath("session.json").write_text("[]"), "holds a list"),
         (lambda f: f.joinpath("session.json").write_text('{"format": 9}'), "format 9, this memlm reads up to 1"),
-        (lambda f: f.joinpath("session.json").write_text('{"format": 1}'), "is no session"),
+        (lambda f: f.joinpath("session.json").write_text('{"format": 1}'), "is not a saved session"),
         (lambda f: f.joinpath("session.safetensors").write_bytes(b"x"), "cannot read"),
         (
             lambda f: f.joinpath("session.json").write_text(

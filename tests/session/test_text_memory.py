@@ -12,10 +12,18 @@ from transformers import PreTrainedTokenizerFast
 
 from memlm.data import encode_texts, train_tokenizer
 from memlm.errors import CheckpointError, MemoryShapeError, TokenizerError, UserError
-from memlm.models import TextAutoencoder, TextAutoencoderConfig
-from memlm.session import TextMemory, load
+from memlm.models import (
+    MemoryModelForCausalLM,
+    RecurrentMemoryConfig,
+    RecurrentMemoryForCausalLM,
+    TextAutoencoder,
+    TextAutoencoderConfig,
+)
+from memlm.models.loading import load_model
+from memlm.session import DocumentModel, MemorySession, TextMemory, export_decoder, load
 from tests.variants import TINY
 
+DECODER = {"model_type": "memlm_mixer", "hidden_size": 16, "num_hidden_layers": 1, "max_position_embeddings": 22}
 TEXT = "the people of this great nation have met in council to speak of peace"
 
 
@@ -82,9 +90,50 @@ def test_memories_of_another_shape(perfect: TextMemory) -> None:
         perfect.encode("a", batch_size=0)
 
 
-def test_a_run_loads_and_remembers(finished_run: Path) -> None:
+def test_load_opens_every_kind_of_run_and_says_what_it_is(
+    finished_run: Path, memory_run: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     memory = load(finished_run)
+    assert isinstance(memory, TextMemory)
     assert isinstance(memory.regenerate(memory.encode(TEXT))[0], str)
+    session = load(memory_run)
+    assert isinstance(session, MemorySession)
+    session.read(TEXT)
+    recurrent = RecurrentMemoryForCausalLM(
+        RecurrentMemoryConfig(decoder=DECODER | {"vocab_size": len(tokenizer)}, chunk_length=6)
+    )
+    for model, name in ((recurrent, "recurrent"), (session.model, "fixed")):
+        if name == "fixed":
+            model.config.layout = "fixed"  # this layout has no prompts
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    documents = load(tmp_path / "recurrent")
+    assert isinstance(documents, DocumentModel)
+    tokens = len(encode_texts(tokenizer, [TEXT])[0])
+    assert documents.encode(TEXT).shape[:2] == (-(-tokens // 6), 8)
+    losses = documents.token_losses(TEXT)
+    assert losses.shape == (tokens - 1,)
+    assert bool((losses > 0).all())
+    with pytest.raises(UserError, match="give at least two tokens"):
+        documents.token_losses("")
+    assert isinstance(load(tmp_path / "fixed"), DocumentModel)
+    for opened, kind in (
+        (memory, "memlm_autoencoder"),
+        (session, "memlm_memory"),
+        (documents, "memlm_recurrent_memory"),
+    ):
+        shown = repr(opened)
+        assert kind in shown
+        assert f"of {len(opened.tokenizer):,} tokens" in shown
+        assert "\n" not in shown
+
+
+def test_other_folders_are_refused_with_a_way_out(memory_run: Path, tmp_path: Path) -> None:
+    export_decoder(*load_model(memory_run, MemoryModelForCausalLM), tmp_path / "decoder")
+    with pytest.raises(CheckpointError, match="open an exported decoder with transformers' AutoModelForCausalLM"):
+        load(tmp_path / "decoder")
+    with pytest.raises(CheckpointError, match="'memlm_memory', not 'memlm_autoencoder'; give another memlm run"):
+        TextMemory.from_pretrained(memory_run)
 
 
 @pytest.mark.parametrize(

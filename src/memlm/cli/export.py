@@ -1,4 +1,4 @@
-"""`memlm export`: a decoder, and prompts, for programs that do not know memlm."""
+"""`memlm export`: a decoder, and prompts of memories, for programs without memlm."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from memlm.errors import ConfigError
 class Export:
     """Write a memory model's decoder as a plain Hugging Face model, and memories as embeddings of a prompt.
 
-    `memlm export RUN OUT` writes the decoder with its tokenizer. With --prompt-embeds a prompt behind documents of a
-    store (or files) goes beside it, for `model.generate(inputs_embeds=...)` or an engine that takes prompt embeddings.
+    `memlm export RUN OUT` writes the decoder and its tokenizer. With --prompt-embeds the folder also holds the
+    embeddings of a prompt behind documents of a store (or files), for `model.generate(inputs_embeds=...)` or a serving
+    engine that takes prompt embeddings.
     """
 
     run: Positional[str]
     """Folder of a memory model's run."""
     out: Positional[str]
-    """Folder to write; it must not exist."""
+    """Folder to create; it must not exist."""
     prompt_embeds: str | None = None
-    """A prompt, read behind what --read names; its embeddings go to OUT/prompt_embeds.safetensors."""
+    """A prompt that is read after the documents of --read; its embeddings go to OUT/prompt_embeds.safetensors."""
     merged: bool = False
-    """With what its adapters add, as it reads behind memories; a prompt's export always has it."""
+    """Add the weights of the adapters, as for text behind memories; with --prompt-embeds they are always added."""
     store: str | None = None
-    """Folder of a store."""
+    """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
-    """Ids of documents of the store, or files where there is no store."""
+    """Ids of documents of the store, or paths of files without --store."""
     fidelity: float = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, write, say what is there."""
+    """Write the folder and print its contents."""
     options = parse(Export, arguments, command="export")
     if options.prompt_embeds is None and (options.store or options.read):
         raise ConfigError("--store and --read are for a prompt; give --prompt-embeds TEXT too.")
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> None:
     )
     session = open_session(reading)
     session.read(options.prompt_embeds)
-    session.model.prompt_embeddings([[[0]]])  # says now if this decoder cannot read them
+    session.model.prompt_embeddings([[[0]]])  # raises if the decoder alone cannot read them
     export_decoder(session.model, session.tokenizer, options.out, merged=True)
     positions = export_prompt(session, options.out)
     print(f"decoder and tokenizer: {options.out}; {positions} positions of a prompt: {options.out}/{PROMPT_FILE}")

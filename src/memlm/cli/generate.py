@@ -1,4 +1,4 @@
-"""`memlm generate`: text behind memories."""
+"""`memlm generate`: a continuation of texts that are read as memories."""
 
 from __future__ import annotations
 
@@ -18,32 +18,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue a text behind what was read: documents of a store, files, a saved session."""
+    """Continue a text after documents of a store, files or a saved session, which are read as memories.
+
+    memlm generate "The moral of this is" --model runs/memory --read book.txt
+    """
 
     prompt: Positional[str]
-    """Read last; what is written follows it."""
+    """The text to continue; it is read after everything else."""
     model: str | None = None
-    """Folder of a memory model's run; by default the store's."""
+    """Folder of a memory model's run; by default the model of the store."""
     store: str | None = None
-    """Folder of a store."""
+    """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
-    """Ids of documents of the store, or files where there is no store, read before the prompt."""
+    """Ids of documents of the store, or paths of files without --store; they are read before the prompt."""
     session: str | None = None
-    """Go on with the session in this folder where there is one, and save it there."""
+    """Folder of a session; it is continued if it exists, and saved in any case."""
     max_new_tokens: int = 128
-    """Tokens written, at most."""
+    """Greatest number of tokens to generate."""
     sample: bool = False
-    """Draw each token; by default the likeliest is taken."""
+    """Sample each token; by default the most likely token is taken."""
     temperature: float = 1.0
-    """Of drawing."""
+    """Temperature of sampling."""
     seed: int = 0
-    """Of drawing."""
+    """Seed of sampling."""
     fidelity: float = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, read, write as it is generated."""
+    """Read the texts and print the continuation while it is generated."""
     options = parse(Generate, arguments, command="generate")
     import torch
     from transformers import TextStreamer
@@ -53,7 +56,7 @@ def run(arguments: list[str]) -> None:
     stats = session.stats()
     print(
         f"{stats.memories} chunks read as memories, {stats.as_tokens} as tokens (below {session.fidelity}), "
-        f"{stats.forgotten} forgotten, {stats.newest} newest tokens",
+        f"{stats.forgotten} dropped, {stats.newest} newest tokens",
         file=sys.stderr,
     )
     torch.manual_seed(options.seed)
@@ -66,10 +69,10 @@ def run(arguments: list[str]) -> None:
 
 
 def open_session(options: Generate) -> MemorySession:
-    """What was read before the prompt.
+    """Return a session that has read everything before the prompt.
 
     Raises:
-        ConfigError: no model.
+        ConfigError: neither a model nor a store is given.
     """
     from memlm.cli.store import model_of, open_texts
     from memlm.data.corpus import stream_file

@@ -1,4 +1,4 @@
-"""`memlm probe`: how much of a text one vector of any encoder keeps."""
+"""`memlm probe`: a measurement of how much of a text the vector of an encoder retains."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Probe:
-    """Train a decoder to give texts back from a frozen encoder's vectors; what comes back is what the vectors keep.
+    """Train a decoder to reconstruct texts from a frozen encoder's vectors, and measure how much the vectors retain.
 
-    Runs controls that hold nothing (untrained twin, blank and shuffled vectors) or all (our autoencoder), writes
-    report.html and measurements.jsonl. The same command goes on where it was stopped.
+    Controls give the measurement its scale: an untrained encoder of the same architecture, and blank and shuffled
+    vectors. The command writes report.html and measurements.jsonl, and continues where it was stopped.
 
       memlm probe --encoder runs/demo
       memlm probe --encoder sentence-transformers/all-MiniLM-L6-v2 --lengths 16,32,64
@@ -28,55 +28,56 @@ class Probe:
     """
 
     encoder: str | None = None
-    """Run folder of memlm, model folder, or Hub id of any transformers model."""
+    """A run folder of memlm, a model folder, or the Hub id of any transformers model."""
     gguf_file: str | None = None
     """A GGUF file inside the encoder's folder."""
     pooling: str | None = None
-    """last, penultimate, mean or cls; by default the model's own, penultimate for causal models."""
+    """Pooling of hidden states: last, penultimate, mean or cls; by default the model's own, or penultimate for causal
+    models and mean for others."""
     layer: int | None = None
-    """Hidden states of this layer (0: embeddings); the last by default."""
+    """Layer whose hidden states are pooled, 0 for the embeddings; the last by default."""
     embeddings: str | None = None
-    """Vectors that exist already: .safetensors or .npy, one row per text."""
+    """File of existing vectors: .safetensors or .npy, one row per text."""
     texts: str | None = None
-    """Their texts: JSON lines with "text" and, where known, "document" and "split"."""
+    """With --embeddings: their texts as JSON lines with "text" and optionally "document" and "split"."""
     tokenizer: str | None = None
-    """With --embeddings: tokens to ask for; a BPE of the training texts by default."""
+    """With --embeddings: tokenizer of the texts; by default a BPE trained on the training texts."""
     text: str = "sotu"
-    """With --encoder: bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """With --encoder: the texts, a bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     lengths: str | None = None
-    """Tokens per passage, one or several: 16,32,64. 32 by default; an encoder of memlm: its chunk."""
+    """Tokens per passage, one number or several as in 16,32,64; by default 32, or the chunk of an encoder of memlm."""
     size: str = "medium"
-    """Probe decoder: small, medium or large."""
+    """Size of the probe's decoder: small, medium or large."""
     passages: int = 16384
-    """Training passages at most."""
+    """Greatest number of training passages."""
     held_out_passages: int = 1024
-    """Held-out passages at most."""
+    """Greatest number of held-out passages."""
     steps: int = 400
-    """Updates of a probe at most; early stopping usually ends it before."""
+    """Greatest number of updates of a probe; early stopping usually ends training before."""
     vocabulary: str = "encoder"
-    """Tokens to ask for: encoder (its own) or bpe (1,024, trained on the training documents)."""
+    """Tokens to reconstruct: encoder (its own) or bpe (1,024 tokens, trained on the training documents)."""
     bits: str = "none"
-    """Round vectors before probing: none, fp16, int8, int4 or binary."""
+    """Rounding of the vectors before probing: none, fp16, int8, int4 or binary."""
     seeds: int = 1
-    """Probes to average over."""
+    """Number of probes to average over."""
     seed: int = 0
-    """Of split, passages and first probe."""
+    """Seed of the split, the passages and the first probe."""
     controls: bool = True
-    """Train the controls too."""
+    """Train probes on the controls too."""
     audit: bool = False
-    """Say what an attacker can read from fp16, int8 and binary vectors: tokens, names, numbers."""
+    """Report the tokens, names and numbers that an attacker can read from fp16, int8 and binary vectors."""
     out: str | None = None
-    """Folder of the probes and the report; runs/probe-NAME by default."""
+    """Folder of the probes and the report; by default runs/probe-NAME."""
     export: str | None = None
-    """Also write vectors, texts and tokenizer to this folder, for --embeddings."""
+    """Folder to which vectors, texts and tokenizer are also written, in the format of --embeddings."""
     json: bool = False
-    """Print measurements as JSON lines on stdout, and nothing else there."""
+    """Print only measurements as JSON lines on stdout."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, probe, write report and journal, print."""
+    """Probe the vectors, write the report and the journal, and print the result."""
     options = parse(Probe, arguments, command="probe")
-    _check_mixtures(options)
+    _check_options(options)
     from memlm.reports import journal
 
     out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
@@ -90,14 +91,14 @@ def run(arguments: list[str]) -> None:
     print(f"report: {path}", file=sys.stderr)
 
 
-def _check_mixtures(options: Probe) -> None:
+def _check_options(options: Probe) -> None:
     if (options.encoder is None) == (options.embeddings is None):
         raise ConfigError("give either --encoder (a model) or --embeddings with --texts (vectors that exist already).")
     if (options.embeddings is None) != (options.texts is None):
         raise ConfigError("--embeddings and --texts go together: vectors and the texts they stand for.")
     if options.embeddings is None and options.tokenizer is not None:
         raise ConfigError(
-            "--tokenizer is for --embeddings; an encoder's own tokens are asked for, or --vocabulary bpe."
+            "--tokenizer is for --embeddings; an encoder uses its own tokens, or those of --vocabulary bpe."
         )
     model_only = [n for n in ("gguf_file", "pooling", "layer", "export") if getattr(options, n) is not None]
     if options.embeddings is not None and model_only:
@@ -128,7 +129,7 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
     from memlm.encoders import MemoryEncoder, open_encoder
     from memlm.evaluation.probe.retention import Retention
 
-    # settings that cannot be are refused before a model is loaded
+    # wrong settings raise before a model is loaded
     _settings(options, default=32)
     encoder = open_encoder(
         options.encoder or "", gguf_file=options.gguf_file, pooling=options.pooling, layer=options.layer

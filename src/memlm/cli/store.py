@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -78,9 +79,8 @@ class Recall(_StoreAndModel):
 
     id: Positional[str]
     """The document's id, which is the path it was stored from."""
-    exact: Annotated[
-        bool, tyro.conf.arg(help="Apply the corrections and check every byte; --no-exact reads the memories alone.")
-    ] = True
+    exact: bool = True
+    """Apply the corrections and check every byte; --no-exact reads the memories alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Compact(_WaitingStore):
 def remember(arguments: list[str]) -> None:
     """Encode text files into a store, and print the number of files by outcome."""
     options = parse(Remember, arguments, command="remember")
-    from memlm.store import TextStore
+    from memlm.store import TextStore, read_header
     from memlm.training.loop.distributed import launched
 
     if options.workers < 1:
@@ -144,11 +144,13 @@ def remember(arguments: list[str]) -> None:
         _serve(options)
         return
     paths = _files(options.paths)
-    model = options.model or (model_of(options.store) if Path(options.store).exists() else None)
+    stored = read_header(Path(options.store)) if Path(options.store).exists() else None
+    model = options.model or (model_of(options.store) if stored else None)
+    retrieval = options.retrieval or (stored.retrieval_model if stored else None)
     if model is None:
         raise ConfigError("a new store needs a model; give --model RUN, the folder of a trained run.")
     with TextStore.open(
-        options.store, model, write=True, bits=options.bits, retrieval=_retrieval(options), wait=options.wait
+        options.store, model, write=True, bits=options.bits, retrieval=retrieval, wait=options.wait
     ) as store:
         outcomes = _add(store, paths, options, Path(model))
         stats = store.store.stats()
@@ -163,15 +165,14 @@ def _add(store: TextStore, paths: list[Path], options: Remember, model: Path) ->
 
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
     documents = ((str(path), stream_file(path)) for path in paths)
-    encode = _parallel_encoder(store, options, model)
-    with _progress(sum(path.stat().st_size for path in paths), "byte") as view:
-        added = store.add(documents, replace=options.replace, encode=encode, progress=_speed(view))
-        try:
-            with joined(), closing(added) as results:
-                for result in results:
-                    outcomes[result.outcome] += 1
-        except KeyboardInterrupt:
-            raise Interrupted("stopped; what was stored is kept, and the same command continues.") from None
+    add = partial(store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model))
+    size = sum(path.stat().st_size for path in paths)
+    try:
+        with _progress(size, "byte") as view, joined(), closing(add(progress=_speed(view))) as results:
+            for result in results:
+                outcomes[result.outcome] += 1
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what was stored is kept, and the same command continues.") from None
     return outcomes
 
 
@@ -212,14 +213,6 @@ def _serve(options: Remember) -> None:
     retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
     with joined():
         serve_rank(codec, retrieval)
-
-
-def _retrieval(options: Remember) -> str | None:
-    from memlm.store import read_header
-
-    if options.retrieval is None and Path(options.store).exists():
-        return read_header(Path(options.store)).retrieval_model
-    return options.retrieval
 
 
 def _files(names: tuple[str, ...]) -> list[Path]:
@@ -331,8 +324,7 @@ def _text_problems(options: Verify) -> list[str]:
     with open_texts(options.store, options.model) as store:
         for entry in store.store.documents():
             try:
-                for _ in store.recall_parts(entry.id):
-                    pass
+                deque(store.recall_parts(entry.id), maxlen=0)
             except DamagedStoreError as error:
                 found.append(str(error))
     return found

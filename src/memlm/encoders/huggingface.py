@@ -1,4 +1,4 @@
-"""Any transformers model as an encoder: one layer's hidden states, pooled."""
+"""Any transformers model as an encoder: the pooled hidden states of one layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from memlm.data import eos_id, load_tokenizer
-from memlm.encoders.base import TextVectors, model_fingerprint
+from memlm.encoders.interface import TextVectors, model_fingerprint
 from memlm.errors import EncoderError, did_you_mean
 from memlm.models.runtime import no_shard_bars, wants_bf16
 
@@ -26,23 +26,23 @@ Pooled = Float[Tensor, "texts width"]
 
 
 def last(hidden: Hidden, mask: Mask) -> Pooled:
-    """The state of each text's last token."""
+    """Return the hidden state of each text's last token."""
     return _at(hidden, mask, 1)
 
 
 def penultimate(hidden: Hidden, mask: Mask) -> Pooled:
-    """The state of the last token but one, or of the only one (the paper's choice for causal models)."""
+    """Return the hidden state of the last token but one, or of the only token (as arXiv 2602.13466 does)."""
     return _at(hidden, mask, 2)
 
 
 def mean(hidden: Hidden, mask: Mask) -> Pooled:
-    """The mean over a text's tokens."""
+    """Return the mean of the hidden states of a text's tokens."""
     weights = mask.to(hidden.dtype)[..., None]
     return (hidden.masked_fill(~mask.bool()[..., None], 0) * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def cls(hidden: Hidden, mask: Mask) -> Pooled:
-    """The state of the first token."""
+    """Return the hidden state of each text's first token."""
     first = mask.long().argmax(1)
     return hidden[torch.arange(len(hidden)), first]
 
@@ -56,27 +56,31 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _at(hidden: Tensor, mask: Tensor, from_end: int) -> Tensor:
-    """The state of the token that stands so many from the end of the text, on whichever side the padding is."""
-    places = mask.long().cumsum(1)
-    total = places[:, -1:]
-    wanted = (total - from_end + 1).clamp(min=1)
-    column = ((places == wanted) & mask.bool()).long().argmax(1)
+    """Return the state of the token at `from_end` from the end of each text, with padding on either side."""
+    positions = mask.long().cumsum(1)
+    chosen = (positions[:, -1:] - from_end + 1).clamp(min=1)
+    column = ((positions == chosen) & mask.bool()).long().argmax(1)
     return hidden[torch.arange(len(hidden)), column]
 
 
 _TEXTS = 64
+"""Texts that are encoded at once."""
 _LARGE = 20_000_000
-"""Parameters from which bf16 saves more time than it costs."""
-_OWN = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+"""Number of parameters from which bf16 is faster than fp32."""
+_SENTENCE_POOLINGS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
 
 
 @dataclass(frozen=True)
 class ReadingSettings:
-    """How hidden states become a vector.
+    """Settings that turn hidden states into a vector.
 
     Attributes:
         pooling: a key of POOLINGS.
-        layer: hidden states of this layer, 0 for the embeddings; None for the model's last, as it returns it.
+        layer: the layer whose hidden states are pooled, 0 for the embeddings; None for the model's output.
         normalize: scale each vector to length one, as some sentence embedders do.
     """
 
@@ -86,10 +90,18 @@ class ReadingSettings:
 
 
 class HuggingFaceEncoder:
-    """Hidden states of a transformers model, pooled.
+    """A transformers model whose hidden states are pooled to one vector per text.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        name: the name in tables.
+        pooling: a key of POOLINGS; by default "penultimate" for causal models and "mean" for others.
+        layer: the layer whose hidden states are pooled, 0 for the embeddings; the last by default.
+        normalize: scale each vector to length one.
 
     Raises:
-        EncoderError: a layer or pooling that the model does not have.
+        EncoderError: the model has no such layer, or the pooling does not fit it.
     """
 
     def __init__(
@@ -114,7 +126,7 @@ class HuggingFaceEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> TextVectors:
-        """One vector per text; a text beyond the model's positions is cut there."""
+        """Return one vector per text, (texts, width); a text with more tokens than the model has positions is cut."""
         parts = [self._vectors(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
@@ -130,11 +142,11 @@ class HuggingFaceEncoder:
             split_special_tokens=True,
         )
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        if not ids.shape[1]:  # no token at all: give the end of text something to stand on
+        if not ids.shape[1]:  # empty texts are read as an end-of-text token
             ids, mask = torch.full((len(ids), 1), eos_id(self.tokenizer)), torch.ones(len(ids), 1).long()
-        # the padding token may be ours, and beyond the model's table; what is masked is not read
-        known = int(cast(Any, self.model.get_input_embeddings()).num_embeddings)
-        ids = ids.masked_fill((mask == 0) | (ids >= known), 0)
+        # an added padding token may lie beyond the embedding table; masked positions are not read
+        vocab_size = int(cast(Any, self.model.get_input_embeddings()).num_embeddings)
+        ids = ids.masked_fill((mask == 0) | (ids >= vocab_size), 0)
         device = self.model.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16()):
             output = cast(Any, self.model)(
@@ -148,14 +160,14 @@ class HuggingFaceEncoder:
         return (torch.nn.functional.normalize(vectors, dim=-1) if self.settings.normalize else vectors).cpu()
 
     def untrained(self, seed: int) -> HuggingFaceEncoder:
-        """The same architecture with fresh weights."""
+        """Return an encoder of the same architecture with untrained weights."""
         config = copy.deepcopy(self.model.config)
         if hasattr(config, "quantization_config"):
             delattr(config, "quantization_config")
         torch.manual_seed(seed)
-        fresh = type(self.model)(config)
+        untrained = type(self.model)(config)
         return HuggingFaceEncoder(
-            fresh.float(),
+            untrained.float(),
             self.tokenizer,
             name=f"{self.name} (untrained)",
             pooling=self.settings.pooling,
@@ -167,13 +179,19 @@ class HuggingFaceEncoder:
 def load_huggingface(
     path_or_id: str, *, gguf_file: str | None = None, pooling: str | None = None, layer: int | None = None
 ) -> HuggingFaceEncoder:
-    """A model and its tokenizer from a folder or the Hub, weights in fp32.
+    """Load a model in fp32 and its tokenizer from a folder or the Hub.
 
-    A sentence-transformers folder is read with its own pooling unless another is asked for.
+    A sentence-transformers folder is read with its own pooling unless `pooling` is given.
+
+    Args:
+        path_or_id: a model folder or a Hub id.
+        gguf_file: the name of a GGUF file inside the folder.
+        pooling: see `HuggingFaceEncoder`.
+        layer: see `HuggingFaceEncoder`.
 
     Raises:
-        EncoderError: no model there, or a layer or pooling it does not have.
-        TokenizerError: no tokenizer.
+        EncoderError: there is no model, or it has no such layer or pooling.
+        TokenizerError: there is no tokenizer.
     """
     own = _sentence_settings(Path(path_or_id))
     tokenizer = load_tokenizer(path_or_id, gguf_file=gguf_file)
@@ -181,7 +199,7 @@ def load_huggingface(
         with no_shard_bars():
             extra = {"gguf_file": gguf_file} if gguf_file else {}
             model = AutoModel.from_pretrained(path_or_id, dtype=torch.float32, **extra)
-    except Exception as error:  # hub, safetensors, GGUF and transformers each raise their own kind
+    except Exception as error:  # the Hub, safetensors, GGUF and transformers raise different errors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise EncoderError(
             f"cannot load an encoder from '{path_or_id}' ({reason}); give a folder or Hub id of a transformers model."
@@ -197,22 +215,22 @@ def load_huggingface(
 
 
 def _sentence_settings(folder: Path) -> ReadingSettings | None:
-    """The pooling that a sentence-transformers folder declares."""
-    declared = folder / "1_Pooling" / "config.json"
-    if not declared.is_file():
+    """Return the pooling that a sentence-transformers folder declares, or None."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
         return None
     try:
-        modes = json.loads(declared.read_text(encoding="utf-8"))
-        found = [name for key, name in _OWN.items() if modes.get(key)]
+        modes = json.loads(path.read_text(encoding="utf-8"))
+        found = [name for key, name in _SENTENCE_POOLINGS.items() if modes.get(key)]
     except (OSError, ValueError, AttributeError) as error:
-        raise EncoderError(f"cannot read '{declared}' ({error}); restore it or give --pooling.") from error
+        raise EncoderError(f"cannot read '{path}' ({error}); restore it or give --pooling.") from error
     if len(found) != 1:
-        raise EncoderError(f"'{declared}' asks for {len(found)} known poolings, not one; give --pooling.")
+        raise EncoderError(f"'{path}' declares {len(found)} known poolings, not one; give --pooling.")
     return ReadingSettings(found[0], None, normalize=_normalizes(folder))
 
 
 def _normalizes(folder: Path) -> bool:
-    """As modules.json says: the module's own folder is empty, and packages and uploads lose empty folders."""
+    """Return True if modules.json lists a Normalize module, whose empty folder packages and uploads may lose."""
     path = folder / "modules.json"
     if not path.is_file():
         return any(folder.glob("*_Normalize"))
@@ -224,26 +242,26 @@ def _normalizes(folder: Path) -> bool:
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Whether the model's positions see only earlier ones."""
+    """Return True if each position of the model sees only earlier ones."""
     kind = type(model.config)
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def _pooling(model: PreTrainedModel, asked: str | None, name: str) -> str:
-    if asked is None:
+def _pooling(model: PreTrainedModel, pooling: str | None, name: str) -> str:
+    if pooling is None:
         return "penultimate" if is_causal(model) else "mean"
-    if asked not in POOLINGS:
-        raise EncoderError(f"unknown pooling '{asked}'. {did_you_mean(asked, POOLINGS)}")
-    if asked == "cls" and is_causal(model):
+    if pooling not in POOLINGS:
+        raise EncoderError(f"unknown pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
+    if pooling == "cls" and is_causal(model):
         raise EncoderError(
             f"{name} is a causal model: its first token has seen nothing else, so 'cls' holds nothing; "
             "use 'last', 'penultimate' or 'mean'."
         )
-    return asked
+    return pooling
 
 
-def _layer(model: PreTrainedModel, asked: int | None, name: str) -> int | None:
+def _layer(model: PreTrainedModel, layer: int | None, name: str) -> int | None:
     layers = int(model.config.num_hidden_layers)
-    if asked is not None and not -layers - 1 <= asked <= layers:
-        raise EncoderError(f"{name} has no layer {asked}; give one from 0 (embeddings) to {layers}.")
-    return None if asked is None else asked % (layers + 1)
+    if layer is not None and not -layers - 1 <= layer <= layers:
+        raise EncoderError(f"{name} has no layer {layer}; give one from 0 (embeddings) to {layers}.")
+    return None if layer is None else layer % (layers + 1)

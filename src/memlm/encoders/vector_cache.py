@@ -1,8 +1,8 @@
-"""Vectors of many texts: computed once, kept in shards on disk, found again by what decides them.
+"""A cache of vectors on disk: the vectors of a list of texts are computed once and stored in shards.
 
-A folder belongs to one encoder (by its fingerprint) and one list of texts (by theirs). Texts are sorted by length, so
-that little is padded, and cut into shards; each shard is there whole or not at all, and a run that was stopped goes on
-with the first that is missing.
+A folder belongs to one encoder and one list of texts, identified by their fingerprints. Texts are sorted by length to
+save padding, and cut into shards. Each shard is written atomically, so an interrupted run continues with the first
+missing one.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from memlm.files import read_json, read_tensors, write_file_atomic, write_tensor
 
 FORMAT = 1
 _SHARD = 512
+"""Texts in a shard."""
 Progress = Callable[[int, int], None]
-"""Told texts done and texts in all."""
+"""A callback that receives the number of texts done and of texts in all."""
 
 
 def default_cache() -> Path:
-    """Where vectors and probes are kept: $MEMLM_CACHE, or memlm in the user's cache folder."""
-    given = os.environ.get("MEMLM_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlm"
+    """Return the folder of cached vectors and probes: $MEMLM_CACHE, or memlm in the user's cache folder."""
+    folder = os.environ.get("MEMLM_CACHE")
+    return Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memlm"
 
 
 def embed(
     encoder: Encoder, texts: Sequence[str], *, cache: Path | None = None, progress: Progress | None = None
 ) -> Float[Tensor, "texts numbers"]:
-    """One vector per text, in order; only those that are not on disk yet are computed.
+    """Return one vector per text, (texts, numbers); vectors that are not on disk are computed.
 
     Args:
-        encoder: what writes them.
-        texts: any number.
-        cache: folder of all kept vectors; "vectors" in `default_cache()` by default.
+        encoder: the encoder.
+        texts: any number of texts.
+        cache: the folder of all cached vectors; by default "vectors" in `default_cache()`.
         progress: called after each shard.
 
     Raises:
         CheckpointError: a shard is damaged, or the folder belongs to another encoder.
-        DataError: the encoder wrote NaN or infinity, or the folder cannot be written.
+        DataError: the encoder returned NaN or infinity, or the folder cannot be written.
     """
     folder = (cache or default_cache() / "vectors") / _key(encoder, texts)
     try:
@@ -63,7 +64,7 @@ def embed(
             if progress is not None:
                 progress(first + len(chosen), len(texts))
     except OSError as error:
-        raise DataError(f"cannot keep vectors in '{folder}': {error.strerror or error}; set MEMLM_CACHE.") from error
+        raise DataError(f"cannot store vectors in '{folder}': {error.strerror or error}; set MEMLM_CACHE.") from error
     vectors = torch.empty(len(texts), encoder.width)
     vectors[torch.tensor(order)] = torch.cat(parts) if parts else vectors
     return vectors
@@ -74,8 +75,8 @@ def _key(encoder: Encoder, texts: Sequence[str]) -> str:
 
 
 def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
-    """Write what the folder holds, or check that it holds this."""
-    wanted = {
+    """Write the description of a new folder, or check that of an existing one."""
+    description = {
         "format": FORMAT,
         "encoder": encoder.fingerprint,
         "texts": texts_fingerprint(texts),
@@ -84,10 +85,10 @@ def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
     }
     path = folder / "vectors.json"
     if not path.exists():
-        write_file_atomic(path, json.dumps(wanted, indent=2) + "\n")
+        write_file_atomic(path, json.dumps(description, indent=2) + "\n")
         return
     found = read_json(path)
-    for name, value in wanted.items():
+    for name, value in description.items():
         if found.get(name) != value:
             raise CheckpointError(
                 f"'{folder}' was made with another {name} ({str(found.get(name))[:16]}, not {str(value)[:16]}); "
@@ -97,16 +98,16 @@ def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
 
 def _shard(path: Path, encoder: Encoder, texts: list[str]) -> Tensor:
     if path.exists():
-        kept = read_tensors(path).get("vectors")
-        if kept is None or kept.shape != (len(texts), encoder.width):
-            shape = None if kept is None else tuple(kept.shape)
+        stored = read_tensors(path).get("vectors")
+        if stored is None or stored.shape != (len(texts), encoder.width):
+            shape = None if stored is None else tuple(stored.shape)
             raise CheckpointError(
                 f"'{path}' holds vectors of shape {shape}, not {(len(texts), encoder.width)}; remove that file."
             )
-        return kept
+        return stored
     vectors = encoder.encode(texts)
     bad = int((~torch.isfinite(vectors)).any(1).sum())
     if bad:
-        raise DataError(f"{encoder.name} wrote NaN or infinity for {bad} of {len(texts)} texts; try another layer.")
+        raise DataError(f"{encoder.name} returned NaN or infinity for {bad} of {len(texts)} texts; try another layer.")
     write_tensors_atomic(path, {"vectors": vectors.contiguous()})
     return vectors

@@ -31,7 +31,7 @@ from memlm.measurement import (
     unigram_nats,
 )
 from memlm.models import TextAutoencoder
-from memlm.session import load
+from memlm.session import TextMemory
 from memlm.store import Bits
 from memlm.training import RunConfig, RunFolder, prepare_data
 
@@ -74,7 +74,7 @@ def evaluate_run(
     folder.require_model()
     if folder.kind() == "memory":
         return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe, rows=rows)
-    memory = load(path)
+    memory = TextMemory.from_pretrained(path)
     record = folder.data()
     measure = EvalContext(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))
     say = report or (lambda _: None)

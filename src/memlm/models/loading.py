@@ -1,4 +1,4 @@
-"""A model of memlm and its tokenizer from a folder, or one clear line why not."""
+"""Loading of trained models and their tokenizers from folders."""
 
 from __future__ import annotations
 
@@ -10,22 +10,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import load_tokenizer
 from memlm.errors import CheckpointError, TokenizerError
-from memlm.models import MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder, TextAutoencoderConfig
+from memlm.models import (
+    MemoryModelConfig,
+    MemoryModelForCausalLM,
+    RecurrentMemoryConfig,
+    RecurrentMemoryForCausalLM,
+    TextAutoencoder,
+    TextAutoencoderConfig,
+)
 from memlm.models.runtime import no_shard_bars
 
-OURS: dict[str, type[PreTrainedModel]] = {
+RUN_MODELS: dict[str, type[PreTrainedModel]] = {
     TextAutoencoderConfig.model_type: TextAutoencoder,
     MemoryModelConfig.model_type: MemoryModelForCausalLM,
+    RecurrentMemoryConfig.model_type: RecurrentMemoryForCausalLM,
 }
-"""Models that a run folder may hold, by their model_type."""
+"""The models that a run folder may hold, by their `model_type`."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def kind_of(folder: Path) -> str:
-    """`model_type` of the model there.
+    """Return the `model_type` of the model in a folder.
 
     Raises:
-        CheckpointError: no readable config.json.
+        CheckpointError: the folder has no readable config.json.
     """
     config = folder / "config.json"
     try:
@@ -34,12 +42,16 @@ def kind_of(folder: Path) -> str:
         raise CheckpointError(f"'{config}' is not a model's settings ({error}); restore it or train again.") from error
 
 
-def load_model(directory: str | Path, *wanted: type[Model]) -> tuple[Model, PreTrainedTokenizerBase]:
-    """A trained model of one of these kinds with its tokenizer, from a run folder or any that save_pretrained wrote.
+def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, PreTrainedTokenizerBase]:
+    """Load a trained model and its tokenizer.
+
+    Args:
+        directory: a run folder, or a folder that `save_pretrained` wrote.
+        classes: the classes that the model may have.
 
     Raises:
-        CheckpointError: no model there, damaged, or of another kind.
-        TokenizerError: no tokenizer.
+        CheckpointError: the folder holds no model, a damaged one, or one of another class.
+        TokenizerError: the folder holds no tokenizer.
     """
     folder = Path(directory)
     for name in ("config.json", "model.safetensors"):
@@ -48,11 +60,16 @@ def load_model(directory: str | Path, *wanted: type[Model]) -> tuple[Model, PreT
                 f"no {name} in '{directory}'; give the folder of a finished run (memlm train, memlm demo)."
             )
     kind = kind_of(folder)
-    asked = {str(cast(Any, one.config_class).model_type): one for one in wanted}
-    if kind not in asked:
-        kinds = "' or '".join(asked)
-        raise CheckpointError(f"'{directory}' holds a model of kind '{kind}', not '{kinds}'; give a memlm run.")
-    model = _weights(folder, asked[kind])
+    by_kind = {str(cast(Any, one.config_class).model_type): one for one in classes}
+    if kind not in by_kind:
+        kinds = "' or '".join(by_kind)
+        advice = (
+            "give another memlm run"
+            if kind in RUN_MODELS
+            else "give a memlm run, or open an exported decoder with transformers' AutoModelForCausalLM"
+        )
+        raise CheckpointError(f"'{directory}' holds a model of kind '{kind}', not '{kinds}'; {advice}.")
+    model = _weights(folder, by_kind[kind])
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
             f"no tokenizer.json in '{directory}'; copy the tokenizer the model was trained with beside it."
@@ -60,18 +77,32 @@ def load_model(directory: str | Path, *wanted: type[Model]) -> tuple[Model, PreT
     return model, load_tokenizer(folder)
 
 
-def _weights(folder: Path, wanted: type[Model]) -> Model:
+def summary_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Describe a model in one line: its kind, the sizes of a chunk's memories, its parameters and its tokenizer."""
+    config = model.config
+    if isinstance(model, RecurrentMemoryForCausalLM):
+        vectors, width = model.config.memory_tokens, model.config.decoder_config.hidden_size
+    else:
+        encoder = model.encoder.config if isinstance(model, MemoryModelForCausalLM) else config
+        vectors, width = encoder.memories_per_chunk, encoder.bottleneck_size
+    return (
+        f"{config.model_type}, chunks of {config.chunk_length} tokens as {vectors} x {width} numbers, "
+        f"{model.num_parameters():,} parameters, {type(tokenizer).__name__} of {len(tokenizer):,} tokens"
+    )
+
+
+def _weights(folder: Path, model_class: type[Model]) -> Model:
     try:
         with no_shard_bars():
-            model, info = cast(Any, wanted.from_pretrained(folder, output_loading_info=True))
-    except Exception as error:  # safetensors, JSON, transformers and strict settings each raise their own kind
+            model, info = cast(Any, model_class.from_pretrained(folder, output_loading_info=True))
+    except Exception as error:  # safetensors, JSON, transformers and strict configurations raise different errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"cannot load a model from '{folder}' ({reason}); it is damaged or not a memlm model."
         ) from error
-    absent = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
-    if absent:
+    mismatched = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
+    if mismatched:
         raise CheckpointError(
-            f"config.json and model.safetensors in '{folder}' differ ({absent[0]} is in one only); restore both."
+            f"config.json and model.safetensors in '{folder}' differ ({mismatched[0]} is in one only); restore both."
         )
     return model

@@ -20,7 +20,7 @@ def write_card(path: str | Path, *, name: str, headline: str, data: str, measure
 def card(*, name: str, headline: str, data: str, measurements: Sequence[Measurement]) -> str:
     """The card as text."""
     front = yaml.safe_dump(_front_matter(name, data, measurements), sort_keys=False, allow_unicode=True)
-    usage = 'import memlm\n\nmemory = memlm.load("FOLDER")\nmemory.regenerate(memory.remember(["any text"]))'
+    usage = 'import memlm\n\nmemory = memlm.load("FOLDER")\nmemory.regenerate(memory.encode(["any text"]))'
     return f"---\n{front}---\n\n# {name}\n\n{headline}\n\n```python\n{usage}\n```\n\n{markdown(measurements)}"
 
 

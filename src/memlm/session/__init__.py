@@ -1,7 +1,7 @@
-"""Trained models in use: texts to memories and back, sessions that read and continue text, and exports."""
+"""Trained models in use: texts to memories and back, sessions that read and continue texts, and exports."""
 
 from memlm.session.export import export_decoder, export_prompt
 from memlm.session.session import MemorySession, SessionStats
-from memlm.session.text_memory import TextMemory, load
+from memlm.session.text_memory import DocumentModel, TextMemory, load
 
-__all__ = ["MemorySession", "SessionStats", "TextMemory", "export_decoder", "export_prompt", "load"]
+__all__ = ["DocumentModel", "MemorySession", "SessionStats", "TextMemory", "export_decoder", "export_prompt", "load"]

@@ -1,7 +1,7 @@
-"""Models and prompts for other programs: a decoder as a plain Hugging Face model, memories as prompt embeddings.
+"""Exports for other programs: a decoder as a plain Hugging Face model, and memories as embeddings of a prompt.
 
-Serving engines that take a prompt's embeddings in place of its tokens (vLLM's `prompt_embeds`) read memories without
-knowing of them: a memory's slots are decoder inputs like any other.
+A serving engine that takes embeddings instead of tokens (vLLM's `prompt_embeds`) can read memories without support for
+them, because the slots of a memory are ordinary inputs of the decoder.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def export_decoder(
     *,
     merged: bool = False,
 ) -> None:
-    """The decoder and its tokenizer, for any program that reads Hugging Face folders.
+    """Write a model's decoder and its tokenizer as a Hugging Face folder.
 
     Args:
-        model: whose decoder it is.
-        tokenizer: of the decoder.
-        folder: to write.
-        merged: with what adapters add, as text behind memories is read; without: the decoder as it was.
+        model: the memory model.
+        tokenizer: the decoder's tokenizer.
+        folder: the folder to create.
+        merged: add the adapters' weights, as for text behind memories; otherwise the decoder is written without them.
 
     Raises:
-        CheckpointError: the folder exists, or cannot be written.
+        CheckpointError: the folder exists already, or cannot be written.
     """
     path = Path(folder)
     if path.exists():
@@ -54,12 +54,15 @@ def export_decoder(
 
 @torch.inference_mode()
 def export_prompt(session: MemorySession, folder: str | Path) -> int:
-    """What a session of one row reads next, as `prompt_embeds` (positions, width) in PROMPT_FILE; how many positions.
+    """Write what a session of one row reads next as `prompt_embeds` (positions, width) to PROMPT_FILE.
+
+    Returns:
+        The number of positions.
 
     Raises:
-        UserError: a model whose decoder by itself would read something else.
+        UserError: the decoder alone would compute something else than the memory model.
     """
     history = session.histories[0]
-    found = session.model.prompt_embeddings([history.pieces()])["inputs_embeds"][0]
-    write_tensors_atomic(Path(folder) / PROMPT_FILE, {"prompt_embeds": found.float().cpu().contiguous()})
-    return len(found)
+    embeddings = session.model.prompt_embeddings([history.pieces()])["inputs_embeds"][0]
+    write_tensors_atomic(Path(folder) / PROMPT_FILE, {"prompt_embeds": embeddings.float().cpu().contiguous()})
+    return len(embeddings)

@@ -1,4 +1,4 @@
-"""What a session has read of one text: memories of full chunks, tokens where they are not good enough, the newest."""
+"""The history of a session: memories of full chunks, tokens of chunks with poor memories, and the newest tokens."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ChunkMemory = Float[Tensor, "memories numbers"]
 
 @dataclass
 class History:
-    """One text, oldest first.
+    """What was read of one text, oldest first.
 
     Attributes:
-        chunks: a memory, or the tokens of a chunk that is read as it is.
-        newest: 0 to `chunk_length` tokens. A full chunk stays until a token follows it: what follows is predicted from
-            its tokens, as in training.
-        forgotten: chunks that were dropped, as they did not fit any more.
+        chunks: a memory (memories, numbers) or a list of token ids for each older chunk.
+        newest: the last 0 to `chunk_length` token ids. A full chunk stays here until a token follows it, because that
+            token is predicted from the chunk's tokens, as in training.
+        forgotten: the number of chunks that were dropped because they did not fit.
     """
 
     chunks: list[ChunkMemory | list[int]] = field(default_factory=list)
@@ -36,15 +36,15 @@ class History:
 
     @property
     def as_tokens(self) -> int:
-        """Chunks that are read as tokens."""
+        """The number of chunks that are read as tokens."""
         return sum(not isinstance(chunk, Tensor) for chunk in self.chunks)
 
     def copy(self) -> History:
-        """One that goes its own way; memories are never changed, so that they are shared."""
+        """Return an independent copy; memories are shared, since they never change."""
         return History(list(self.chunks), list(self.newest), self.forgotten)
 
     def pieces(self) -> list[Piece]:
-        """For a prompt; memories that follow each other as one."""
+        """Return the pieces of a prompt; consecutive memories are stacked into one piece."""
         found: list[Piece] = []
         run: list[Tensor] = []
         for chunk in self.chunks:
@@ -60,8 +60,8 @@ class History:
         return [*found, self.newest] if self.newest else found
 
     def keep_within(self, config: MemoryModelConfig, positions: int) -> None:
-        """Drop the oldest chunks until the rest takes at most so many decoder positions."""
-        slots = config.slots_per_chunk  # looked up once: configurations are slow to ask
+        """Drop the oldest chunks until the others take at most `positions` decoder positions."""
+        slots = config.slots_per_chunk  # read once, because attributes of configurations are slow
         sizes = [slots if isinstance(c, Tensor) else len(c) for c in self.chunks]
         over, dropped = sum(sizes) - positions, 0
         while over > 0 and dropped < len(sizes):
@@ -82,26 +82,26 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     chunks: Annotated[list[list[Token] | None], Field(max_length=_MOST)]
-    """Tokens, or None where a memory stands."""
+    """Token ids of each chunk, or None for a memory."""
     newest: Annotated[list[Token], Field(max_length=_MOST)]
     forgotten: Count
 
 
 class SessionFile(BaseModel):
-    """What a session is beside its memories."""
+    """The contents of a saved session's JSON file."""
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = FORMAT
     model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Fingerprint of model and tokenizer."""
+    """Fingerprint of the model and its tokenizer."""
     fidelity: Annotated[float, Field(ge=0, le=1)]
     max_positions: Count
     rows: Annotated[list[_Row], Field(min_length=1, max_length=_MOST)]
 
 
 def save_session(folder: Path, histories: list[History], *, model: str, fidelity: float, max_positions: int) -> None:
-    """Write a folder; one that is there is replaced."""
+    """Write a session to a folder; an existing folder is replaced."""
     rows = [
         _Row(
             chunks=[None if isinstance(c, Tensor) else c for c in history.chunks],
@@ -110,27 +110,31 @@ def save_session(folder: Path, histories: list[History], *, model: str, fidelity
         )
         for history in histories
     ]
-    held = [c.float().cpu() for history in histories for c in history.chunks if isinstance(c, Tensor)]
+    memories = [c.float().cpu() for history in histories for c in history.chunks if isinstance(c, Tensor)]
     file = SessionFile(model=model, fidelity=fidelity, max_positions=max_positions, rows=rows)
 
     def fill(draft: Path) -> None:
         write_file_atomic(draft / _JSON, file.model_dump_json(indent=1) + "\n")
-        write_tensors_atomic(draft / _TENSORS, {"memories": torch.stack(held) if held else torch.zeros(0, 1, 1)})
+        write_tensors_atomic(
+            draft / _TENSORS, {"memories": torch.stack(memories) if memories else torch.zeros(0, 1, 1)}
+        )
 
     write_folder_atomic(folder, fill)
 
 
-def load_session(folder: Path, *, model: str, shape: tuple[int, int], words: int) -> tuple[SessionFile, list[History]]:
-    """What was saved.
+def load_session(
+    folder: Path, *, model: str, shape: tuple[int, int], vocab_size: int
+) -> tuple[SessionFile, list[History]]:
+    """Read a saved session.
 
     Args:
-        folder: of `save_session`.
-        model: fingerprint of the model that goes on.
+        folder: the folder that `save_session` wrote.
+        model: fingerprint of the model that continues.
         shape: memories and numbers of a chunk.
-        words: ids that a token may have.
+        vocab_size: token ids must be smaller.
 
     Raises:
-        CheckpointError: missing, damaged, of a newer format or of another model.
+        CheckpointError: the session is missing or damaged, has a newer format, or belongs to another model.
     """
     values = read_json(folder / _JSON)
     newer = values.get("format")
@@ -140,24 +144,25 @@ def load_session(folder: Path, *, model: str, shape: tuple[int, int], words: int
         file = SessionFile(**values)
     except ValidationError as error:
         raise CheckpointError(
-            f"'{folder / _JSON}' is no session ({error.errors()[0]['msg']}); save it again."
+            f"'{folder / _JSON}' is not a saved session ({error.errors()[0]['msg']}); save it again."
         ) from error
     if file.model != model:
         raise CheckpointError(
             f"'{folder}' was saved with another model ({file.model[:12]}) than this one ({model[:12]}); give that one."
         )
     memories = read_tensors(folder / _TENSORS).get("memories")
-    wanted = sum(chunk is None for row in file.rows for chunk in row.chunks)
-    if memories is None or len(memories) != wanted or (wanted and tuple(memories.shape[1:]) != shape):
+    expected = sum(chunk is None for row in file.rows for chunk in row.chunks)
+    if memories is None or len(memories) != expected or (expected and tuple(memories.shape[1:]) != shape):
         raise CheckpointError(
-            f"'{folder / _TENSORS}' does not hold the {wanted} memories of its session; save it again."
+            f"'{folder / _TENSORS}' does not hold the {expected} memories of its session; save it again."
         )
     if not bool(torch.isfinite(memories).all()):
         raise CheckpointError(f"'{folder / _TENSORS}' holds memories that are not finite; save it again.")
     top = max((t for row in file.rows for ids in (*row.chunks, row.newest) for t in ids or ()), default=0)
-    if top >= words:
-        raise CheckpointError(f"'{folder / _JSON}' names token {top} and the model has {words}; save it again.")
-    left = iter(memories)
+    if top >= vocab_size:
+        raise CheckpointError(f"'{folder / _JSON}' names token {top} and the model has {vocab_size}; save it again.")
+    remaining = iter(memories)
     return file, [
-        History([next(left) if c is None else c for c in row.chunks], row.newest, row.forgotten) for row in file.rows
+        History([next(remaining) if c is None else c for c in row.chunks], row.newest, row.forgotten)
+        for row in file.rows
     ]

@@ -1,7 +1,7 @@
-"""Sessions: texts of any length are read as memories, and generation goes on behind them at bounded memory.
+"""Sessions read texts of any length as memories and generate behind them with bounded memory.
 
-Full chunks become memories, the newest tokens stay tokens (memlm.session.history). When generation fills a chunk, it
-becomes a memory too, so that the decoder never holds more than its window of slots and one chunk of tokens.
+Full chunks become memories and the newest tokens stay tokens (`memlm.session.history`). A chunk that generation fills
+becomes a memory too, so the decoder never holds more than its window of slots and one chunk of tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id, pad_id
 from memlm.data.corpus import parts_of
-from memlm.encoders.base import model_fingerprint
+from memlm.encoders.interface import model_fingerprint
 from memlm.errors import UserError
 from memlm.models import MemoryModelForCausalLM
-from memlm.models.loading import load_model
+from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import span_of
 from memlm.session.history import History, load_session, save_session
 from memlm.store.codec import ROWS
@@ -30,20 +30,20 @@ from memlm.store.quantize import dequantize
 from memlm.store.text_store import TextStore
 
 FIDELITY = 0.98
-"""Share of a chunk's tokens that its memory must give back; below it the chunk is read as tokens."""
-_REFUSED = ("input_ids", "attention_mask", "memories", "max_length", "num_return_sequences", "return_dict_in_generate")
+"""The share of a chunk's tokens that its memory must give back; otherwise the chunk is read as tokens."""
+_RESERVED = ("input_ids", "attention_mask", "memories", "max_length", "num_return_sequences", "return_dict_in_generate")
 
 
 @dataclass(frozen=True)
 class SessionStats:
-    """What a session's decoder reads of one text.
+    """What the decoder of a session reads of one text.
 
     Attributes:
-        memories: chunks read as memories.
-        as_tokens: chunks read as tokens, as their memories are not faithful enough.
-        forgotten: chunks that did not fit any more.
-        newest: tokens behind them.
-        positions: decoder positions that all of it takes.
+        memories: number of chunks that are read as memories.
+        as_tokens: number of chunks that are read as tokens, because their memories are not faithful enough.
+        forgotten: number of chunks that were dropped because they did not fit.
+        newest: number of tokens behind the chunks.
+        positions: number of decoder positions that all of these take.
     """
 
     memories: int
@@ -54,7 +54,7 @@ class SessionStats:
 
 
 class MemorySession:
-    """One text, or several side by side, read and continued.
+    """A memory model that reads one text, or several in parallel, and continues them.
 
     Example:
         >>> session = MemorySession("runs/memory")
@@ -70,18 +70,18 @@ class MemorySession:
         fidelity: float = FIDELITY,
         max_positions: int | None = None,
     ) -> None:
-        """Begin with nothing read.
+        """Begin a session that has read nothing.
 
         Args:
-            model: a memory model's run folder, or the model and its tokenizer.
-            rows: texts read side by side.
-            fidelity: chunks whose memory gives back a smaller share of their tokens are read as tokens; 0 trusts every
-                memory, and saves the reading back.
-            max_positions: decoder positions for memories and older chunks at most; by default all that it has.
+            model: the run folder of a memory model, or the model and its tokenizer.
+            rows: number of texts that are read in parallel.
+            fidelity: chunks whose memory gives back a smaller share of their tokens are read as tokens. With 0 every
+                memory is used and none is read back, which is faster.
+            max_positions: the greatest number of decoder positions for older chunks; by default all that it has.
 
         Raises:
-            CheckpointError: no memory model there.
-            UserError: a model whose layout has no prompts, or settings that cannot be.
+            CheckpointError: the folder holds no memory model.
+            UserError: the model's layout has no prompts, or a setting is out of range.
         """
         loaded = load_model(model, MemoryModelForCausalLM) if isinstance(model, str | Path) else model
         self.model, self.tokenizer = loaded[0].eval(), loaded[1]
@@ -92,40 +92,52 @@ class MemorySession:
         self.fidelity = fidelity
         self.window = _window(self.model, max_positions)
         self.histories = [History() for _ in range(rows)]
-        self.model.prompt([[[0]]])  # says now if this model has no prompts
+        self.model.prompt([[[0]]])  # raises if the model has no prompts
+
+    def __repr__(self) -> str:
+        rows = "1 row" if len(self.histories) == 1 else f"{len(self.histories)} rows"
+        return f"MemorySession({summary_of(self.model, self.tokenizer)}, {rows})"
 
     def read(self, text: str | Iterable[str] | Sequence[str | Iterable[str]]) -> None:
-        """Read on, in a stream.
+        """Read text behind what was read before.
 
         Args:
-            text: for one row, a string or pieces of it (an open file); for several, one such each.
+            text: for one row, a string or an iterable of strings such as an open file; for several rows, one for each.
 
         Raises:
-            UserError: another number of texts than rows.
+            UserError: the number of texts differs from the number of rows.
         """
         texts = [text] if len(self.histories) == 1 else list(text)
         if len(texts) != len(self.histories) or (isinstance(text, str) and len(self.histories) > 1):
             raise UserError(f"{len(texts)} texts do not fit {len(self.histories)} rows; give one text for each.")
         for history, stream in zip(self.histories, texts, strict=True):
             for part in parts_of([stream] if isinstance(stream, str) else stream):  # type: ignore[list-item]
-                self._take(history, encode_texts(self.tokenizer, [part])[0])
+                self._append(history, encode_texts(self.tokenizer, [part])[0])
 
     def read_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Read on, a list of tokens for each row.
+        """Read token ids behind what was read before.
+
+        Args:
+            tokens: one list for each row.
 
         Raises:
-            UserError: another number of lists than rows.
+            UserError: the number of lists differs from the number of rows.
         """
         if len(tokens) != len(self.histories):
             raise UserError(f"{len(tokens)} lists of tokens do not fit {len(self.histories)} rows; give one for each.")
         for history, ids in zip(self.histories, tokens, strict=True):
-            self._take(history, list(ids))
+            self._append(history, list(ids))
 
     def read_stored(self, store: TextStore, name: str, *, row: int = 0) -> None:
-        """Read a document of a store: its memories as they are kept, its tokens where they are not faithful enough.
+        """Read a document of a store: its stored memories, and the tokens of chunks with poor memories.
+
+        Args:
+            store: a store that this model wrote.
+            name: the document's id.
+            row: the row that reads it.
 
         Raises:
-            StoreError: it is not there.
+            StoreError: there is no such document.
             DamagedStoreError: its data is not what was written.
         """
         history = self.histories[row]
@@ -135,7 +147,7 @@ class MemorySession:
                 continue
             self._close(history)
             poor = (part.tokens < length) | (part.fidelity < self.fidelity)
-            poor[-1] = True  # what the next token is predicted from
+            poor[-1] = True  # the next token is predicted from its tokens
             tokens = store.tokens(part, poor.nonzero()[:, 0].tolist())
             memories = dequantize(part.memories).to(self.model.device, self.model.dtype)
             chunks = [tokens[i] if as_tokens else memories[i] for i, as_tokens in enumerate(poor.tolist())]
@@ -155,21 +167,22 @@ class MemorySession:
         streamer: BaseStreamer | None = None,
         **options: Any,
     ) -> str | list[str]:
-        """Continue what was read, after `prompt`; what is written is read too.
+        """Read `prompt` and continue it; the session also reads the text that is generated.
 
-        Where a chunk fills, it becomes a memory and generation goes on behind it; beams are chosen there.
+        When a chunk is full it becomes a memory and generation continues behind it; with beam search the best beam is
+        chosen at that point.
 
         Args:
-            prompt: read first; one for each row where there are several.
-            max_new_tokens: tokens written for each row, at most; the end of a text ends a row.
-            streamer: of transformers; one row only.
-            options: for `generate()`: do_sample, temperature, num_beams, use_cache, cache_implementation and so on.
+            prompt: a text that is read first, or one for each row.
+            max_new_tokens: the greatest number of tokens for each row; an end-of-text token ends a row earlier.
+            streamer: a streamer of transformers; only for a session of one row.
+            options: options of `generate()` such as do_sample, temperature, num_beams and use_cache.
 
         Returns:
-            The text of each row, a string where there is one row and `prompt` is no list.
+            The generated text of each row; a single string for one row if `prompt` is not a list.
 
         Raises:
-            UserError: nothing was read, or an option that sessions set themselves.
+            UserError: nothing was read, or an option is set by the session itself.
         """
         if prompt is not None:
             self.read(prompt)
@@ -180,22 +193,31 @@ class MemorySession:
     def generate_tokens(
         self, *, max_new_tokens: int = 128, streamer: BaseStreamer | None = None, **options: Any
     ) -> list[list[int]]:
-        """As `generate`, tokens for each row, without the end of text."""
-        self._refuse(options, streamer, max_new_tokens)
-        left = [max_new_tokens] * len(self.histories)
+        """Continue what was read; return the token ids of each row without the end-of-text token.
+
+        Args:
+            max_new_tokens: see `generate`.
+            streamer: see `generate`.
+            options: see `generate`.
+
+        Raises:
+            UserError: nothing was read, or an option is set by the session itself.
+        """
+        self._check_options(options, streamer, max_new_tokens)
+        remaining = [max_new_tokens] * len(self.histories)
         written: list[list[int]] = [[] for _ in self.histories]
         stream = None if streamer is None else _PieceStreamer(streamer)
         if streamer is not None:
-            # what a streamer is given first is its prompt
+            # streamers take their first value for the prompt
             streamer.put(torch.tensor(self.histories[0].newest))
-        while rows := [row for row, count in enumerate(left) if count]:
+        while rows := [row for row, count in enumerate(remaining) if count]:
             for row in rows:
                 self._settle(self.histories[row])
-            room = min(min(left[row], self._room(self.histories[row])) for row in rows)
+            room = min(min(remaining[row], self._room(self.histories[row])) for row in rows)
             for row, ids in zip(rows, self._piece(rows, room, stream, options), strict=True):
                 self.histories[row].newest += ids
                 written[row] += ids
-                left[row] = left[row] - len(ids) if len(ids) == room else 0
+                remaining[row] = remaining[row] - len(ids) if len(ids) == room else 0
         for history in self.histories:
             self._settle(history)
         if streamer is not None:
@@ -203,7 +225,7 @@ class MemorySession:
         return written
 
     def save(self, folder: str | Path) -> None:
-        """Write what was read to a folder; one that is there is replaced."""
+        """Save what was read to a folder; an existing folder is replaced."""
         save_session(
             Path(folder),
             self.histories,
@@ -216,34 +238,38 @@ class MemorySession:
     def load(
         cls, folder: str | Path, model: str | Path | tuple[MemoryModelForCausalLM, PreTrainedTokenizerBase]
     ) -> MemorySession:
-        """A saved session, with the model that it was saved with.
+        """Load a saved session.
+
+        Args:
+            folder: the folder that `save` wrote.
+            model: the model that the session was saved with, as for the constructor.
 
         Raises:
-            CheckpointError: missing, damaged, of a newer format or of another model.
+            CheckpointError: the session is missing or damaged, has a newer format, or belongs to another model.
         """
         session = cls(model)
-        writer = session.model.encoder.config
+        config = session.model.encoder.config
         file, session.histories = load_session(
             Path(folder),
             model=model_fingerprint(session.model, session.tokenizer),
-            shape=(writer.memories_per_chunk, writer.bottleneck_size),
-            words=writer.vocab_size,
+            shape=(config.memories_per_chunk, config.bottleneck_size),
+            vocab_size=config.vocab_size,
         )
         session.fidelity, session.window = file.fidelity, _window(session.model, file.max_positions)
         return session
 
     def fork(self) -> MemorySession:
-        """Another session that has read the same; the model is shared."""
+        """Return a second session that has read the same texts; both share the model."""
         other = copy.copy(self)
         other.histories = [history.copy() for history in self.histories]
         return other
 
     def prompt(self) -> dict[str, Tensor]:
-        """What the model reads next, for `model.generate(**prompt)`."""
+        """Return the inputs of `model.generate()` that stand for everything that was read."""
         return self.model.prompt([history.pieces() for history in self.histories])
 
     def stats(self, row: int = 0) -> SessionStats:
-        """What the decoder reads of one row."""
+        """Return what the decoder reads of one row."""
         history = self.histories[row]
         return SessionStats(
             memories=len(history.chunks) - history.as_tokens,
@@ -254,11 +280,11 @@ class MemorySession:
         )
 
     def _room(self, history: History) -> int:
-        """Tokens that can be written before a chunk becomes a memory: the first of the next chunk still sees it."""
+        """Return how many tokens fit before a chunk becomes a memory; the next chunk's first token still reads it."""
         return self.model.config.chunk_length - len(history.newest) + 1
 
-    def _take(self, history: History, tokens: list[int]) -> None:
-        """Read tokens behind the newest ones; all full chunks become memories but one that nothing follows."""
+    def _append(self, history: History, tokens: list[int]) -> None:
+        """Append tokens; full chunks become memories, except one that no token follows."""
         history.newest += tokens
         self._settle(history)
 
@@ -274,7 +300,7 @@ class MemorySession:
             self._forget(history)
 
     def _close(self, history: History) -> None:
-        """The newest tokens as a chunk of their own, as another text follows: a memory if they fill one."""
+        """Make the newest tokens a chunk of their own, since another text follows; a full one becomes a memory."""
         if history.newest:
             full = [history.newest] if len(history.newest) == self.model.config.chunk_length else []
             history.chunks += self._chunks(full) or [history.newest]
@@ -282,23 +308,23 @@ class MemorySession:
 
     @torch.inference_mode()
     def _chunks(self, chunks: list[list[int]]) -> list[Tensor | list[int]]:
-        """Memories of full chunks, or their tokens where a memory does not give enough of them back."""
+        """Return the memories of full chunks, or the tokens of those whose memories give too few tokens back."""
         if not chunks:
             return []
         ids = torch.tensor(chunks, device=self.model.device)
         memories = self.model.encode_chunks(ids[None], torch.ones_like(ids)[None])[0]
         if not self.fidelity:
             return list(memories)
-        right = (self.model.decode(memories).argmax(-1) == ids).float().mean(-1) >= self.fidelity
-        return [m if good else c for m, c, good in zip(memories, chunks, right.tolist(), strict=True)]
+        faithful = (self.model.decode(memories).argmax(-1) == ids).float().mean(-1) >= self.fidelity
+        return [m if good else c for m, c, good in zip(memories, chunks, faithful.tolist(), strict=True)]
 
     def _forget(self, history: History) -> None:
         history.keep_within(self.model.config, self.window)
 
-    def _refuse(self, options: dict[str, Any], streamer: BaseStreamer | None, max_new_tokens: int) -> None:
-        wrong = next((name for name in _REFUSED if name in options), None)
-        if wrong is not None:
-            raise UserError(f"'{wrong}' is the session's own; leave it out (fork() gives several continuations).")
+    def _check_options(self, options: dict[str, Any], streamer: BaseStreamer | None, max_new_tokens: int) -> None:
+        reserved = next((name for name in _RESERVED if name in options), None)
+        if reserved is not None:
+            raise UserError(f"'{reserved}' is set by the session; leave it out (fork() gives several continuations).")
         if max_new_tokens < 0:
             raise UserError(f"max_new_tokens ({max_new_tokens}) must not be negative.")
         if streamer is not None and len(self.histories) > 1:
@@ -311,13 +337,13 @@ class MemorySession:
     def _piece(
         self, rows: list[int], tokens: int, streamer: BaseStreamer | None, options: dict[str, Any]
     ) -> list[list[int]]:
-        """Up to so many tokens for each of the rows, without the end of text; fewer where the text ends."""
+        """Generate up to `tokens` token ids for some rows; a row that ends has fewer, without the end-of-text token."""
         prompt = self.model.prompt([self.histories[row].pieces() for row in rows])
         pad = pad_id(self.tokenizer)
         ends = {"eos_token_id": eos_id(self.tokenizer), "pad_token_id": pad, **options}
-        # what stands for a slot is no token, and padding would be a blank
-        never = [self.model.config.memory_token_id, pad]
-        ends["suppress_tokens"] = sorted({*never, *(options.get("suppress_tokens") or ())})
+        # the placeholder of a slot and padding are not text
+        suppressed = [self.model.config.memory_token_id, pad]
+        ends["suppress_tokens"] = sorted({*suppressed, *(options.get("suppress_tokens") or ())})
         if streamer is not None:
             ends["streamer"] = streamer
         found = cast(Any, self.model).generate(**prompt, max_new_tokens=tokens, **ends)
@@ -327,37 +353,37 @@ class MemorySession:
 
 
 def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
-    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return ids[:stop]
 
 
-def _window(model: MemoryModelForCausalLM, asked: int | None) -> int:
-    """Positions for older chunks: what the decoder has behind a full chunk and the token that follows it."""
+def _window(model: MemoryModelForCausalLM, positions: int | None) -> int:
+    """Return the decoder positions for older chunks: all but those of a full chunk and the token that follows it."""
     config = model.config
     newest = config.chunk_length + 1 + config.has_first_token
     rotary = getattr(config.decoder_config, "rope_parameters", None) is not None
     trained = (config.num_chunks - 1) * config.slots_per_chunk
-    there = config.decoder_config.max_position_embeddings - newest if rotary else trained
-    if asked is None:
-        return there
-    if not 0 <= asked <= there:
-        raise UserError(f"max_positions ({asked}) must lie between 0 and {there}, which this decoder has.")
-    return asked
+    available = config.decoder_config.max_position_embeddings - newest if rotary else trained
+    if positions is None:
+        return available
+    if not 0 <= positions <= available:
+        raise UserError(f"max_positions ({positions}) must lie between 0 and {available}, which this decoder has.")
+    return positions
 
 
 class _PieceStreamer(BaseStreamer):
-    """One stream out of pieces: prompts are not shown again, and the end comes once."""
+    """A streamer that joins pieces into one stream: prompts are left out, and the stream does not end between them."""
 
     def __init__(self, streamer: BaseStreamer) -> None:
         self.streamer = streamer
         self.is_prompt = True
 
     def put(self, value: Tensor) -> None:
-        """Tokens; the first of each piece are its prompt."""
+        """Pass tokens on, except the first value of each piece, which is its prompt."""
         if not self.is_prompt:
             self.streamer.put(value)
         self.is_prompt = False
 
     def end(self) -> None:
-        """Of a piece."""
+        """End a piece."""
         self.is_prompt = True

@@ -1,4 +1,4 @@
-"""Strings to memories and back: a model and its tokenizer together."""
+"""Models with their tokenizers: texts to memories and back, and `load`, which opens every kind of run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from transformers import PreTrainedTokenizerBase
 from memlm.chunking import chunk_texts
 from memlm.data import decode_ids, encode_texts, eos_id, pad_id
 from memlm.errors import TokenizerError, UserError
-from memlm.models import TextAutoencoder
-from memlm.models.loading import load_model
+from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder
+from memlm.models.loading import load_model, summary_of
+from memlm.models.memory.prompt import has_prompts
+from memlm.session.session import MemorySession
 
-# texts have different numbers of chunks, so that one list must not bind one name to one of them
+# texts have different numbers of chunks, so one list must not bind one name to one of these numbers
 ChunkMemories = Float[Tensor, "_ memories numbers"]
 
 
 class TextMemory:
-    """Remembers strings of any length and gives them back.
+    """A text autoencoder that encodes strings of any length as memories and gives them back.
 
     Example:
         >>> memory = memlm.load("runs/demo")
-        >>> memories = memory.remember(["any text"])      # one tensor (chunks, memories, numbers) per text
+        >>> memories = memory.encode(["any text"])        # one tensor (chunks, memories, numbers) per text
         >>> memory.regenerate(memories)
         ['any text']
+
+    Raises:
+        TokenizerError: the tokenizer has another vocabulary than the model.
     """
 
     def __init__(self, model: TextAutoencoder, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -39,13 +44,29 @@ class TextMemory:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> TextMemory:
+        """Load an autoencoder from a run folder, or from a folder that `save_pretrained` wrote.
+
+        Raises:
+            CheckpointError: the folder holds no autoencoder, or a damaged one.
+            TokenizerError: the tokenizer is missing, or has another vocabulary than the model.
+        """
+        return cls(*load_model(directory, TextAutoencoder))
+
+    def __repr__(self) -> str:
+        return f"TextMemory({summary_of(self.model, self.tokenizer)})"
+
     @torch.inference_mode()
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 256) -> list[ChunkMemories]:
-        """Memories of each text, (chunks, memories, numbers); an empty text has no chunks.
+        """Return the memories of each text, (chunks, memories, numbers); an empty text has no chunks.
 
         Args:
             texts: one string or several.
-            batch_size: chunks encoded at once, across texts.
+            batch_size: number of chunks that are encoded at once, across texts.
+
+        Raises:
+            UserError: batch_size is below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size ({batch_size}) must be at least 1.")
@@ -69,10 +90,14 @@ class TextMemory:
 
     @torch.inference_mode()
     def regenerate(self, memories: ChunkMemories | Sequence[ChunkMemories], *, batch_size: int = 256) -> list[str]:
-        """The texts that memories stand for, one per tensor.
+        """Return the text that each tensor of memories gives back.
+
+        Args:
+            memories: one tensor (chunks, memories, numbers) or several.
+            batch_size: number of chunks that are decoded at once, across texts.
 
         Raises:
-            MemoryShapeError: memories of another model, or values that are not finite.
+            MemoryShapeError: the memories have another shape than the model's, or values that are not finite.
         """
         given = [memories] if isinstance(memories, Tensor) else list(memories)
         if not given:
@@ -85,10 +110,10 @@ class TextMemory:
 
     @torch.inference_mode()
     def fidelity(self, texts: str | Sequence[str]) -> list[float]:
-        """Share of each text's tokens that come back at their place in their chunk, between 0 and 1."""
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        tokens = encode_texts(self.tokenizer, wanted)
-        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.encode(wanted)]
+        """Return the share of each text's tokens that come back at their position in their chunk, 0 to 1."""
+        originals = [texts] if isinstance(texts, str) else list(texts)
+        tokens = encode_texts(self.tokenizer, originals)
+        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.encode(originals)]
         return [_share_equal(before, after) for before, after in zip(tokens, rows, strict=True)]
 
     def _tokens(self, memories: Tensor) -> Tensor:
@@ -97,7 +122,7 @@ class TextMemory:
         return self.model.decode(memories.to(self.model.dtype)).argmax(-1)
 
     def _joined(self, rows: Tensor) -> list[int]:
-        """Each chunk up to its end-of-text token, one after the other."""
+        """Join the chunks, each up to its end-of-text token."""
         end = eos_id(self.tokenizer)
         ids: list[int] = []
         for row in rows.tolist():
@@ -114,11 +139,62 @@ def _share_equal(before: list[int], after: list[int]) -> float:
     return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
 
 
-def load(directory: str | Path) -> TextMemory:
-    """A trained autoencoder with its tokenizer, from a run folder or any folder that save_pretrained wrote.
+class DocumentModel:
+    """A model that reads documents chunk by chunk, for runs that have no sessions.
+
+    These are recurrent memory models, and memory models whose layout has no prompts (`layout="fixed"` or `"oracle"`).
+
+    Example:
+        >>> model = memlm.load("runs/recurrent")
+        >>> model.token_losses("any text")                # nats of each token after the first
+    """
+
+    def __init__(self, model: ChunkReader, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return f"DocumentModel({summary_of(self.model, self.tokenizer)})"
+
+    @torch.inference_mode()
+    def encode(self, text: str) -> Float[Tensor, "chunks memories numbers"]:
+        """Return the memories of each chunk of a text; a recurrent model hands them on to the next chunk."""
+        return self.model.encode(self._ids(text))[0]
+
+    @torch.inference_mode()
+    def token_losses(self, text: str) -> Float[Tensor, " predicted"]:
+        """Return the negative log-likelihood in nats of each token after the first, given all tokens before it.
+
+        Raises:
+            UserError: the text has fewer than two tokens.
+        """
+        ids = self._ids(text)
+        if ids.shape[1] < 2:
+            raise UserError(f"a text of {ids.shape[1]} tokens predicts nothing; give at least two tokens.")
+        logits = self.model(input_ids=ids).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.transpose(1, 2).float(), ids[:, 1:], reduction="none")[0]
+
+    def _ids(self, text: str) -> Tensor:
+        return torch.tensor(encode_texts(self.tokenizer, [text]), device=self.model.device)
+
+
+def load(directory: str | Path) -> TextMemory | MemorySession | DocumentModel:
+    """Open the model of any run, with its tokenizer.
+
+    Args:
+        directory: a run folder, or a folder that `save_pretrained` wrote.
+
+    Returns:
+        A `TextMemory` for an autoencoder, a `MemorySession` for a memory model, and a `DocumentModel` for a recurrent
+        model or a memory model without prompts. Printing it shows its kind, sizes and tokenizer.
 
     Raises:
-        CheckpointError: no model there, damaged, or of another kind.
-        TokenizerError: no tokenizer, or one of another vocabulary.
+        CheckpointError: the folder holds no model of a run (for instance an exported decoder), or a damaged one.
+        TokenizerError: the tokenizer is missing, or has another vocabulary than the model.
     """
-    return TextMemory(*load_model(directory, TextAutoencoder))
+    model, tokenizer = load_model(directory, TextAutoencoder, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
+    if isinstance(model, TextAutoencoder):
+        return TextMemory(model, tokenizer)
+    if isinstance(model, MemoryModelForCausalLM) and has_prompts(model.config):
+        return MemorySession((model, tokenizer))
+    return DocumentModel(model, tokenizer)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.chunking import chunk_texts
 from memlm.data import decode_ids, decode_piece, encode_texts, eos_id, pad_id
-from memlm.encoders.base import model_fingerprint, vocabulary_of
+from memlm.encoders.interface import model_fingerprint, vocabulary_of
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import load_model

@@ -11,7 +11,7 @@ from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.measurement import Measurement
 from memlm.models.memory.encoder import encoder_of
-from memlm.session import load
+from memlm.session import TextMemory
 from memlm.training import RunConfig, RunFolder
 from memlm.training.kinds import AnyRunConfig
 from memlm.training.prepare import read_documents
@@ -28,7 +28,7 @@ def probe_autoencoder(path: str) -> list[Measurement]:
         RunFolderError, CheckpointError: not a finished run.
         DataError: the text cannot be read, or holds fewer than three documents.
     """
-    memory = load(path)
+    memory = TextMemory.from_pretrained(path)
     folder = RunFolder.open(path)
     config = cast(RunConfig, folder.config())
     encoder = MemoryEncoder(encoder_of(memory.model), memory.tokenizer, name=config.recipe)

@@ -22,6 +22,11 @@ Piece = Float[Tensor, "_ memories numbers"] | Sequence[int]
 """Memories of chunks, or tokens."""
 
 
+def has_prompts(config: MemoryModelConfig) -> bool:
+    """Return True if a model of this configuration can read prompts of memories and tokens."""
+    return config.filler == "masked" and config.layout in ("aligned", "variable")
+
+
 def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: torch.device) -> dict[str, Tensor]:
     """Placeholders, mask and memories of rows, each a history in the order in which it was read.
 
@@ -34,7 +39,7 @@ def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: 
         UserError: a layout or filler that has no prompts; no rows.
         MemoryShapeError: memories of another shape than the encoder writes.
     """
-    if config.filler != "masked" or config.layout not in ("aligned", "variable"):
+    if not has_prompts(config):
         raise UserError(
             f"prompts need masked fillers and the aligned or variable layout; this model has filler "
             f"'{config.filler}' and layout '{config.layout}'."

@@ -1,4 +1,4 @@
-"""What a probe needs of an encoder, and an encoder made of any function."""
+"""The interface of encoders, and encoders made of a function or of a memory model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TextVectors = Float[Tensor, "texts numbers"]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Texts to vectors.
+    """An object that encodes texts as vectors.
 
     Attributes:
-        name: for tables and sentences.
-        width: numbers in one vector.
-        fingerprint: changes with anything that changes a vector: weights, tokenizer, layer, pooling.
+        name: the name in tables and sentences.
+        width: the length of a vector.
+        fingerprint: a text that changes with everything that changes a vector: weights, tokenizer, layer, pooling.
     """
 
     name: str
@@ -36,20 +36,20 @@ class Encoder(Protocol):
     fingerprint: str
 
     def encode(self, texts: Sequence[str]) -> TextVectors:
-        """One vector per text, in order, in fp32 on the CPU."""
+        """Return one vector per text, (texts, numbers), in fp32 on the CPU."""
         ...
 
 
 class FunctionEncoder:
-    """Any Python function from a list of texts to vectors.
+    """An encoder that calls a Python function.
 
     Args:
-        function: texts -> (texts, numbers), as a tensor or anything torch.as_tensor takes.
-        name: for tables.
-        fingerprint: names this very function, with its weights; vectors are kept on disk under it.
+        function: maps a list of texts to (texts, numbers), a tensor or anything that `torch.as_tensor` accepts.
+        name: the name in tables.
+        fingerprint: identifies the function and its weights; cached vectors on disk are found by it.
 
     Raises:
-        EncoderError: the function gives something else than one finite vector per text.
+        EncoderError: the function does not return one vector per text.
     """
 
     def __init__(self, function: Callable[[list[str]], object], *, name: str, fingerprint: str) -> None:
@@ -59,18 +59,22 @@ class FunctionEncoder:
         self.width = self.encode(["a"]).shape[1]
 
     def encode(self, texts: Sequence[str]) -> TextVectors:
-        """One vector per text."""
+        """Return one vector per text, (texts, numbers).
+
+        Raises:
+            EncoderError: the function does not return one vector per text.
+        """
         vectors = torch.as_tensor(self.function(list(texts)), dtype=torch.float32).cpu()
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise EncoderError(
-                f"{self.name} gave an array of shape {tuple(vectors.shape)} for {len(texts)} texts; "
-                "it must give (texts, numbers)."
+                f"{self.name} returned an array of shape {tuple(vectors.shape)} for {len(texts)} texts; "
+                "it must return (texts, numbers)."
             )
         return vectors
 
 
 def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
-    """SHA-256 over weights, tokenizer and settings, 64 hexadecimal digits."""
+    """Return the SHA-256 over weights, tokenizer and settings in hexadecimal digits."""
     digest = hashlib.sha256(repr(settings).encode())
     hash_weights(digest, model)
     digest.update(vocabulary_of(tokenizer).encode())
@@ -78,7 +82,7 @@ def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *set
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """How text becomes ids; padding and truncation are left out, which each use of a tokenizer sets anew."""
+    """Return the tokenizer's rules as text, without padding and truncation, which every call sets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return repr(sorted(tokenizer.get_vocab().items()))
@@ -87,10 +91,11 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 _ROWS = 256
+"""Texts that are encoded at once."""
 
 
 class MemoryEncoder:
-    """The first chunk of a text as its memories, one after the other in one vector; what goes beyond is not read."""
+    """An encoder that returns the memories of a text's first chunk as one vector; longer texts are cut there."""
 
     def __init__(self, encoder: ChunkEncoder, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
         self.model = encoder.eval()
@@ -101,10 +106,10 @@ class MemoryEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> TextVectors:
-        """One vector per text."""
+        """Return one vector per text, (texts, memories * numbers)."""
         config, device = self.model.config, self.model.device
         tokens = [ids[: config.chunk_length] for ids in encode_texts(self.tokenizer, texts)]
-        # an empty text still needs a vector: that of an end of text alone
+        # the vector of an empty text is that of an end-of-text token
         rows = [ids or [eos_id(self.tokenizer)] for ids in tokens]
         chunks, _ = chunk_texts(
             rows,
@@ -117,6 +122,6 @@ class MemoryEncoder:
         return torch.cat([part.float().cpu() for part in written])
 
     def untrained(self, seed: int) -> MemoryEncoder:
-        """The same architecture with fresh weights."""
+        """Return an encoder of the same architecture with untrained weights."""
         torch.manual_seed(seed)
         return MemoryEncoder(ChunkEncoder(self.model.config), self.tokenizer, name=f"{self.name} (untrained)")
