@@ -1,6 +1,6 @@
-"""Documents <-> chunks: rows of tokens are cut into chunks of one length, and joined again exactly.
+"""Conversions between documents and chunks: rows of tokens are cut into chunks of one length and joined again.
 
-Pure tensor functions; nothing is changed in place. B rows, T tokens, N chunks, L tokens per chunk.
+The functions change no tensor in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memlm.shapes import TokenIds, TokenMask
 
 @dataclass(frozen=True)
 class Chunks:
-    """Rows cut into chunks; text stands at the front of each row, padding at its end.
+    """Rows cut into chunks; padding follows the text of each row.
 
     Attributes:
         input_ids: (batch, chunks, chunk_length).
@@ -30,10 +30,13 @@ class Chunks:
 
 
 def text_first(attention_mask: TokenMask) -> Int[Tensor, "batch tokens"] | None:
-    """The order of columns that moves text before padding, its own order kept; None where it stands so already.
+    """Return the order of columns that moves text before padding, or None if no column moves.
 
     Args:
         attention_mask: (batch, tokens), nonzero for text.
+
+    Returns:
+        Indices (batch, tokens) for `gather`; the text keeps its order.
     """
     readable = attention_mask.bool()
     if not bool((readable[:, 1:] & ~readable[:, :-1]).any()):
@@ -42,11 +45,11 @@ def text_first(attention_mask: TokenMask) -> Int[Tensor, "batch tokens"] | None:
 
 
 def left_align(input_ids: TokenIds, attention_mask: TokenMask) -> tuple[TokenIds, TokenMask]:
-    """Move every row's text to its front.
+    """Move the text of every row before its padding.
 
     Args:
         input_ids: (batch, tokens).
-        attention_mask: (batch, tokens), nonzero for text, wherever it stands.
+        attention_mask: (batch, tokens), nonzero for text at any positions.
     """
     order = text_first(attention_mask)
     if order is None:
@@ -55,16 +58,16 @@ def left_align(input_ids: TokenIds, attention_mask: TokenMask) -> tuple[TokenIds
 
 
 def split(input_ids: TokenIds, attention_mask: TokenMask, *, chunk_length: int, pad_token_id: int) -> Chunks:
-    """Cut rows into chunks; the last one is padded.
+    """Cut rows into chunks and pad the last one.
 
     Args:
         input_ids: (batch, tokens).
-        attention_mask: (batch, tokens), nonzero for text, on any side.
+        attention_mask: (batch, tokens), nonzero for text, with padding on either side.
         chunk_length: tokens per chunk.
-        pad_token_id: what stands where a row has no text.
+        pad_token_id: the id at positions without text.
 
     Raises:
-        UserError: chunk_length below 1.
+        UserError: chunk_length is below 1.
     """
     if chunk_length < 1:
         raise UserError(f"chunk_length ({chunk_length}) must be at least 1.")
@@ -78,7 +81,7 @@ def split(input_ids: TokenIds, attention_mask: TokenMask, *, chunk_length: int, 
 
 
 def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
-    """The tokens of each row, without padding: what was split comes back exactly."""
+    """Return the tokens of each row without padding; this inverts `split` exactly."""
     rows = zip(chunks.input_ids.flatten(1), chunks.attention_mask.flatten(1), strict=True)
     return [ids[mask.bool()] for ids, mask in rows]
 
@@ -86,10 +89,16 @@ def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
 def chunk_texts(
     texts: list[list[int]], *, chunk_length: int, pad_token_id: int, eos_token_id: int
 ) -> tuple[Chunks, list[int]]:
-    """Token lists of any length folded into one batch of chunks; a chunk that is not full is ended by eos.
+    """Cut lists of tokens into one batch of chunks; a chunk that is not full ends with eos.
+
+    Args:
+        texts: token ids of each text.
+        chunk_length: tokens per chunk.
+        pad_token_id: the padding token.
+        eos_token_id: the end-of-text token.
 
     Returns:
-        Chunks of shape (all chunks, 1, chunk_length), and how many belong to each text.
+        Chunks of shape (all chunks, 1, chunk_length), and the number of chunks of each text.
     """
     counts = [-(-len(tokens) // chunk_length) for tokens in texts]
     ids = torch.full((sum(counts), chunk_length), pad_token_id, dtype=torch.long)

@@ -1,18 +1,18 @@
-"""What can go wrong, as a tree.
+"""The errors of memlm.
 
     MemlmError
-    └── UserError (also a ValueError)     the caller can mend it; the command line prints one line and exits with 2
+    └── UserError (also a ValueError)     the caller can correct it; the command line prints it and exits with 2
         ├── ConfigError                   a recipe, a setting, a flag
         ├── DataError                     a text source, a corpus too small to split
         ├── TokenizerError                a tokenizer that is missing or does not fit
-        ├── EncoderError                  an encoder that cannot be loaded, or has not what is asked of it
+        ├── EncoderError                  an encoder that cannot be loaded, or has no such layer
         ├── CheckpointError               a model or training checkpoint that cannot be read
         ├── RunFolderError                a run folder that exists, is missing or cannot be written
         ├── StoreError                    a store of memories that is missing, taken, full, or of another model
-        │   └── DamagedStoreError         a store whose bytes are not those that were written
-        └── MemoryShapeError              memories of another width, of no finite value, of the wrong rank
+        │   └── DamagedStoreError         a store whose bytes are not what was written
+        └── MemoryShapeError              memories of another width or rank, or not finite
 
-Anything else that is raised is a defect of memlm.
+Any other exception is a defect of memlm.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from collections.abc import Iterable
 
 
 class MemlmError(Exception):
-    """Root of every error that memlm raises on purpose."""
+    """The base class of all errors that memlm raises on purpose."""
 
 
 class UserError(MemlmError, ValueError):
-    """The caller can mend it; the message is one line that names both values and the way out."""
+    """An error that the caller can correct; the message is one line that names the values and the remedy."""
 
 
 class ConfigError(UserError):
@@ -42,7 +42,7 @@ class TokenizerError(UserError):
 
 
 class EncoderError(UserError):
-    """An encoder cannot be loaded, or has not what is asked of it."""
+    """An encoder cannot be loaded, or has no such layer or pooling."""
 
 
 class CheckpointError(UserError):
@@ -58,7 +58,7 @@ class StoreError(UserError):
 
 
 class DamagedStoreError(StoreError):
-    """A store's bytes are not those that were written."""
+    """The bytes of a store are not what was written."""
 
 
 class MemoryShapeError(UserError):
@@ -66,7 +66,7 @@ class MemoryShapeError(UserError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A sentence that points to the nearest choice, or lists them all where none is near.
+    """Return a sentence that suggests the nearest choice, or lists all choices.
 
     >>> did_you_mean("autoencoder-tinny", ["autoencoder-tiny", "autoencoder-small"])
     "Did you mean 'autoencoder-tiny'?"

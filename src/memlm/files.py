@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and readers that never unpickle."""
+"""Atomic writes of files and folders, and readers that never unpickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from memlm.errors import CheckpointError, ConfigError
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder by `write` so that it is there whole or not at all."""
+    """Create or replace a folder atomically.
+
+    Args:
+        folder: the folder.
+        write: fills the draft folder that it receives, which then takes the name of `folder`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -37,7 +42,7 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replace a safetensors file at once."""
+    """Create or replace a safetensors file atomically."""
     draft = path.with_name(f".{path.name}.draft")
     save_file(tensors, draft)
     _flush(draft)
@@ -45,7 +50,7 @@ def write_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_file_atomic(path: Path, text: str) -> None:
-    """Replace a file's content at once."""
+    """Create or replace a text file atomically."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text, encoding="utf-8")
     _flush(draft)
@@ -61,10 +66,10 @@ def _flush(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        CheckpointError: missing, cut short, or not such a file.
+        CheckpointError: the file is missing, cut short, or of another kind.
     """
     try:
         return load_file(path)
@@ -76,10 +81,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: missing, cut short, or not an object.
+        CheckpointError: the file is missing, cut short, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +102,7 @@ _IMPLICIT: Final = {
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases, which can grow a few lines beyond any memory; leaves dates as words."""
+    """A loader that rejects aliases, which can expand a few lines beyond any memory, and reads dates as strings."""
 
     yaml_implicit_resolvers = _IMPLICIT
 
@@ -108,10 +113,10 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_plain_yaml(text: str) -> Any:
-    """The value that a text holds.
+    """Return the value of a YAML text.
 
     Raises:
-        ConfigError: not YAML, an alias, or nested too deeply.
+        ConfigError: the text is not YAML, holds an alias, or is nested too deeply.
     """
     try:
         loader = _PlainLoader(text)

@@ -221,7 +221,7 @@ def test_stored_documents_are_read_as_they_are_kept(memory_run: Path, tmp_path: 
         (lambda s: s.read_tokens([[3]]), "1 lists of tokens do not fit 2 rows"),
         (lambda s: s.generate_tokens(), "row 0 has read nothing"),
         (lambda s: s.generate_tokens(max_new_tokens=-1), "max_new_tokens"),
-        (lambda s: s.generate_tokens(num_return_sequences=2), "'num_return_sequences' is the session's own"),
+        (lambda s: s.generate_tokens(num_return_sequences=2), "'num_return_sequences' is set by the session"),
         (lambda s: s.generate_tokens(streamer=Listener()), "a streamer shows one row and the session has 2"),
     ],
 )

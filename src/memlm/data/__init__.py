@@ -1,14 +1,16 @@
-"""Text in: corpora, tokenizers, rows of tokens."""
+"""Corpora, tokenizers and rows of tokens."""
 
 from memlm.data.corpus import (
     Document,
     Split,
     bundled_notice,
     fingerprint,
+    has_surrogates,
     load_documents,
     pieces_of,
     split_documents,
     stream_documents,
+    texts_fingerprint,
 )
 from memlm.data.packing import PackedRows, pack, shorten_rows
 from memlm.data.passages import (
@@ -17,7 +19,6 @@ from memlm.data.passages import (
     cut_passages,
     near_duplicates,
     passage_rows,
-    texts_fingerprint,
 )
 from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
@@ -46,6 +47,7 @@ __all__ = [
     "encode_texts",
     "eos_id",
     "fingerprint",
+    "has_surrogates",
     "load_documents",
     "load_tokenizer",
     "near_duplicates",

@@ -1,6 +1,7 @@
-"""Documents from wherever they lie: the bundled speeches, files, folders, globs, JSONL, Parquet, Hub ids.
+"""Documents from the bundled speeches, files, folders, globs, JSONL, Parquet and the Hub.
 
-Everything is bounded and checked on the way in; what cannot be read is one DataError that says where and what to do.
+Sizes are bounded and text is checked while it is read. Anything that cannot be read raises a DataError that names the
+position and the remedy.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from memlm.errors import DataError, did_you_mean
 
 BUNDLED: Final = {"sotu": "sotu.jsonl.xz"}
 MAX_DOCUMENT_BYTES: Final = 512 * 2**20
-"""A text file beyond this is a mistake more often than a document, and would be held in memory whole."""
+"""The greatest size of a text file, which is read into memory at once."""
 MAX_TOTAL_BYTES: Final = 4 * 2**30
-"""What `load_documents` keeps in memory at most; `stream_documents` has no such bound."""
+"""The greatest number of characters that `load_documents` returns; `stream_documents` has no such bound."""
 _PACKED: Final[dict[str, Callable[..., object]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _UNPACKING: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text with a name that is unique in its corpus."""
+    """A text with an id that is unique in its corpus."""
 
     id: str
     text: str
@@ -43,23 +44,23 @@ class Document:
 
 @dataclass(frozen=True)
 class Split:
-    """Whole documents, on one side or the other."""
+    """Documents for training and held-out documents."""
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
 
 
 def load_documents(source: str, *, text_field: str = "text", max_documents: int | None = None) -> list[Document]:
-    """All documents of a source, in a stable order, empty ones left out.
+    """Return the documents of a source in a stable order, without empty ones.
 
     Args:
         source: "sotu" (bundled), a file (text or .jsonl, also as .gz, .xz, .bz2; .parquet), a folder, a glob, or a
             Hub id ("owner/name", "hub:owner/name:config@split").
         text_field: the field of a JSONL or Parquet record that holds the text.
-        max_documents: stop after this many.
+        max_documents: the greatest number of documents to return.
 
     Raises:
-        DataError: missing, empty, binary, malformed or beyond MAX_TOTAL_BYTES.
+        DataError: the source is missing, empty, binary, malformed or larger than MAX_TOTAL_BYTES.
     """
     documents: list[Document] = []
     total = 0
@@ -76,7 +77,11 @@ def load_documents(source: str, *, text_field: str = "text", max_documents: int 
 
 
 def stream_documents(source: str, *, text_field: str = "text", max_documents: int | None = None) -> Iterator[Document]:
-    """Like `load_documents`, one document at a time."""
+    """Iterate over the documents of a source; see `load_documents`.
+
+    Raises:
+        DataError: the source is missing, binary or malformed, or max_documents is below 1.
+    """
     if max_documents is not None and max_documents < 1:
         raise DataError(f"max_documents ({max_documents}) must be at least 1.")
     found = (document for document in _open_source(source, text_field) if document.text.strip())
@@ -107,7 +112,7 @@ def _local_paths(source: str) -> list[Path]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        # too long, not permitted, or a NUL inside: no path, and a glob would fail in the same way
+        # too long, not permitted, or with a NUL: a glob would fail in the same way
         raise DataError(
             f"cannot look for '{source[:80]}' ({error.__class__.__name__}); give a path that exists."
         ) from error
@@ -181,28 +186,28 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
         raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
 
 
-def _json_document(line: bytes, place: str, text_field: str) -> Document:
+def _json_document(line: bytes, where: str, text_field: str) -> Document:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON ({error}); every line must be one JSON object.") from error
+        raise DataError(f"{where} is not JSON ({error}); every line must be one JSON object.") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place} holds a {type(record).__name__}, not an object with a '{text_field}' field.")
+        raise DataError(f"{where} holds a {type(record).__name__}, not an object with a '{text_field}' field.")
     fields = cast("dict[str, Any]", record)
-    return Document(str(fields.get("id", place)), _text_of(fields, place, text_field))
+    return Document(str(fields.get("id", where)), _text_of(fields, where, text_field))
 
 
-def _text_of(fields: dict[str, Any], place: str, text_field: str) -> str:
+def _text_of(fields: dict[str, Any], where: str, text_field: str) -> str:
     if text_field not in fields:
-        raise DataError(f"{place} has no field '{text_field}'. {did_you_mean(text_field, fields)}")
+        raise DataError(f"{where} has no field '{text_field}'. {did_you_mean(text_field, fields)}")
     text = fields[text_field]
     if not isinstance(text, str):
         raise DataError(
-            f"{place}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is."
+            f"{where}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is."
         )
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if has_surrogates(text):
         raise DataError(
-            f"{place}: field '{text_field}' holds half of a surrogate pair, which is not UTF-8; mend that record."
+            f"{where}: field '{text_field}' holds half of a surrogate pair, which is not UTF-8; correct that record."
         )
     return text
 
@@ -228,13 +233,13 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
 
 
 def _read_hub(name: str, text_field: str) -> Iterator[Document]:
-    """Streamed through `datasets`: "owner/name", with ":config" and "@split" where wanted."""
-    name, _, wanted = name.partition("@")
+    """Stream a dataset through `datasets`: "owner/name", optionally with ":config" and "@split"."""
+    name, _, split = name.partition("@")
     name, _, config = name.partition(":")
     try:
         import datasets
 
-        rows = datasets.load_dataset(name, config or None, split=wanted or "train", streaming=True)
+        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, record in enumerate(rows):
             fields = cast("dict[str, Any]", record)
             yield Document(f"{name}:{number}", _text_of(fields, f"{name}:{number}", text_field))
@@ -248,7 +253,7 @@ def _read_hub(name: str, text_field: str) -> Iterator[Document]:
 
 
 def pieces_of(document: Document, *, piece_bytes: int) -> list[Document]:
-    """One long document cut into documents of about this many characters, at paragraph ends where there are any."""
+    """Cut a long document into documents of about `piece_bytes` characters, preferably between paragraphs."""
     pieces: list[Document] = []
     start, text = 0, document.text
     while start < len(text):
@@ -262,10 +267,15 @@ def pieces_of(document: Document, *, piece_bytes: int) -> list[Document]:
 
 
 def split_documents(documents: Sequence[Document], *, held_out: float = 0.05, seed: int = 0) -> Split:
-    """Whole documents into train and held-out, at random with a fixed seed.
+    """Split documents at random into training and held-out documents.
+
+    Args:
+        documents: at least two.
+        held_out: the share of held-out documents, between 0 and 1; at least one document is held out.
+        seed: the seed of the choice.
 
     Raises:
-        DataError: a share outside (0, 1), or too few documents for one on each side.
+        DataError: the share lies outside (0, 1), or there are fewer than two documents.
     """
     if not 0 < held_out < 1:
         raise DataError(f"held_out ({held_out}) must lie between 0 and 1; 0.05 holds out one document in twenty.")
@@ -280,30 +290,40 @@ def split_documents(documents: Sequence[Document], *, held_out: float = 0.05, se
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 over ids and texts in order, 64 hexadecimal digits."""
+    """Return the SHA-256 over ids and texts in order, in hexadecimal digits."""
+    return texts_fingerprint(part for document in documents for part in (document.id, document.text))
+
+
+def texts_fingerprint(texts: Iterable[str]) -> str:
+    """Return the SHA-256 over texts and their lengths in order, in hexadecimal digits."""
     digest = hashlib.sha256()
-    for document in documents:
-        for part in (document.id, document.text):
-            content = part.encode("utf-8", "surrogatepass")
-            digest.update(len(content).to_bytes(8, "little") + content)
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 
 
+def has_surrogates(text: str) -> bool:
+    """Return True if a text holds half of a surrogate pair, which UTF-8 cannot encode."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def bundled_notice() -> str:
-    """Licence notice of the bundled corpus."""
+    """Return the licence notice of the bundled corpus."""
     return (resources.files("memlm.data") / "corpora" / "NOTICE.txt").read_text(encoding="utf-8")
 
 
 PART: Final = 2**17
-"""Characters of a part, at most."""
+"""The greatest number of characters in a part."""
 _BYTES: Final = 2**20
+"""Bytes that are read at once."""
 
 
 def parts_of(stream: Iterable[str]) -> Iterator[str]:
-    """Parts of at most PART characters, cut before the last line end or space in their second half where one is.
+    """Yield parts of at most PART characters, cut before the last line end or space in their second half.
 
-    A byte-level tokenizer keeps a space with the word behind it. Nothing is looked at but the text itself, so that it
-    does not matter in which pieces it comes. An empty text is one empty part.
+    A byte-level tokenizer joins a space with the word behind it, so a cut before the space keeps the tokens. The cuts
+    depend only on the text and not on the pieces in which it arrives. An empty text is one empty part.
     """
     buffer, first = "", True
     for piece in stream:
@@ -318,10 +338,10 @@ def parts_of(stream: Iterable[str]) -> Iterator[str]:
 
 
 def stream_file(path: Path) -> Iterator[str]:
-    """A UTF-8 file in pieces, every byte of it (a byte order mark and line ends too).
+    """Yield a UTF-8 file in pieces, with every byte of it (also a byte order mark and line ends).
 
     Raises:
-        DataError: missing, or not UTF-8.
+        DataError: the file cannot be read, or is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     read, piece = 0, b""
@@ -332,8 +352,8 @@ def stream_file(path: Path) -> Iterator[str]:
                 read += len(piece)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        # what the decoder held back from the piece before counts
-        place = read + len(piece) - len(error.object) + error.start
-        raise DataError(f"'{path}' is not UTF-8 near byte {place}; convert it first.") from error
+        # the decoder may have held back bytes of the piece before
+        position = read + len(piece) - len(error.object) + error.start
+        raise DataError(f"'{path}' is not UTF-8 near byte {position}; convert it first.") from error
     except OSError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror or error}).") from error

@@ -1,4 +1,4 @@
-"""Documents become rows of tokens of one length. R rows, T tokens each."""
+"""Rows of tokens of one length, cut from documents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from memlm.errors import DataError
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of tokens, text first.
+    """Rows of tokens; padding follows the text of each row.
 
     Attributes:
         input_ids: (rows, tokens).
         attention_mask: (rows, tokens), 1 for text.
-        document_index: (rows,), the document a row (or its first token) comes from.
-        document_ids: names, in the order of the index.
+        document_index: (rows,), the document of each row, or of its first token.
+        document_ids: ids of the documents.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -35,16 +35,16 @@ class PackedRows:
         return len(self.input_ids)
 
     def select(self, rows: Int[Tensor, " chosen"]) -> PackedRows:
-        """These rows only; documents keep their numbers."""
+        """Return some rows; documents keep their index."""
         return PackedRows(self.input_ids[rows], self.attention_mask[rows], self.document_index[rows], self.document_ids)
 
     def sample(self, count: int, *, seed: int) -> PackedRows:
-        """At most `count` rows at random, in their order."""
+        """Return at most `count` random rows in their original order."""
         generator = torch.Generator().manual_seed(seed)
         return self.select(torch.randperm(len(self), generator=generator)[:count].sort().values)
 
     def batches(self, batch_size: int) -> Iterator[PackedRows]:
-        """Consecutive rows, `batch_size` at a time."""
+        """Yield consecutive rows, `batch_size` at a time."""
         for rows in torch.arange(len(self)).split(batch_size):
             yield self.select(rows)
 
@@ -56,17 +56,17 @@ def pack(
     row_length: int,
     across_documents: bool,
 ) -> PackedRows:
-    """Tokenize and cut into rows, eos at the end of every document.
+    """Tokenize documents, end each with eos, and cut them into rows.
 
     Args:
-        documents: texts with names.
-        tokenizer: has pad and eos tokens.
+        documents: the documents.
+        tokenizer: a tokenizer with padding and end-of-text tokens.
         row_length: tokens per row.
-        across_documents: True: one stream, full rows only (training). False: every row belongs to one document and
-            the last of each is padded (evaluation).
+        across_documents: if True, join all documents and return only full rows (for training); if False, let every row
+            belong to one document and pad the last row of each (for evaluation).
 
     Raises:
-        DataError: not one full row of text to train on, or a row_length below 1.
+        DataError: the text does not fill one row, or row_length is below 1.
     """
     ended = [[*ids, eos_id(tokenizer)] for ids in encode_texts(tokenizer, [d.text for d in documents])]
     names = tuple(d.id for d in documents)
@@ -106,22 +106,28 @@ def _pack_each(
 
 
 def shorten_rows(rows: PackedRows, *, share: float, seed: int, pad_token_id: int, eos_token_id: int) -> PackedRows:
-    """A share of the rows cut at a random length and ended by eos, so that memories of short texts are trained too.
+    """Cut a share of the rows at a random length and end them with eos, to train memories of short texts too.
+
+    Args:
+        rows: full rows; shorter ones stay as they are.
+        share: the share of rows to cut, 0 to 1.
+        seed: the seed of rows and lengths.
+        pad_token_id: the padding token.
+        eos_token_id: the end-of-text token.
 
     Raises:
-        DataError: a share outside [0, 1].
+        DataError: the share lies outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise DataError(f"short_rows ({share}) must lie between 0 and 1; it is the share of rows cut short.")
     generator = torch.Generator().manual_seed(seed)
     count, length = rows.input_ids.shape
-    # rows that are short already stay as they are
     chosen = (torch.rand(count, generator=generator) < share) & rows.attention_mask.bool().all(1)
     lengths = torch.randint(1, length + 1, (count,), generator=generator)
     lengths = torch.where(chosen, lengths, torch.full_like(lengths, length + 1))
-    place = torch.arange(length)
-    ids = rows.input_ids.masked_fill(place == lengths[:, None] - 1, eos_token_id)
-    beyond = place >= lengths[:, None]
+    positions = torch.arange(length)
+    ids = rows.input_ids.masked_fill(positions == lengths[:, None] - 1, eos_token_id)
+    beyond = positions >= lengths[:, None]
     return PackedRows(
         ids.masked_fill(beyond, pad_token_id),
         rows.attention_mask.masked_fill(beyond, 0),

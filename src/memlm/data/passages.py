@@ -1,12 +1,11 @@
-"""Passages: stretches of so many tokens cut from documents as text, and the tokens a probe is asked to give back.
+"""Passages: texts of a fixed number of tokens cut from documents, and the tokens that a probe reconstructs.
 
-What is asked for is a function of the passage's text alone (its first tokens in a vocabulary), so that vectors which
-came from a file are asked exactly what the encoder that wrote them would be.
+The target tokens depend only on the passage's text (its first tokens in a vocabulary), so a probe of vectors from a
+file has the same targets as a probe of the encoder that wrote them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,18 +20,19 @@ from memlm.data.tokenizer import encode_texts, pad_id
 from memlm.errors import DataError, TokenizerError
 
 UNSEEN = 0
-"""The class of every token that training passages do not hold; it is never predicted."""
+"""The class of every token that does not occur in training passages; it is never predicted."""
 _SHINGLE = 8
+"""Tokens in a shingle."""
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Texts, and which document each comes from.
+    """Texts cut from documents.
 
     Attributes:
         texts: the passages.
-        document_index: (passages,), into document_ids.
-        document_ids: names of the documents.
+        document_index: (passages,), the document of each passage.
+        document_ids: ids of the documents.
     """
 
     texts: tuple[str, ...]
@@ -43,7 +43,7 @@ class Passages:
         return len(self.texts)
 
     def sample(self, count: int, *, seed: int) -> Passages:
-        """At most `count` passages at random, in their order."""
+        """Return at most `count` random passages in their original order."""
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self), generator=generator)[:count].sort().values
         texts = tuple(self.texts[i] for i in chosen.tolist())
@@ -53,27 +53,27 @@ class Passages:
 def cut_passages(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int, seed: int
 ) -> Passages:
-    """At most `limit` stretches of `length` tokens, none overlapping, at random over all documents.
+    """Cut at most `limit` random passages of `length` tokens that do not overlap.
 
     Args:
-        documents: texts with names.
-        tokenizer: counts the tokens; a fast one, since it must say where in the text each token lies.
+        documents: the documents.
+        tokenizer: a fast tokenizer, which gives the offsets of tokens in the text.
         length: tokens per passage.
-        limit: passages at most.
-        seed: of the choice.
+        limit: the greatest number of passages.
+        seed: the seed of the choice.
 
     Raises:
         DataError: no document has `length` tokens.
-        TokenizerError: the tokenizer does not say where its tokens lie.
+        TokenizerError: the tokenizer gives no offsets.
     """
     if not tokenizer.is_fast:
         raise TokenizerError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer and does not say where its tokens lie; use a fast one."
+            f"{type(tokenizer).__name__} is not a fast tokenizer and gives no offsets of its tokens; use a fast one."
         )
     texts: list[str] = []
     owners: list[int] = []
     for index, document in enumerate(documents):
-        for start, end in _stretches(document.text, tokenizer, length):
+        for start, end in _spans(document.text, tokenizer, length):
             texts.append(document.text[start:end])
             owners.append(index)
     if not texts:
@@ -83,58 +83,58 @@ def cut_passages(
     return Passages(tuple(texts), torch.tensor(owners), tuple(d.id for d in documents)).sample(limit, seed=seed)
 
 
-def _stretches(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[tuple[int, int]]:
-    """First and last character of each run of `length` tokens."""
+def _spans(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[tuple[int, int]]:
+    """Return the first character and the end of each run of `length` tokens."""
     encoded = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
     )
-    places: list[tuple[int, int]] = encoded["offset_mapping"]
-    firsts = range(0, len(places) - length + 1, length)
-    return [(places[i][0], places[i + length - 1][1]) for i in firsts]
+    offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+    firsts = range(0, len(offsets) - length + 1, length)
+    return [(offsets[i][0], offsets[i + length - 1][1]) for i in firsts]
 
 
 def passage_rows(passages: Passages, tokenizer: PreTrainedTokenizerBase, *, length: int) -> PackedRows:
-    """The first `length` tokens of each passage, shorter ones padded."""
+    """Return the first `length` tokens of each passage, padded at the end."""
     encoded = encode_texts(tokenizer, passages.texts)
     ids = torch.full((len(encoded), length), pad_id(tokenizer), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, tokens in enumerate(encoded):
-        kept = tokens[:length]
-        ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
-        mask[row, : len(kept)] = 1
+        size = min(length, len(tokens))
+        ids[row, :size] = torch.tensor(tokens[:size], dtype=torch.long)
+        mask[row, :size] = 1
     return PackedRows(ids, mask, passages.document_index, passages.document_ids)
 
 
 @dataclass(frozen=True)
 class SeenVocabulary:
-    """The tokens that occur in training passages, as classes 1, 2, ...; class 0 is everything else.
+    """A mapping of the tokens in training passages to classes 1, 2, ...; class 0 stands for all other tokens.
 
     Attributes:
-        ids: (classes - 1,), token ids in rising order.
+        ids: (classes - 1,), token ids in ascending order.
     """
 
     ids: Int[Tensor, " seen"]
 
     @classmethod
     def of(cls, rows: PackedRows) -> SeenVocabulary:
-        """The tokens of these rows, padding left out."""
+        """Collect the tokens of rows, without padding."""
         return cls(rows.input_ids[rows.attention_mask.bool()].unique())
 
     def __len__(self) -> int:
         return len(self.ids) + 1
 
     def classes(self, token_ids: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-        """Token ids as classes."""
-        place = torch.searchsorted(self.ids, token_ids.contiguous()).clamp(max=len(self.ids) - 1)
-        return torch.where(self.ids[place] == token_ids, place + 1, UNSEEN)
+        """Return the classes of token ids, in the same shape."""
+        index = torch.searchsorted(self.ids, token_ids.contiguous()).clamp(max=len(self.ids) - 1)
+        return torch.where(self.ids[index] == token_ids, index + 1, UNSEEN)
 
     def token_ids(self, classes: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-        """Classes as token ids; class 0 has none and must not occur."""
+        """Return the token ids of classes, in the same shape; class 0 has none and must not occur."""
         return self.ids[classes - 1]
 
 
 def near_duplicates(train: PackedRows, held_out: PackedRows) -> int:
-    """Held-out passages of which at least half the runs of eight tokens stand in training passages too."""
+    """Count held-out passages that share at least half of their runs of eight tokens with training passages."""
     seen = {shingle for row in _token_lists(train) for shingle in _shingles(row)}
     shares = [_share_in(_shingles(row), seen) for row in _token_lists(held_out)]
     return sum(share >= 0.5 for share in shares)
@@ -154,14 +154,5 @@ def _share_in(shingles: list[tuple[int, ...]], seen: set[tuple[int, ...]]) -> fl
     return sum(s in seen for s in shingles) / len(shingles) if shingles else 0.0
 
 
-def texts_fingerprint(texts: Sequence[str]) -> str:
-    """SHA-256 over the texts in order, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for text in texts:
-        content = text.encode("utf-8", "surrogatepass")
-        digest.update(len(content).to_bytes(8, "little") + content)
-    return digest.hexdigest()
-
-
 Vectors = Float[Tensor, "texts numbers"]
-"""One vector per text."""
+"""One vector for each text."""

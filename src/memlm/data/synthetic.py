@@ -1,4 +1,4 @@
-"""Texts without structure: uniform random tokens, to see whether a memory holds more than habits of language."""
+"""Synthetic texts: random tokens, which have no structure to exploit, and texts with planted facts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from memlm.errors import DataError
 def random_rows(
     num_rows: int, row_length: int, vocab_size: int, *, seed: int, exclude: Collection[int] = ()
 ) -> PackedRows:
-    """Rows of tokens drawn uniformly from the vocabulary, every row a document of its own.
+    """Return rows of tokens drawn uniformly from the vocabulary; every row is a document.
+
+    Args:
+        num_rows: number of rows.
+        row_length: tokens per row.
+        vocab_size: token ids lie below.
+        seed: the seed of the draw.
+        exclude: token ids that do not occur.
 
     Raises:
-        DataError: nothing left to draw from.
+        DataError: all token ids are excluded.
     """
     allowed = torch.tensor([i for i in range(vocab_size) if i not in set(exclude)])
     if not len(allowed):
@@ -32,7 +39,12 @@ def random_rows(
 
 
 class Planted(NamedTuple):
-    """Texts with a fact in each, and which of their tokens are the fact's."""
+    """Texts with planted facts.
+
+    Attributes:
+        input_ids: (rows, tokens).
+        target_mask: (rows, tokens), True for the tokens of facts to be predicted.
+    """
 
     input_ids: Int[Tensor, "rows tokens"]
     target_mask: Bool[Tensor, "rows tokens"]
@@ -41,54 +53,61 @@ class Planted(NamedTuple):
 def plant_pairs(
     input_ids: Int[Tensor, "rows tokens"], *, pairs: int, allowed: Collection[int], generator: torch.Generator
 ) -> Planted:
-    """Key and value beside each other, both drawn from `allowed`, at places that do not overlap; values are asked for.
+    """Plant pairs of a key and a value, which are targets, at random positions that do not overlap.
+
+    Args:
+        input_ids: (rows, tokens), the texts.
+        pairs: number of pairs in each row.
+        allowed: token ids of keys and values.
+        generator: the random generator.
 
     Raises:
-        DataError: more pairs than the text has room for, or nothing to draw from.
+        DataError: the text has no room for the pairs, or no token ids are allowed.
     """
     rows, tokens = input_ids.shape
     if not 1 <= pairs <= tokens // 2 or not allowed:
         raise DataError(f"{pairs} pairs of {len(allowed)} tokens do not fit {tokens} tokens of text.")
-    places = torch.stack([torch.randperm(tokens // 2, generator=generator)[:pairs] for _ in range(rows)]) * 2
+    keys = torch.stack([torch.randperm(tokens // 2, generator=generator)[:pairs] for _ in range(rows)]) * 2
     ids = torch.tensor(sorted(allowed))
     drawn = ids[torch.randint(len(ids), (rows, pairs, 2), generator=generator)]
-    planted = input_ids.scatter(1, places, drawn[..., 0]).scatter(1, places + 1, drawn[..., 1])
-    return Planted(planted, torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, places + 1, True))
+    planted = input_ids.scatter(1, keys, drawn[..., 0]).scatter(1, keys + 1, drawn[..., 1])
+    return Planted(planted, torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, keys + 1, True))
 
 
 def plant_number(
     input_ids: Int[Tensor, "rows tokens"], *, digits: Collection[int], length: int, generator: torch.Generator
 ) -> Planted:
-    """A number of so many digits in the middle of prose, at a place of its own in every row.
+    """Plant a random number, whose digits are targets, at a random position in each row.
 
     Args:
-        input_ids: prose.
+        input_ids: (rows, tokens), the texts.
         digits: ids of the tokens 0 to 9.
-        length: digits of the number.
-        generator: what draws.
+        length: number of digits.
+        generator: the random generator.
 
     Raises:
-        DataError: a number longer than the text, or no digits.
+        DataError: the number is longer than the text, or there are no digits.
     """
     rows, tokens = input_ids.shape
     if not 1 <= length <= tokens or not digits:
         raise DataError(f"a number of {length} digits ({len(digits)} known) does not fit {tokens} tokens of text.")
     ids = torch.tensor(sorted(digits))
     starts = torch.randint(tokens - length + 1, (rows, 1), generator=generator)
-    places = starts + torch.arange(length)
+    positions = starts + torch.arange(length)
     drawn = ids[torch.randint(len(ids), (rows, length), generator=generator)]
     return Planted(
-        input_ids.scatter(1, places, drawn), torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, places, True)
+        input_ids.scatter(1, positions, drawn),
+        torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, positions, True),
     )
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of all tokens that text may hold: none that stands for nothing, a beginning or an end."""
+    """Return the ids of all tokens that are not special."""
     special = set(tokenizer.all_special_ids)
     return [i for i in range(len(tokenizer)) if i not in special]
 
 
 def digit_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokens that are one digit; fewer than ten where the tokenizer has none for some."""
+    """Return the ids of the tokens of single digits; digits that are not one token are left out."""
     found = (tokenizer.encode(str(digit), add_special_tokens=False) for digit in range(10))
     return [ids[0] for ids in found if len(ids) == 1]

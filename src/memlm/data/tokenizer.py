@@ -1,4 +1,4 @@
-"""Tokenizers: a byte-level BPE trained on the training half, or any existing one; and what its ids cost in bytes."""
+"""Tokenizers: training of a byte-level BPE, loading, encoding, decoding, and the bytes that each id stands for."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from memlm.data.corpus import has_surrogates
 from memlm.errors import TokenizerError
 
 PAD, EOS = "<pad>", "<eos>"
 SMALLEST_VOCABULARY: Final = 258
-"""256 bytes, padding and end of text: below this some text could not be written."""
+"""256 bytes, padding and end of text, so that every text can be encoded."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that gives every UTF-8 text back exactly; `<pad>` is 0 and `<eos>` 1.
+    """Train a byte-level BPE, which reproduces every UTF-8 text; `<pad>` has id 0 and `<eos>` id 1.
 
-    The vocabulary is smaller than asked where the texts have too few pairs to merge.
+    Args:
+        texts: the training texts.
+        vocab_size: the greatest size of the vocabulary; it is smaller if the texts have too few pairs to merge.
 
     Raises:
-        TokenizerError: vocab_size below SMALLEST_VOCABULARY.
+        TokenizerError: vocab_size is below SMALLEST_VOCABULARY.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise TokenizerError(
@@ -48,10 +51,14 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 
 
 def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the Hub, with padding and end of text apart.
+    """Load a tokenizer from a folder or the Hub, and give it distinct padding and end-of-text tokens.
+
+    Args:
+        path_or_id: a folder or a Hub id.
+        gguf_file: the name of a GGUF file inside the folder.
 
     Raises:
-        TokenizerError: none there, or no end-of-text token.
+        TokenizerError: there is no tokenizer.
     """
     extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
@@ -64,27 +71,33 @@ def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> P
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        # padding that is also the end of text teaches that the end never comes
+        # a model never learns to predict an end-of-text token that is masked as padding
         tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the padding token."""
+    """Return the id of the padding token."""
     return int(cast(int, tokenizer.pad_token_id))
 
 
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the end-of-text token."""
+    """Return the id of the end-of-text token."""
     return int(cast(int, tokenizer.eos_token_id))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text; nothing is added, and text that looks like a special token stays text."""
+    """Return the token ids of each text.
+
+    No special tokens are added, and text that looks like a special token is encoded as text.
+
+    Raises:
+        TokenizerError: a text holds half of a surrogate pair.
+    """
     if not texts:
         return []
     for index, text in enumerate(texts):
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        if has_surrogates(text):
             raise TokenizerError(
                 f"text {index} holds half of a surrogate pair, which is not UTF-8; decode it with errors='replace'."
             )
@@ -99,13 +112,13 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 
 def decode_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of the ids, special tokens left out, spaces as they are."""
+    """Return the text of token ids, without special tokens and with spaces unchanged."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return cast(str, text)
 
 
 def decode_piece(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of a few ids from the middle of a text: a WordPiece that begins a word keeps the space before it."""
+    """Return the text of token ids from the middle of a text; a WordPiece that begins a word keeps its space."""
     if "WordPiece" not in _backend_state(tokenizer):
         return decode_ids(tokenizer, ids)
     pieces = cast("list[str]", tokenizer.convert_ids_to_tokens(list(ids)))
@@ -113,14 +126,17 @@ def decode_piece(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " vocabulary"]:
-    """UTF-8 bytes that each id stands for (V,); 0 for special tokens.
+    """Return the number of UTF-8 bytes of each token, (vocabulary,); 0 for special tokens.
 
-    Counted from the raw pieces, not by decoding: a piece may be half a character.
+    Bytes are counted in the pieces of the vocabulary, because a piece may be half a character and cannot be decoded.
+
+    Raises:
+        TokenizerError: the tokenizer has no fast version.
     """
     special = set(tokenizer.all_special_ids)
     length = _piece_length(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    # ids may have holes, so the highest one decides, not how many there are
+    # ids may have gaps, so the highest id decides the size
     sizes = [0] * max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
     for piece, index in vocabulary.items():
         if index not in special:
@@ -129,7 +145,7 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " voca
 
 
 def _piece_length(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """How a piece of this tokenizer's kind is measured."""
+    """Return the function that counts the bytes of a piece."""
     state = _backend_state(tokenizer)
     if "ByteLevel" in state:
         return len  # every character of a byte-level piece stands for one byte

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+from memlm.data.corpus import has_surrogates
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import write_file_atomic
 from memlm.store.format.segments import Segment, SegmentSlice, file_hash
@@ -46,7 +47,7 @@ class Entry:
 
     Attributes:
         id: the document, or a part of a long one.
-        order: its place in the order of writing.
+        order: its position in the order of writing.
         segment, first_chunk, chunks, first_byte, num_bytes: see `SegmentSlice`.
         text_sha256: hash of its text in UTF-8.
         text_bytes: size of its text in UTF-8.
@@ -147,7 +148,7 @@ class Index:
 
     def find(self, name: str) -> Entry | None:
         """Return the row of a document, or None."""
-        if any("\ud800" <= character <= "\udfff" for character in name):
+        if has_surrogates(name):
             return None  # SQLite takes no half of a surrogate pair
         with self._errors():
             row = self._connection.execute("SELECT * FROM documents WHERE id = ?", (name,)).fetchone()
@@ -187,7 +188,7 @@ class Index:
             try:
                 state = self.state()
                 count, root = state.documents, state.root
-                place, segment = state.next_place, state.next_segment
+                order, segment = state.next_place, state.next_segment
                 for name in remove:
                     root -= int(run("DELETE FROM documents WHERE id = ? RETURNING seal", (name,)).fetchone()[0], 16)
                     count -= 1
@@ -199,8 +200,8 @@ class Index:
                     segment = max(segment, found.number + 1)
                 for entry in add:
                     root += self._insert("documents", astuple(entry))
-                    count, place = count + 1, max(place, entry.order + 1)
-                _write_state(self._connection, State(state.commits + 1, place, segment, count, root % _SUMS))
+                    count, order = count + 1, max(order, entry.order + 1)
+                _write_state(self._connection, State(state.commits + 1, order, segment, count, root % _SUMS))
                 run("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -302,7 +303,7 @@ class Seal:
 
     Attributes:
         commits: number of commits.
-        index_sha256: hash of the file; None if a reader kept the last commits out of the main file.
+        index_sha256: hash of the file; None if a reader prevented moving the last commits into it.
     """
 
     commits: int
