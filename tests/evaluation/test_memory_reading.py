@@ -14,7 +14,7 @@ from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
 from memlm.evaluation import evaluate_run, probe_autoencoder
 from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.reading import copy_greedily, copy_measurements, read_rows, reading_measurements
+from memlm.evaluation.memory.perplexity import copy_greedily, copy_measurements, read_rows, reading_measurements
 from memlm.evaluation.memory.recall import recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits

@@ -9,9 +9,9 @@ import pytest
 
 from memlm.cli.probe_table import markdown
 from memlm.errors import RunFolderError
-from memlm.evaluation.probe import paper_table as table
-from memlm.evaluation.probe.paper_rows import ROWS
-from memlm.evaluation.probe.paper_table import TableSettings, measure_table
+from memlm.reproduction import paper_table as table
+from memlm.reproduction.paper_rows import ROWS
+from memlm.reproduction.paper_table import TableSettings, measure_table
 from memlm.training.config import checked
 
 

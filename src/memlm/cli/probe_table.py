@@ -12,7 +12,7 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.evaluation.probe.paper_table import TableLine, TableSettings
+    from memlm.reproduction.paper_table import TableLine, TableSettings
 
 QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
 
@@ -51,8 +51,8 @@ def run(arguments: list[str]) -> None:
     """Parse, measure, write the journal, print the table beside the paper's."""
     options = parse(ProbeTable, arguments, command="probe-table")
     settings = _settings(options)
-    from memlm.evaluation.probe.paper_table import measure_table
     from memlm.reports import journal
+    from memlm.reproduction.paper_table import measure_table
 
     out = Path(options.out)
     lines = measure_table(settings, out, say=_say, workers=_workers(options.workers), progress=True)
@@ -80,7 +80,7 @@ def _say(what: str) -> None:
 
 
 def _settings(options: ProbeTable) -> TableSettings:
-    from memlm.evaluation.probe.paper_table import TableSettings
+    from memlm.reproduction.paper_table import TableSettings
     from memlm.training.config import checked
 
     values = {
@@ -96,8 +96,8 @@ def _settings(options: ProbeTable) -> TableSettings:
 
 def markdown(lines: list[TableLine]) -> str:
     """Ours beside the paper's, one line a row."""
-    from memlm.evaluation.probe.paper_rows import paper_figures
     from memlm.reports.table import with_interval
+    from memlm.reproduction.paper_rows import paper_figures
 
     heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")
     rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memlm.data import PackedRows
 from memlm.measurement import Baseline, DocumentTally, Measurement, bootstrap_interval, retention
-from memlm.measurement.metrics import NATS_PER_BIT
+from memlm.measurement.information import NATS_PER_BIT
 
 PROTOCOL = "one_pass"
 """All positions are written at once from the memory; no token is shown, so teacher forcing does not arise."""

@@ -1,7 +1,6 @@
 """Figures: accuracy, information, sums, intervals, records. Knows no models."""
 
-from memlm.measurement.intervals import DocumentTally, bootstrap_interval, t_interval
-from memlm.measurement.metrics import (
+from memlm.measurement.information import (
     bits_per_byte,
     bits_per_dim,
     bits_per_token,
@@ -15,6 +14,7 @@ from memlm.measurement.metrics import (
     unigram_log_probabilities,
     unigram_nats,
 )
+from memlm.measurement.intervals import DocumentTally, bootstrap_interval, t_interval
 from memlm.measurement.record import Baseline, Measurement
 
 __all__ = [

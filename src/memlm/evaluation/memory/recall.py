@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
 from memlm.evaluation.figures import ratio_of
-from memlm.evaluation.memory.reading import GREEDY, read_rows
+from memlm.evaluation.memory.perplexity import GREEDY, read_rows
 from memlm.measurement import Measurement
 from memlm.models import ChunkReader
 from memlm.objectives import Task, blank_copy

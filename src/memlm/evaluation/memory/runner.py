@@ -14,7 +14,7 @@ from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, p
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError
 from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.reading import copy_measurements, original_measurements, reading_measurements
+from memlm.evaluation.memory.perplexity import copy_measurements, original_measurements, reading_measurements
 from memlm.evaluation.memory.recall import recall_measurements
 from memlm.evaluation.passages import Passage, passages_of
 from memlm.evaluation.probe.runs import FEWEST_DOCUMENTS, probed_memories

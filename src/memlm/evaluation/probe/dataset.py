@@ -25,8 +25,8 @@ from memlm.data import (
     split_documents,
 )
 from memlm.errors import DataError
+from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
-from memlm.training.probe import ProbeData
 
 PARTS = ("train", "validation", "held_out")
 

@@ -33,7 +33,6 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.errors import RunFolderError
 from memlm.evaluation.passages import Passage, passages_of
-from memlm.evaluation.probe.cache import ProbeCache, fingerprint
 from memlm.evaluation.probe.dataset import (
     PARTS,
     ProbeDataset,
@@ -41,17 +40,18 @@ from memlm.evaluation.probe.dataset import (
     dataset_of_passages,
     split_train_val_test,
 )
+from memlm.evaluation.probe.folders import ProbeCache, fingerprint
 from memlm.evaluation.probe.metrics import ROUNDINGS as AUDITED
 from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint, recovered_spans
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
+from memlm.evaluation.probe.training import SIZES, Size, train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_atomic
 from memlm.measurement import Measurement
 from memlm.store import rounded
 from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.loop.callbacks import ProgressView
-from memlm.training.probe import SIZES, Size, train_probe
 
 PartVectors = dict[str, Float[Tensor, "_ numbers"]]
 _GAIN = 0.01

@@ -9,13 +9,13 @@ from memlm.data import Document
 from memlm.encoders import MemoryEncoder
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
+from memlm.evaluation.probe.training import ProbeTraining
 from memlm.measurement import Measurement
 from memlm.models.memory.encoder import encoder_of
 from memlm.session import TextMemory
 from memlm.training import RunConfig, RunFolder
 from memlm.training.kinds import AnyRunConfig
 from memlm.training.prepare import read_documents
-from memlm.training.probe import ProbeTraining
 
 FEWEST_DOCUMENTS = 3
 """That the meter needs: to train on, to stop by, to score."""

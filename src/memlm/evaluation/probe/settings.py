@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from memlm.errors import ConfigError
+from memlm.evaluation.probe.training import ProbeTraining
 from memlm.training.config import Count, Settings
-from memlm.training.probe import ProbeTraining
 
 
 class ProbeSettings(Settings):

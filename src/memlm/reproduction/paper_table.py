@@ -26,13 +26,13 @@ from pydantic import Field
 from memlm.data import PackedRows, load_documents, pack, train_tokenizer
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents, split_train_val_test
 from memlm.evaluation.probe.metrics import CapacityFigures
-from memlm.evaluation.probe.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
 from memlm.evaluation.probe.retention import claim_folder
+from memlm.evaluation.probe.training import ProbeTraining, train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_atomic
 from memlm.measurement import DocumentTally, Measurement
+from memlm.reproduction.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
-from memlm.training.probe import ProbeTraining, train_probe
 
 Say = Callable[[str], None]
 
