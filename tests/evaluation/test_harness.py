@@ -78,14 +78,14 @@ def written(context: str, **options: Any) -> Instance:
 def test_tasks_ask_for_what_stands_far_above(folder: Path) -> None:
     rows = {name: [json.loads(line) for line in (folder / f"{name}.jsonl").open()] for name in TASKS}
     for row in rows["memlm_recall"]:
-        text, _, dataset = row["context"].rpartition("\n\n")
-        assert f"{dataset.removeprefix('The')} {row['answer']}." in text.replace(" The secret", "  secret")
+        text, _, question = row["context"].rpartition("\n\n")
+        assert f"{question.removeprefix('The')} {row['answer']}." in text.replace(" The secret", "  secret")
         assert row["choices"][row["label"]] == f" {row['answer']}"
         assert text.index("secret word") < len(text) / 2
     for row in rows["memlm_cloze"]:
-        text, _, dataset = row["context"].rpartition("\n\nOnce more: ")
+        text, _, question = row["context"].rpartition("\n\nOnce more: ")
         assert f"{question} {row['answer']}." in text
-        assert text.index(dataset) < len(text) / 2
+        assert text.index(question) < len(text) / 2
     assert len({row["context"] for row in rows["memlm_prose"]}) == 4
     with pytest.raises(DataError, match="need documents of 900 words"):
         write_tasks(folder, [Document("a", prose(1))], questions=1, words=900)

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
 from memlm.evaluation import evaluate_run, probe_autoencoder
+from memlm.evaluation.memory.copy import copy_greedily, copy_measurements
 from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.perplexity import copy_greedily, copy_measurements, read_rows, reading_measurements
+from memlm.evaluation.memory.perplexity import perplexity_measurements, read_rows
 from memlm.evaluation.memory.recall import recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
@@ -54,7 +55,7 @@ def test_nats_by_chunk_are_those_of_the_slow_twin(model: MemoryModelForCausalLM,
 
 
 def test_the_first_chunk_has_nothing_to_remember(model: MemoryModelForCausalLM, rows: PackedRows) -> None:
-    found = {m.name: m for m in reading_measurements(model, rows, torch.ones(300, dtype=torch.long), split="s")}
+    found = {m.name: m for m in perplexity_measurements(model, rows, torch.ones(300, dtype=torch.long), split="s")}
     for way in ("no_memory", "other_memory"):
         assert found[f"bits_per_byte/{way}/chunk_1"].value == pytest.approx(found["bits_per_byte/chunk_1"].value)
         assert found[f"bits_per_byte/{way}/chunk_2"].value != found["bits_per_byte/chunk_2"].value
@@ -62,7 +63,7 @@ def test_the_first_chunk_has_nothing_to_remember(model: MemoryModelForCausalLM, 
     assert len(later) == 2
     assert all(m.low is not None for m in later)
     # counted in bytes: tokens of two bytes halve the figure
-    twice = {m.name: m for m in reading_measurements(model, rows, torch.full((300,), 2), split="s")}
+    twice = {m.name: m for m in perplexity_measurements(model, rows, torch.full((300,), 2), split="s")}
     assert twice["bits_per_byte"].value == pytest.approx(found["bits_per_byte"].value / 2)
     assert found["bits_per_byte"].value == pytest.approx(
         found["cross_entropy/next_token"].value / math.log(2), rel=1e-5
@@ -189,6 +190,6 @@ def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: MemoryRunConfig
     for kind, bits in (("fp16", 16), ("int8", 8), ("int4", 4)):
         offset = found[f"normalised_cross_entropy/{kind}"].value - found[f"cross_entropy/{kind}"].value
         assert offset == pytest.approx(chunks * 8 * bits * math.log(2) / tokens)
-    plain = {m.name: m for m in reading_measurements(oracle, rows, torch.ones(300).long(), split="s")}
+    plain = {m.name: m for m in perplexity_measurements(oracle, rows, torch.ones(300).long(), split="s")}
     assert found["cross_entropy/fp16"].value == pytest.approx(plain["cross_entropy/next_token"].value, rel=1e-3)
     assert found["cross_entropy/int4"].value != found["cross_entropy/int8"].value

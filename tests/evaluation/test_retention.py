@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerFast
 from memlm.cli import main
 from memlm.data import Document, Passages, encode_texts, pad_id
 from memlm.errors import RunFolderError
+from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
+from memlm.evaluation.probe.audit import recovered_spans
 from memlm.evaluation.probe.dataset import dataset_of_passages, split_train_val_test
-from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
@@ -100,7 +101,7 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     trained: list[str] = []
-    train_probe, train_run = meter.train_probe, meter.train_run
+    train_probe, train_run = probes.train_probe, probes.train_run
 
     def spy_probe(data: Any, training: Any, folder: Path, **rest: Any) -> Any:
         if not (folder / "done").is_dir():
@@ -111,8 +112,8 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
         trained.append("the positive control")
         return train_run(*rest, **named)
 
-    monkeypatch.setattr(meter, "train_probe", spy_probe)
-    monkeypatch.setattr(meter, "train_run", spy_run)
+    monkeypatch.setattr(probes, "train_probe", spy_probe)
+    monkeypatch.setattr(probes, "train_run", spy_run)
 
     def measured(out: str, **changes: Any) -> Retention:
         trained.clear()
@@ -192,7 +193,7 @@ def test_held_out_texts_reach_no_tokenizer_no_probe_and_no_stopping(
     documents = [Document(d.id, (mark * 40 + d.text) if d.id in marked else d.text) for d in DOCUMENTS]
     tokenized: list[str] = []
     trained: list[Tensor] = []
-    train_tokenizer, train_probe = meter.train_tokenizer, meter.train_probe
+    train_tokenizer, train_probe = meter.train_tokenizer, probes.train_probe
 
     def spy_tokenizer(texts: Any, **rest: Any) -> Any:
         tokenized.extend(texts)
@@ -203,7 +204,7 @@ def test_held_out_texts_reach_no_tokenizer_no_probe_and_no_stopping(
         return train_probe(data, *rest, **named)
 
     monkeypatch.setattr(meter, "train_tokenizer", spy_tokenizer)
-    monkeypatch.setattr(meter, "train_probe", spy_probe)
+    monkeypatch.setattr(probes, "train_probe", spy_probe)
 
     class Marking:
         """One number says whether the passage is marked."""

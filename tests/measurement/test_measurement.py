@@ -13,12 +13,10 @@ from memlm.measurement import (
     Baseline,
     DocumentTally,
     Measurement,
-    bits_per_byte,
-    bits_per_dim,
-    bits_per_token,
     bootstrap_interval,
     correct,
     exact_rows,
+    measure_bits,
     paper_nats,
     retention,
     rows_with_targets,
@@ -44,15 +42,15 @@ def test_baselines_have_the_papers_values() -> None:
 
 def test_information_by_hand() -> None:
     assert retention(1.0, 4.0) == 0.75
-    assert bits_per_token(math.log(8)) == pytest.approx(3)
-    assert bits_per_byte(10 * math.log(2), 5.0) == pytest.approx(2)
-    assert bits_per_dim(12 * math.log(2), 4 * math.log(2), 16.0) == pytest.approx(0.5)
+    nats = np.array([10 * math.log(2), 6 * math.log(2)])
+    per_byte = measure_bits("bits_per_byte", "bits/byte", nats, np.array([5.0, 3.0]), 4, "s")
+    assert (per_byte.value, per_byte.unit, per_byte.count) == (pytest.approx(2), "bits/byte", 4)
+    assert (per_byte.low, per_byte.high) == (pytest.approx(2), pytest.approx(2))
     probabilities = unigram_log_probabilities(torch.tensor([0, 1, 2])).exp()
     torch.testing.assert_close(probabilities, torch.tensor([1, 2, 3], dtype=torch.float64) / 6)
     assert float(unigram_nats(probabilities.log(), torch.tensor([2]))) == pytest.approx(math.log(2))
-    for call in (lambda: retention(1.0, 0.0), lambda: bits_per_byte(1.0, 0.0), lambda: bits_per_dim(1.0, 1.0, 0.0)):
-        with pytest.raises(UserError):
-            call()
+    with pytest.raises(UserError, match=r"the baseline \(0.0 nats\)"):
+        retention(1.0, 0.0)
     with pytest.raises(UserError, match="vocabulary of 1"):
         uniform_nats(1)
 

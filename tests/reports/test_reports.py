@@ -10,8 +10,8 @@ import yaml
 from rich.console import Console
 
 from memlm.errors import DataError
-from memlm.measurement import Baseline, Measurement
-from memlm.reports import CostView, PageContent, PassageView, journal, passage, table, write_card, write_page
+from memlm.measurement import Baseline, Cost, Measurement, Passage, append_journal, read_journal
+from memlm.reports import PageContent, tables, write_card, write_page
 from memlm.reports.figure import (
     accuracy_by_position,
     capacity_curve,
@@ -41,8 +41,8 @@ MEASUREMENTS = [
     measured(split="random_tokens", value=0.5),
 ]
 PASSAGES = [
-    PassageView("speech <b>one</b>", [("the ", "the ", True), ("people\n", "peopel", False), ("", "ghost", False)]),
-    PassageView("speech two", [("all right", "all right", True)]),
+    Passage("speech <b>one</b>", [("the ", "the ", True), ("people\n", "peopel", False), ("", "ghost", False)]),
+    Passage("speech two", [("all right", "all right", True)]),
 ]
 
 
@@ -52,7 +52,7 @@ def content(title: str = "a run & its page") -> PageContent:
         {"step": 2, "tokens": 200, "loss": 2.0},
         {"step": 3, "tokens": 300, "loss": 0.1, "held_out_token_accuracy": 0.999},
     ]
-    costs = [CostView("memory fp16", 22.0), CostView("gzip -9, whole text", 2.7)]
+    costs = [Cost("memory fp16", 22.0), Cost("gzip -9, whole text", 2.7)]
     return PageContent(
         title=title,
         headline="One memory of 256 numbers gives back 99.9 % of the tokens.",
@@ -69,30 +69,29 @@ def content(title: str = "a run & its page") -> PageContent:
 
 def test_a_journal_survives_a_crash_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "measurements.jsonl"
-    journal.append(path, MEASUREMENTS[:2])
+    append_journal(path, MEASUREMENTS[:2])
     with path.open("a") as file:
         file.write('{"name": "cut')
     with path.open("ab") as file:
         file.write("é".encode()[:1])
-    journal.append(path, MEASUREMENTS[2:])
-    assert journal.read(path) == MEASUREMENTS
-    assert journal.latest([MEASUREMENTS[0], measured(value=0.5)]) == [measured(value=0.5)]
+    append_journal(path, MEASUREMENTS[2:])
+    assert read_journal(path) == MEASUREMENTS
     with pytest.raises(DataError, match="no measurements at"):
-        journal.read(tmp_path / "none")
+        read_journal(tmp_path / "none")
 
 
 def test_tables_fit_a_terminal_and_say_percent() -> None:
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
         console.print(
-            table.terminal([*MEASUREMENTS, measured("bits_per_byte/another_memory/of_a_long/name_of_chunk_1")])
+            tables.terminal([*MEASUREMENTS, measured("bits_per_byte/another_memory/of_a_long/name_of_chunk_1")])
         )
     printed = capture.get()
     assert "99.949 %" in printed
     assert "98.00 %" in printed
     assert "0.01234 nats/token" in printed
     assert "…" not in printed
-    assert [table.percent(x) for x in (0.999996, 0.99995, 0.9994, 1.0, 0.5)] == [
+    assert [tables.percent(x) for x in (0.999996, 0.99995, 0.9994, 1.0, 0.5)] == [
         "99.999",
         "99.995",
         "99.940",
@@ -100,7 +99,7 @@ def test_tables_fit_a_terminal_and_say_percent() -> None:
         "50.00",
     ]
     assert max(map(len, printed.splitlines())) <= 80
-    lines = table.markdown(MEASUREMENTS).splitlines()
+    lines = tables.markdown(MEASUREMENTS).splitlines()
     assert len(lines) == 2 + len(MEASUREMENTS)
     assert len({line.count("|") for line in lines}) == 1
 
@@ -108,7 +107,7 @@ def test_tables_fit_a_terminal_and_say_percent() -> None:
 def test_wrong_pieces_are_marked_without_colour_too() -> None:
     console = Console(width=60, no_color=True)
     with console.capture() as capture:
-        console.print(passage.terminal(PASSAGES))
+        console.print(tables.passages(PASSAGES))
     printed = capture.get()
     assert "[peopel]" in printed
     assert "2 of 3 pieces wrong" in printed
@@ -151,9 +150,9 @@ def test_a_card_carries_its_figures(tmp_path: Path) -> None:
 
 
 def test_shares_are_drawn_where_they_are_and_a_file_stands_alone() -> None:
-    series = {"blank copy": [(0.5, 0.4, 0.6), None], "a probe's reading": [(0.9, 0.9, 0.9), (0.1, 0.0, 0.2)]}
-    svg = shares_with_intervals(["mixture", "next_token"], {**series, "of fresh weights": [None, (0.2, 0.1, 0.3)]})
-    assert all(word in svg for word in ("mixture", "next token", "blank copy", "of fresh weights", "var(--first)"))
+    series = {"blank copy": [(0.5, 0.4, 0.6), None], "probe accuracy": [(0.9, 0.9, 0.9), (0.1, 0.0, 0.2)]}
+    svg = shares_with_intervals(["mixture", "next_token"], {**series, "untrained": [None, (0.2, 0.1, 0.3)]})
+    assert all(word in svg for word in ("mixture", "next token", "blank copy", "untrained", "var(--first)"))
     # many rows stay apart
     tall = shares_with_intervals(list("abcdefghijkl"), {"blank copy": [(0.5, 0.4, 0.6)] * 12})
     heights = [float(found.split('viewBox="0 0 ')[1].split('"')[0].split()[1]) for found in (svg, tall)]

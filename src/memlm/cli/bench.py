@@ -58,7 +58,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Bench, arguments, command="bench")
     from memlm.evaluation.efficiency import compare_efficiency, measurements_of
     from memlm.files import write_file_atomic
-    from memlm.reports import figure, journal
+    from memlm.measurement import to_json_lines
+    from memlm.reports import figure
     from memlm.training.loop.callbacks import ProgressView
 
     settings = _settings(options)
@@ -73,8 +74,7 @@ def run(arguments: list[str]) -> None:
         view.stop()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "measurements.jsonl").unlink(missing_ok=True)
-    journal.append(out / "measurements.jsonl", measurements_of(found))
+    write_file_atomic(out / "measurements.jsonl", to_json_lines(measurements_of(found)))
     first = [c for c in found if c.batch_size == settings.batch_sizes[0]]
     shown = ("first_token", "first_token_with_encoding", "each_token")
     ratios = {name.replace("_", " "): [c.ratios[name] for c in first] for name in shown}

@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> None:
     options = parse(Claims, arguments, command="claims")
     settings, workers = _settings(options), _workers(options)
     from memlm.files import write_file_atomic
-    from memlm.reports import figure, journal
+    from memlm.measurement import to_json_lines
+    from memlm.reports import figure
     from memlm.reproduction import judge_all, measure_experiments, spent_on
     from memlm.training import Interrupted
 
@@ -61,8 +62,7 @@ def run(arguments: list[str]) -> None:
     verdicts = judge_all(figures)
     costs = [spent_on(claim.rests_on, settings, out) for claim, _ in verdicts]
     table = markdown(verdicts, costs)
-    (out / "measurements.jsonl").unlink(missing_ok=True)
-    journal.append(out / "measurements.jsonl", measurements)
+    write_file_atomic(out / "measurements.jsonl", to_json_lines(measurements))
     picture = _picture(figures)
     write_file_atomic(out / "claims.svg", figure.standalone(picture))
     _write_page(out, settings, verdicts, costs, picture)
@@ -130,8 +130,8 @@ def _picture(figures: Figures) -> str:
 
     measures = {
         "blank copy": "token_accuracy/blank_copy",
-        "a probe's reading": "memories/token_accuracy",
-        "of fresh weights": "memories/untrained/token_accuracy",
+        "probe accuracy": "memories/token_accuracy",
+        "untrained": "memories/untrained/token_accuracy",
     }
     shown = [
         experiment

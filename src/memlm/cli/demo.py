@@ -55,11 +55,11 @@ def _show(folder: RunFolder, evaluation: Evaluation) -> None:
     from rich.console import Console
 
     from memlm.cli.report import headline_of
-    from memlm.reports import PassageView, passage, table
+    from memlm.reports import tables
 
     console = Console()
-    console.print(passage.terminal([PassageView(p.name, p.pieces) for p in evaluation.passages]))
-    console.print(table.terminal(evaluation.measurements))
+    console.print(tables.passages(evaluation.passages))
+    console.print(tables.terminal(evaluation.measurements))
     console.print("[bold]bits per byte of held-out text[/bold]")
     for cost in evaluation.costs:
         console.print(f"  {cost.name:26} {cost.bits_per_byte:6.2f}", highlight=False)

@@ -44,9 +44,9 @@ def run(arguments: list[str]) -> None:
     else:
         from rich.console import Console
 
-        from memlm.reports import table
+        from memlm.reports import tables
 
-        Console().print(table.terminal(evaluation.measurements))
+        Console().print(tables.terminal(evaluation.measurements))
 
 
 def measured(
@@ -61,7 +61,7 @@ def measured(
     from rich.console import Console
 
     from memlm.evaluation import evaluate_run
-    from memlm.reports import journal
+    from memlm.measurement import append_journal
     from memlm.training import RunFolder
 
     folder = RunFolder.open(directory)
@@ -70,7 +70,7 @@ def measured(
         evaluation = evaluate_run(
             directory, text=text, report=lambda what: status.update(f"{what} ..."), probe=probe, rows=rows
         )
-    journal.append(folder.measurements_path, evaluation.measurements)
+    append_journal(folder.measurements_path, evaluation.measurements)
     if not quiet:
         print(f"measurements added to {folder.measurements_path}", file=sys.stderr)
     return evaluation

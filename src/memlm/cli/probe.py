@@ -78,14 +78,14 @@ def run(arguments: list[str]) -> None:
     """Probe the vectors, write the report and the journal, and print the result."""
     options = parse(Probe, arguments, command="probe")
     _check_options(options)
-    from memlm.reports import journal
+    from memlm.measurement import append_journal, to_json_lines
 
     out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
     result = _probed(options, out)
-    journal.append(out / "measurements.jsonl", result.measurements)
+    append_journal(out / "measurements.jsonl", result.measurements)
     path = _write_report(result, out)
     if options.json:
-        print("".join(m.to_json_line() + "\n" for m in result.measurements), end="")
+        print(to_json_lines(result.measurements), end="")
     else:
         _show(result)
     print(f"report: {path}", file=sys.stderr)
@@ -173,7 +173,7 @@ def _settings(options: Probe, *, default: int) -> ProbeSettings:
 
 
 def _write_report(result: Retention, out: Path) -> Path:
-    from memlm.reports import PageContent, PassageView, figure, write_page
+    from memlm.reports import PageContent, figure, write_page
     from memlm.training.run_folder import command_line, describe_versions
 
     curve = figure.capacity_curve(
@@ -193,7 +193,7 @@ def _write_report(result: Retention, out: Path) -> Path:
         figures=[("What the vector keeps", curve)],
         measurements=result.measurements,
         by_position=result.by_position,
-        passages=[PassageView(p.name, p.pieces) for p in result.passages],
+        passages=result.passages,
         facts=[*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions],
     )
     path = out / "report.html"
@@ -204,11 +204,11 @@ def _write_report(result: Retention, out: Path) -> Path:
 def _show(result: Retention) -> None:
     from rich.console import Console
 
-    from memlm.reports import PassageView, passage, table
+    from memlm.reports import tables
 
     console = Console()
-    console.print(passage.terminal([PassageView(p.name, p.pieces) for p in result.passages[:3]]))
-    console.print(table.terminal(result.measurements))
+    console.print(tables.passages(result.passages[:3]))
+    console.print(tables.terminal(result.measurements))
     for name, value in result.notes:
         console.print(f"{name}: {value}", highlight=False, style="dim")
     console.print()

@@ -51,15 +51,15 @@ def run(arguments: list[str]) -> None:
     """Parse, measure, write the journal, print the table beside the paper's."""
     options = parse(ProbeTable, arguments, command="probe-table")
     settings = _settings(options)
-    from memlm.reports import journal
+    from memlm.measurement import append_journal, to_json_lines
     from memlm.reproduction.paper_table import measure_table
 
     out = Path(options.out)
     lines = measure_table(settings, out, say=_say, workers=_workers(options.workers), progress=True)
     measurements = [m for line in lines for m in line.measurements]
-    journal.append(out / "measurements.jsonl", measurements)
+    append_journal(out / "measurements.jsonl", measurements)
     if options.json:
-        print("".join(m.to_json_line() + "\n" for m in measurements), end="")
+        print(to_json_lines(measurements), end="")
     else:
         print(markdown(lines), end="")
 
@@ -96,7 +96,7 @@ def _settings(options: ProbeTable) -> TableSettings:
 
 def markdown(lines: list[TableLine]) -> str:
     """Ours beside the paper's, one line a row."""
-    from memlm.reports.table import with_interval
+    from memlm.reports.tables import with_interval
     from memlm.reproduction.paper_rows import paper_figures
 
     heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")

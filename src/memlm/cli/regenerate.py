@@ -37,7 +37,7 @@ class Regenerate:
 def run(arguments: list[str]) -> None:
     """Encode a text, decode its memories and print the result."""
     options = _options(arguments)
-    from memlm.reports.table import percent
+    from memlm.reports.tables import percent
     from memlm.session import TextMemory
 
     memory = TextMemory.from_pretrained(_newest_run() if options.model is None else options.model)

@@ -40,7 +40,7 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
     """`report.html` and `README.md` in the run folder."""
     import yaml
 
-    from memlm.reports import CostView, PageContent, PassageView, write_card, write_page
+    from memlm.reports import PageContent, write_card, write_page
 
     config, data = folder.config(), folder.data()
     headline = headline_of(folder, evaluation)
@@ -51,8 +51,8 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
         log=folder.log(),
         measurements=evaluation.measurements,
         by_position=evaluation.accuracy_by_position,
-        passages=[PassageView(p.name, p.pieces) for p in evaluation.passages],
-        costs=[CostView(c.name, c.bits_per_byte) for c in evaluation.costs],
+        passages=evaluation.passages,
+        costs=evaluation.costs,
         facts=[*_facts(folder), *((k, str(v)) for k, v in folder.versions().items() if v is not None)],
         config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
     )
@@ -70,7 +70,7 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """The main result in one sentence."""
-    from memlm.reports.table import percent
+    from memlm.reports.tables import percent
     from memlm.training.memory.config import MemoryRunConfig
 
     config = folder.config()
@@ -90,7 +90,7 @@ def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
 
 
 def _memory_headline(model: MemoryModelSettings, first: dict[str, Measurement]) -> str:
-    from memlm.reports.table import percent
+    from memlm.reports.tables import percent
 
     bits, without = first["bits_per_byte"], first["bits_per_byte/no_memory"]
     read = f"{bits.value:.3f} bits per byte of {bits.split} text, {without.value:.3f} with its memories hidden"

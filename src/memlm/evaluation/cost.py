@@ -1,4 +1,4 @@
-"""What memories cost beside the text: bits per byte at several widths, next to general compressors of the same text."""
+"""Bits per byte of memories at several precisions, and of general compressors on the same text."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from memlm.measurement import Cost
 from memlm.store import Bits, bits_per_vector
 
 _BLOCK = 2**25
-"""Bytes that zstd is given at once: several times its window at level 19."""
+"""Bytes in each call of zstd: several times its window at level 19."""
 _SMALLEST_WINDOW = 4096
-"""Bytes: xz takes no smaller one."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bits that a way of keeping a text takes for each byte of it."""
-
-    name: str
-    bits_per_byte: float
+"""Bytes of the smallest window that xz accepts."""
 
 
 def memory_costs(*, chunks: int, memories_per_chunk: int, numbers: int, text_bytes: int) -> list[Cost]:
-    """Memories at fp16, int8 and int4, scales included; the model itself is not counted."""
+    """Return the cost of memories at fp16, int8 and int4, scales included; the model itself is not counted.
+
+    Args:
+        chunks: the number of chunks.
+        memories_per_chunk: vectors per chunk.
+        numbers: components of a vector.
+        text_bytes: bytes of the text in UTF-8.
+    """
     widths: tuple[tuple[str, Bits], ...] = (("memory fp16", 16), ("memory int8", 8), ("memory int4", 4))
     vectors = chunks * memories_per_chunk
     return [Cost(name, vectors * bits_per_vector(numbers, bits) / text_bytes) for name, bits in widths]
 
 
 def compressor_costs(pieces: Iterable[bytes]) -> list[Cost]:
-    """Gzip -9, xz -9e and zstd -19 of a text as one stream, which may use repetitions that lie far apart."""
+    """Return the cost of gzip -9, xz -9e and zstd -19 on a text as one stream, where repetitions may be far apart."""
     zipped, xz = zlib.compressobj(9, wbits=31), lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
     packed = [0, 0, 0]
     block, size = bytearray(), 0
@@ -59,7 +58,7 @@ def _zstd_bytes(block: bytearray) -> int:
 
 
 def chunkwise_costs(chunks: Sequence[str]) -> list[Cost]:
-    """Gzip and xz of each chunk alone, as a memory stands for each chunk alone."""
+    """Return the cost of gzip and xz on each chunk alone, as a memory encodes each chunk alone."""
     contents = [chunk.encode() for chunk in chunks if chunk]
     size = sum(map(len, contents))
     zipped = sum(len(gzip.compress(c, 9, mtime=0)) for c in contents)
@@ -71,8 +70,8 @@ def chunkwise_costs(chunks: Sequence[str]) -> list[Cost]:
 
 
 def _bare_xz_bytes(content: bytes) -> int:
-    # the barest container that xz offers: a chunk is too short to carry headers and checksums. A window that holds the
-    # chunk packs it as the preset's 64 MiB do, which take 40 ms to set up
+    # the raw format: headers and checksums would dominate a short chunk. A window as large as the chunk gives the same
+    # bytes as the preset's 64 MiB, which take 40 ms to allocate
     window = max(_SMALLEST_WINDOW, len(content))
     raw = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}]
     return len(lzma.compress(content, format=lzma.FORMAT_RAW, filters=raw))

@@ -16,15 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
-from memlm.evaluation.cost import Cost, chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.figures import constant, per_document, ratio_of, retained, scaled
+from memlm.evaluation.cost import chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.memory.runner import evaluate_memory_run
-from memlm.evaluation.passages import passages_of
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
-from memlm.evaluation.result import Evaluation, Report, check_text_unchanged
+from memlm.evaluation.result import Evaluation, Report, check_text_unchanged, passages_of, per_document
 from memlm.measurement import (
+    Cost,
     DocumentTally,
     Measurement,
+    constant_nats,
+    measure_bits,
+    measure_ratio,
+    measure_retention,
     paper_nats,
     uniform_nats,
     unigram_log_probabilities,
@@ -135,16 +138,16 @@ def measure_rows(
     measure: EvalContext, rows: PackedRows, scores: ReconstructionScores, *, split: str
 ) -> list[Measurement]:
     """Accuracy, exact match, cross-entropy, bits and retention against all four baselines, each with its interval."""
-    tokens, chunks = int(scores.tokens.count), int(scores.chunks.count)
+    tokens = int(scores.tokens.count)
     floor = per_document(rows, unigram_nats(unigram_log_probabilities(measure.unigram_counts), rows.input_ids))
     sizes = token_byte_lengths(measure.tokenizer)[rows.input_ids].double()
     numbers = torch.full_like(sizes, measure.model.config.memory_size / rows.input_ids.shape[1])
     found = [
-        ratio_of("token_accuracy", "fraction", scores.tokens, tokens, split),
-        ratio_of("exact_match", "fraction", scores.chunks, chunks, split),
-        ratio_of("cross_entropy", "nats/token", scores.nats, tokens, split),
-        scaled("bits_per_byte", "bits/byte", scores.nats.sums, per_document(rows, sizes).sums, tokens, split),
-        scaled(
+        measure_ratio("token_accuracy", "fraction", scores.tokens, split),
+        measure_ratio("exact_match", "fraction", scores.chunks, split),
+        measure_ratio("cross_entropy", "nats/token", scores.nats, split),
+        measure_bits("bits_per_byte", "bits/byte", scores.nats.sums, per_document(rows, sizes).sums, tokens, split),
+        measure_bits(
             "bits_per_dim",
             "bits/number",
             floor.sums - scores.nats.sums,
@@ -155,12 +158,12 @@ def measure_rows(
     ]
     vocabulary = measure.model.config.vocab_size
     baselines = {
-        "uniform": constant(scores.nats, uniform_nats(vocabulary)),
-        "paper": constant(scores.nats, paper_nats(vocabulary)),
+        "uniform": constant_nats(scores.nats, uniform_nats(vocabulary)),
+        "paper": constant_nats(scores.nats, paper_nats(vocabulary)),
         "unigram": floor,
         "blank_memory": blank_memory_nats(measure.model, rows),
     }
-    return found + [retained(name, scores.nats, tally, tokens, split) for name, tally in baselines.items()]
+    return found + [measure_retention(name, scores.nats, tally, tokens, split) for name, tally in baselines.items()]
 
 
 def _whole_chunks(rows: PackedRows, values: Tensor) -> NDArray[np.float64]:
@@ -176,7 +179,7 @@ def _rounded(measure: EvalContext, rows: PackedRows, memories: Tensor, split: st
     widths: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
     for name, bits in widths:
         scores = reconstruct(measure.model, rows, memories=memories, bits=bits)
-        found.append(ratio_of(f"token_accuracy/{name}", "fraction", scores.tokens, int(scores.tokens.count), split))
+        found.append(measure_ratio(f"token_accuracy/{name}", "fraction", scores.tokens, split))
     return found
 
 

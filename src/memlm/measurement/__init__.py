@@ -1,9 +1,6 @@
-"""Figures: accuracy, information, sums, intervals, records. Knows no models."""
+"""Measurements: accuracy, information, sums by document, intervals, records. Depends on no model."""
 
 from memlm.measurement.information import (
-    bits_per_byte,
-    bits_per_dim,
-    bits_per_token,
     correct,
     exact_rows,
     paper_nats,
@@ -14,24 +11,53 @@ from memlm.measurement.information import (
     unigram_log_probabilities,
     unigram_nats,
 )
-from memlm.measurement.intervals import DocumentTally, bootstrap_interval, t_interval
-from memlm.measurement.record import Baseline, Measurement
+from memlm.measurement.intervals import bootstrap_interval, t_interval
+from memlm.measurement.record import (
+    Baseline,
+    Cost,
+    Measurement,
+    Passage,
+    append_journal,
+    read_journal,
+    to_json_lines,
+)
+from memlm.measurement.tally import (
+    GREEDY,
+    PARALLEL,
+    TEACHER_FORCED,
+    DocumentTally,
+    constant_nats,
+    measure_bits,
+    measure_ratio,
+    measure_retention,
+    sum_tallies,
+)
 
 __all__ = [
+    "GREEDY",
+    "PARALLEL",
+    "TEACHER_FORCED",
     "Baseline",
+    "Cost",
     "DocumentTally",
     "Measurement",
-    "bits_per_byte",
-    "bits_per_dim",
-    "bits_per_token",
+    "Passage",
+    "append_journal",
     "bootstrap_interval",
+    "constant_nats",
     "correct",
     "exact_rows",
+    "measure_bits",
+    "measure_ratio",
+    "measure_retention",
     "paper_nats",
+    "read_journal",
     "retention",
     "rows_with_targets",
+    "sum_tallies",
     "t_interval",
     "target_mask",
+    "to_json_lines",
     "uniform_nats",
     "unigram_log_probabilities",
     "unigram_nats",

@@ -1,4 +1,4 @@
-"""Intervals over documents and seeds, and the sums per document that they are made from."""
+"""Confidence intervals over documents and over seeds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 def bootstrap_interval(
@@ -54,38 +51,3 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     quantile = _T[count - 2] if count - 2 < len(_T) else _NORMAL
     half = quantile * statistics.stdev(values) / math.sqrt(count)
     return mean - half, mean + half
-
-
-class DocumentTally:
-    """A ratio of sums, kept apart by document so that intervals can resample documents.
-
-    Batches of one document may come in any number of pieces: a mean of means never arises.
-    """
-
-    def __init__(self, num_documents: int) -> None:
-        self.sums = np.zeros(num_documents)
-        self.counts = np.zeros(num_documents)
-
-    def add(
-        self,
-        document_index: Int[Tensor, " rows"],
-        sums: Float[Tensor, " rows"] | Int[Tensor, " rows"],
-        counts: Float[Tensor, " rows"] | Int[Tensor, " rows"],
-    ) -> None:
-        """Add each row's sum and count to its document."""
-        index = document_index.cpu().numpy()
-        np.add.at(self.sums, index, sums.detach().to("cpu", torch.float64).numpy())
-        np.add.at(self.counts, index, counts.detach().to("cpu", torch.float64).numpy())
-
-    @property
-    def count(self) -> float:
-        """Everything counted."""
-        return float(self.counts.sum())
-
-    def ratio(self) -> float:
-        """Sum over count; NaN where nothing was counted."""
-        return float(self.sums.sum() / self.counts.sum()) if self.count else float("nan")
-
-    def interval(self, *, seed: int = 0) -> tuple[float, float]:
-        """95 % bootstrap interval of the ratio over documents."""
-        return bootstrap_interval(self.sums, self.counts, seed=seed)

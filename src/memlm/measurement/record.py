@@ -1,6 +1,12 @@
-"""One measured figure, with everything needed to read it rightly."""
+"""What an evaluation reports: figures with what is needed to read them, passages, costs, and journals of figures."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
@@ -8,7 +14,7 @@ from memlm.errors import DataError
 
 
 class Baseline(BaseModel):
-    """What a figure is measured against."""
+    """A reference value that a figure is compared with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,17 +24,17 @@ class Baseline(BaseModel):
 
 
 class Measurement(BaseModel):
-    """A figure with unit, interval, denominator, baseline, the text it was taken on and how.
+    """A figure with its unit, interval, denominator and baseline, and the text and protocol it was measured with.
 
     Attributes:
-        name: what was measured, e.g. "token_accuracy".
+        name: the measured quantity, e.g. "token_accuracy".
         value: the figure, in `unit`; shares are fractions between 0 and 1.
         unit: e.g. "fraction", "nats/token", "bits/byte".
-        low, high: 95 % interval, None where there is none to give.
-        count: how many things the figure is a mean over (tokens, chunks).
-        baseline: what it is relative to, None where it stands alone.
-        split: "held_out", "train", "out_of_distribution", "random_tokens".
-        protocol: how the prediction was made, e.g. "one_pass" (all positions at once, no token shown).
+        low, high: 95 % interval, None where there is none.
+        count: the number of tokens or chunks that the figure is a mean over.
+        baseline: the reference value, None where the figure stands alone.
+        split: "held_out", "train", "out_of_distribution", "random_tokens", or the name of another text.
+        protocol: how predictions were made, e.g. "one_pass" (all positions at once, no token shown).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,15 +50,15 @@ class Measurement(BaseModel):
     protocol: str
 
     def to_json_line(self) -> str:
-        """One line of JSON, without the line's end."""
+        """Return the measurement as one line of JSON, without a line end."""
         return self.model_dump_json()
 
     @classmethod
     def from_json_line(cls, line: str) -> Measurement:
-        """The measurement that a line holds.
+        """Read a measurement from a line of JSON.
 
         Raises:
-            DataError: not such a line.
+            DataError: the line is not a measurement.
         """
         try:
             return cls.model_validate_json(line)
@@ -62,3 +68,62 @@ class Measurement(BaseModel):
             raise DataError(
                 f"not a measurement ({place}: {problem['msg']}); the file was not written by memlm."
             ) from error
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text beside the text that was decoded from its memory.
+
+    Attributes:
+        name: the document that the text comes from.
+        pieces: (original, returned, equal) for each token or group of tokens.
+    """
+
+    name: str
+    pieces: list[tuple[str, str, bool]]
+
+    @property
+    def verdict(self) -> str:
+        """The number of wrong pieces, in words."""
+        wrong = sum(not equal for _, _, equal in self.pieces)
+        return "every token came back" if not wrong else f"{wrong} of {len(self.pieces)} pieces wrong"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bits per byte of text that a way of storing the text takes."""
+
+    name: str
+    bits_per_byte: float
+
+
+def to_json_lines(measurements: Iterable[Measurement]) -> str:
+    """Return measurements as JSON lines, each with a line end."""
+    return "".join(m.to_json_line() + "\n" for m in measurements)
+
+
+def append_journal(path: str | Path, measurements: Iterable[Measurement]) -> None:
+    """Append measurements to a file of JSON lines, all in one write that is on the disk before this returns."""
+    file = Path(path)
+    cut_short = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(("\n" if cut_short else "") + to_json_lines(measurements))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_journal(path: str | Path) -> list[Measurement]:
+    """Return the measurements of a file in the order in which they were appended; lines cut by a crash are left out.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no measurements at '{path}'; make some with `memlm evaluate {file.parent}`.")
+    found: list[Measurement] = []
+    for line in file.read_bytes().split(b"\n"):
+        # a crash may cut a line anywhere, also inside a character
+        with contextlib.suppress(DataError):
+            found.append(Measurement.from_json_line(line.decode("utf-8", "replace")))
+    return found

@@ -1,7 +1,5 @@
-"""For people: journals, tables, figures, one page, a model card. Sees measurements only."""
+"""Reports: tables, figures, one page, a model card. Depends on measurements only."""
 
-from memlm.reports.card import write_card
-from memlm.reports.page import CostView, PageContent, write_page
-from memlm.reports.passage import PassageView
+from memlm.reports.page import PageContent, write_card, write_page
 
-__all__ = ["CostView", "PageContent", "PassageView", "write_card", "write_page"]
+__all__ = ["PageContent", "write_card", "write_page"]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: opens offline, light and dark, on a phone and on a wide screen."""
+"""The report of a run as one self-contained HTML page, and its Hugging Face model card."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from memlm.measurement import Measurement
+from memlm.files import write_file_atomic
+from memlm.measurement import Cost, Measurement, Passage
 from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
-from memlm.reports.passage import PassageView, visible
-from memlm.reports.table import HEADINGS, by_split
-
-
-@dataclass(frozen=True)
-class CostView:
-    """Bits that a way of keeping the text takes for each byte of it."""
-
-    name: str
-    bits_per_byte: float
+from memlm.reports.tables import HEADINGS, by_split, markdown, visible
 
 
 @dataclass(frozen=True)
@@ -28,16 +21,16 @@ class PageContent:
     """Everything a page shows.
 
     Attributes:
-        title: what was run.
+        title: the name of what was run.
         headline: the main result in one sentence.
         command: the exact command.
-        log: lines of the training log, each with "tokens", "loss" and, where looked, "held_out_token_accuracy".
         measurements: all figures.
-        by_position: accuracy at each position of a chunk.
-        passages: texts and what came back.
-        figures: title and SVG of figures that stand first.
-        costs: bits per byte.
-        facts: name and value of versions, data, seed.
+        by_position: token accuracy at each position of a chunk.
+        passages: texts beside what was decoded from their memories.
+        log: lines of the training log with "tokens" and "loss", some with "held_out_token_accuracy".
+        figures: (title, SVG) of figures that come first.
+        costs: bits per byte of the memories and of general compressors.
+        facts: (name, value) of versions, data and seed.
         config: the settings as YAML.
     """
 
@@ -46,24 +39,21 @@ class PageContent:
     command: str
     measurements: Sequence[Measurement]
     by_position: Sequence[float]
-    passages: Sequence[PassageView]
+    passages: Sequence[Passage]
     log: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     figures: Sequence[tuple[str, str]] = field(default_factory=tuple)
-    costs: Sequence[CostView] = field(default_factory=tuple)
+    costs: Sequence[Cost] = field(default_factory=tuple)
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
 
 
 def write_page(path: str | Path, content: PageContent) -> None:
-    """Render the page and put it in place whole."""
-    file, page = Path(path), render(content)
-    draft = file.with_name(f".{file.name}.draft")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(file)
+    """Write the page, replacing the file in one step."""
+    write_file_atomic(Path(path), render(content))
 
 
 def render(content: PageContent) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     environment = Environment(
         loader=PackageLoader("memlm.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -87,5 +77,26 @@ def _figures(content: PageContent) -> list[tuple[str, str]]:
         figures.append(("Accuracy by position", accuracy_by_position(content.by_position)))
     if content.costs:
         names, bits = [c.name for c in content.costs], [c.bits_per_byte for c in content.costs]
-        figures.append(("What the memory costs", memory_cost(names, bits)))
+        figures.append(("Size of the memory beside the text", memory_cost(names, bits)))
     return figures
+
+
+def write_card(path: str | Path, *, name: str, headline: str, data: str, measurements: Sequence[Measurement]) -> None:
+    """Write the README.md of a model folder: front matter with results, usage, and a table of all figures."""
+    front = yaml.safe_dump(_front_matter(name, data, measurements), sort_keys=False, allow_unicode=True)
+    usage = 'import memlm\n\nmemory = memlm.load("FOLDER")\nmemory.regenerate(memory.encode(["any text"]))'
+    card = f"---\n{front}---\n\n# {name}\n\n{headline}\n\n```python\n{usage}\n```\n\n{markdown(measurements)}"
+    Path(path).write_text(card, encoding="utf-8")
+
+
+def _front_matter(name: str, data: str, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    metrics = [
+        {"type": m.name, "name": m.name, "value": round(m.value, 6)} for m in measurements if m.split == "held_out"
+    ]
+    task = {"type": "feature-extraction", "name": "text reconstruction from memory"}
+    result = {"task": task, "dataset": {"name": data, "type": data, "split": "held_out"}, "metrics": metrics}
+    return {
+        "library_name": "memlm",
+        "tags": ["memlm", "text-autoencoder", "memory"],
+        "model-index": [{"name": name, "results": [result]}],
+    }

@@ -1,4 +1,4 @@
-"""The paper's claims put to the test: runs that test them, and what each says."""
+"""The claims and the table of arXiv 2602.13466, tested at a small size."""
 
 from memlm.reproduction.runs import EXPERIMENTS, ClaimSettings, Figure, Figures, Spent, measure_experiments, spent_on
 from memlm.reproduction.statements import CLAIMS, Claim, Verdict, judge_all

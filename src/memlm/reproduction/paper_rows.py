@@ -1,4 +1,4 @@
-"""The rows of the paper's table (1.2): encoders of one width that differ in what they were trained for."""
+"""The encoders of the table of arXiv 2602.13466: one width, trained for different objectives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memlm.training.loop.trainer import Batch, BatchFn, reconstruction_batches
 
 Trained = Literal["untrained", "next_token", "autoencoder"]
 _QUERY = 7
-"""Tokens of a retrieval query: the paper's 7-grams."""
+"""Tokens of a retrieval query; arXiv 2602.13466 uses 7-grams."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TableRow:
 
     Attributes:
         backbone: "mixer" or "llama".
-        trained: for what, first.
-        retrieval: then trained for retrieval from there.
-        paper: cross-entropy, retention and token accuracy of the paper's row; None where it has none.
+        trained: the first objective.
+        retrieval: whether training for retrieval follows.
+        paper: cross-entropy, retention and token accuracy in arXiv 2602.13466; None where it has no such row.
     """
 
     backbone: str
@@ -42,19 +42,19 @@ class TableRow:
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """The label of the row."""
         kind = {"untrained": "untrained", "next_token": "causal", "autoencoder": "autoencoder"}[self.trained]
         backbone = "transformer" if self.backbone == "llama" else self.backbone
         return f"{backbone} {kind}" + (" -> retrieval" if self.retrieval else "")
 
     @property
     def learned_positions(self) -> bool:
-        """Transformers get positions they can store, or their autoencoder takes many times as long (LOG.md)."""
+        """True for transformers, whose autoencoder needs many times as many steps without them (LOG.md)."""
         return self.backbone == "llama"
 
     @property
     def pooling(self) -> str:
-        """The paper's: the last but one for causal encoders, the last for autoencoders."""
+        """The pooling of arXiv 2602.13466: the token before the last for causal encoders, the last for autoencoders."""
         return "last_token" if self.trained == "autoencoder" else "penultimate"
 
 
@@ -74,12 +74,12 @@ ROWS = (
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """What all rows share.
+    """The sizes of all encoders.
 
     Attributes:
-        hidden_size: width, and numbers in the vector.
-        num_layers: of the encoder, and of the autoencoder's decoder.
-        num_heads: of every layer.
+        hidden_size: the width, and the number of components of the vector.
+        num_layers: the layers of the encoder, and of the autoencoder's decoder.
+        num_heads: the heads of every layer.
     """
 
     hidden_size: int
@@ -97,9 +97,18 @@ def train_encoder(
     *,
     progress: bool,
 ) -> PassageEncoder:
-    """The row's encoder, trained in folders below `folder`; what is finished there is read.
+    """Train a row's encoder, or read it where it is finished.
 
-    A retrieval row starts from its causal or autoencoder row, which is trained first where it is not there.
+    Training for retrieval starts from the causal encoder or the autoencoder, which is trained first if missing.
+
+    Args:
+        row: the encoder to train.
+        rows: training passages.
+        tokenizer: the tokenizer of the passages.
+        sizes: the sizes of all encoders.
+        training: steps, batch size, seed, learning rate.
+        folder: the parent of the encoders' folders.
+        progress: show progress on stderr.
     """
     length = rows.input_ids.shape[1]
     model = _new(
@@ -123,7 +132,7 @@ def train_encoder(
 
 @torch.inference_mode()
 def encode_passages(model: PassageEncoder, rows: PackedRows) -> Tensor:
-    """Vectors (passages, width) of rows of tokens."""
+    """Return the vectors (passages, width) of rows of tokens."""
     return torch.cat([model.encode(b.input_ids, b.attention_mask).float() for b in rows.batches(512)])
 
 
@@ -173,8 +182,8 @@ def _train(
     elif row.trained == "autoencoder":
         autoencoder = _autoencoder(row, tokenizer, sizes, length, training)
         fit(autoencoder, reconstruction_batches(rows), training, folder, **common)
-        kept = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(("embed_tokens.", "encoder."))}
-        model.load_state_dict({**model.state_dict(), **kept})
+        encoder = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(("embed_tokens.", "encoder."))}
+        model.load_state_dict({**model.state_dict(), **encoder})
     else:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -182,7 +191,10 @@ def _train(
 def _autoencoder(
     row: TableRow, tokenizer: PreTrainedTokenizerBase, sizes: EncoderSizes, length: int, training: TrainingConfig
 ) -> TextAutoencoder:
-    """One hidden state for all tokens, as in the paper; each position reads it by a map of its own, to learn sooner."""
+    """Return an autoencoder with one hidden state for all tokens, as in arXiv 2602.13466.
+
+    Each position has a map of its own from that state, with which training takes fewer steps.
+    """
     torch.manual_seed(training.seed)
     return TextAutoencoder(
         TextAutoencoderConfig(
@@ -213,7 +225,7 @@ def _next_token_batches(rows: PackedRows) -> BatchFn:
 
 
 def _retrieval_batches(rows: PackedRows) -> BatchFn:
-    """Each passage with a stretch of itself, at a place that is a pure function of the batch: loaders read ahead."""
+    """Pair each passage with a query cut from it; positions depend on the batch alone, since loaders read ahead."""
     width = min(_QUERY, rows.input_ids.shape[1])
 
     def batch_fn(chosen: Tensor, _: int) -> Batch:
@@ -232,8 +244,8 @@ def _retrieval_batches(rows: PackedRows) -> BatchFn:
 
 
 def paper_figures(row: TableRow) -> tuple[str, str, str]:
-    """The paper's cells: cross-entropy, retention, token accuracy."""
+    """Return the cells of arXiv 2602.13466: cross-entropy, retention, token accuracy."""
     if row.paper is None:
         return "", "", ""
-    nats, kept, accuracy = row.paper
-    return f"{nats:.3f}", f"{100 * kept:.1f} %", f"{100 * accuracy:.1f} %"
+    nats, retention, accuracy = row.paper
+    return f"{nats:.3f}", f"{100 * retention:.1f} %", f"{100 * accuracy:.1f} %"

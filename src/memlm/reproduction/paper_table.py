@@ -1,10 +1,8 @@
-"""The paper's table, small: what a vector keeps, by what its encoder was trained for (paper 1.2).
+"""The table of arXiv 2602.13466 at a small size: retention of encoders trained for different objectives.
 
-Every row has the same width, layers, tokens trained on, passages and probe. Rows are kept one by one, so that a table
-that was stopped goes on where it was.
-
-Models this small leave most of a second core idle. So rows of different backbones and seeds run side by side, each on
-one thread; those of one backbone and seed in order, since retrieval starts from what was trained before it.
+All rows have the same width, layers, training tokens, passages and probe. Finished rows are saved one by one, so that a
+table that was interrupted continues. Rows of different backbones and seeds run side by side; those of one backbone and
+seed run in order, since training for retrieval starts from an earlier row.
 """
 
 from __future__ import annotations
@@ -12,10 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,60 +21,62 @@ from pydantic import Field
 
 from memlm.data import PackedRows, load_documents, pack, train_tokenizer
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents, split_train_val_test
+from memlm.evaluation.probe.folders import claim_folder
 from memlm.evaluation.probe.metrics import CapacityFigures
-from memlm.evaluation.probe.retention import claim_folder
-from memlm.evaluation.probe.training import ProbeTraining, train_probe
+from memlm.evaluation.probe.settings import ProbeTraining
+from memlm.evaluation.probe.training import train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_atomic
 from memlm.measurement import DocumentTally, Measurement
 from memlm.reproduction.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
+from memlm.reproduction.scheduler import run_side_by_side
 from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
 
 Say = Callable[[str], None]
 
 
 class TableSettings(Settings):
-    """What all rows share."""
+    """The settings of all rows."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     length: Annotated[int, Field(ge=8, le=1024)] = 16
     """Tokens per passage."""
     vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
-    """Of the BPE, trained on the training documents."""
+    """Vocabulary size of the BPE, which is trained on the training documents."""
     hidden_size: Annotated[int, Field(ge=16, le=2**14)] = 128
-    """Width of every encoder, and numbers in its vector."""
+    """Width of every encoder, and the number of components of its vector."""
     num_layers: Count = 2
-    """Of every encoder."""
+    """Layers of every encoder."""
     num_heads: Count = 16
-    """Of every layer."""
+    """Heads of every layer."""
     steps: Count = 1000
-    """Updates of each training; a retrieval row has its start's before its own."""
+    """Updates of each training; rows for retrieval are trained twice."""
     batch_size: Count = 32
     """Passages in each update."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
-    """Peak rate of Muon and of AdamW."""
+    """Peak learning rate of Muon and of AdamW."""
     passages: Annotated[int, Field(ge=8)] = 16384
     """Training passages of each probe."""
     held_out_passages: Count = 2048
-    """Held-out passages at most."""
+    """Maximum number of held-out passages."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of documents held out, and again for early stopping."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    """Encoders and probes of each row, their figures averaged; all share one split."""
+    """Encoders and probes of each row, whose figures are averaged; all share one split."""
     probe: ProbeTraining = ProbeTraining(steps=240, patience=3)
-    """The probe decoder, the same for all rows."""
+    """Settings of the probe decoder, the same for all rows."""
 
 
 @dataclass(frozen=True)
 class TableLine:
-    """A row with its figures."""
+    """A row with its measurements."""
 
     row: TableRow
     measurements: list[Measurement]
 
     def figure(self, name: str) -> Measurement:
-        """One figure by the last part of its name."""
+        """Return the measurement of a name."""
         return next(m for m in self.measurements if m.name == name)
 
 
@@ -92,20 +90,20 @@ def measure_table(
     """Train and probe what is missing below `out`, and return every row in order.
 
     Args:
-        settings: what all rows share.
-        out: where they are kept.
-        say: told which row has come to its end, and how much time is left.
-        workers: rows side by side, each in a process of its own on one thread; with one they run here.
-        progress: show each training's progress on stderr (one worker only).
+        settings: the settings of all rows.
+        out: the folder of encoders, probes and scores.
+        say: called with a line about each finished row and the time left.
+        workers: the number of processes; with one, rows run in this process.
+        progress: show the progress of each training on stderr (one worker only).
 
     Raises:
-        RunFolderError: the folder belongs to a table of other settings.
+        RunFolderError: the folder belongs to a table with other settings.
         DataError: the text cannot be read or is too short.
         Interrupted: Ctrl-C.
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
     say("reading the text")
-    # what cannot be read is said before any worker starts
+    # text that cannot be read is an error before any worker starts
     _prepared(settings)
     scores: dict[Job, ReconstructionScores] = {}
     total, began = len(ROWS) * settings.seeds, time.monotonic()
@@ -118,72 +116,78 @@ def measure_table(
     for row in ROWS:
         runs = [scores[row, seed] for seed in range(settings.seeds)]
         figures = CapacityFigures(dataset, split=row.name)
-        lines.append(TableLine(row, figures.all_of(runs, {}, numbers=settings.hidden_size)))
+        lines.append(TableLine(row, figures.measurements(runs, {}, numbers=settings.hidden_size)))
     return lines
 
 
-def _chains(seeds: int) -> list[list[Job]]:
-    """Rows that wait for each other; transformers first, they take longest."""
+def _jobs(seeds: int) -> list[Job]:
+    """Return all rows at all seeds; transformers first, since they take longest."""
     backbones = sorted({row.backbone for row in ROWS})
-    return [[(row, seed) for row in ROWS if row.backbone == name] for name in backbones for seed in range(seeds)]
+    return [(row, seed) for name in backbones for seed in range(seeds) for row in ROWS if row.backbone == name]
+
+
+def _needs(job: Job) -> Job | None:
+    """Return the row before a row of the same backbone and seed."""
+    row, seed = job
+    chain = [other for other in ROWS if other.backbone == row.backbone]
+    place = chain.index(row)
+    return (chain[place - 1], seed) if place else None
 
 
 def _each(
     settings: TableSettings, out: Path, *, workers: int, progress: bool
 ) -> Iterator[tuple[Job, ReconstructionScores]]:
-    chains = _chains(settings.seeds)
+    jobs = _jobs(settings.seeds)
+    work = partial(_measure, settings=settings, out=out, progress=progress and workers == 1)
     if workers == 1:
-        for job in (job for chain in chains for job in chain):
-            yield job, _scores(job, settings, out, progress=progress)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-        waiting = {pool.submit(_scores, chain[0], settings, out, progress=False): chain for chain in chains}
-        try:
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    job, *rest = waiting.pop(future)
-                    yield job, future.result()
-                    if rest:
-                        waiting[pool.submit(_scores, rest[0], settings, out, progress=False)] = rest
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        done = _in_order(jobs, work)
+    else:
+        done = run_side_by_side(jobs, work, needs=_needs, workers=workers, watch=lambda: None)
+    dataset = _prepared(settings)[1]
+    for job in done:
+        yield job, _read(read_json(_scores_file(job, out)), dataset)
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _in_order(jobs: list[Job], work: Callable[[Job], None]) -> Iterator[Job]:
+    for job in jobs:
+        work(job)
+        yield job
 
 
 def _prepared(settings: TableSettings) -> tuple[PackedRows, ProbeDataset]:
-    """Training rows and what probes are asked: read once in each process."""
+    """Return training rows and the probes' passages, which each process reads once."""
     return _prepared_from(settings.model_dump_json())
 
 
 @lru_cache(maxsize=1)
 def _prepared_from(text: str) -> tuple[PackedRows, ProbeDataset]:
     settings = TableSettings.model_validate_json(text)
-    sides = split_train_val_test(load_documents(settings.text), held_out=settings.held_out, seed=0)
-    tokenizer = train_tokenizer((d.text for d in sides.train), vocab_size=settings.vocab_size)
+    split = split_train_val_test(load_documents(settings.text), held_out=settings.held_out, seed=0)
+    tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=settings.vocab_size)
     limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
-    dataset = dataset_of_documents(sides, tokenizer, length=settings.length, limits=limits, seed=0)
-    return pack(sides.train, tokenizer, row_length=settings.length, across_documents=True), dataset
+    dataset = dataset_of_documents(split, tokenizer, length=settings.length, limits=limits, seed=0)
+    return pack(split.train, tokenizer, row_length=settings.length, across_documents=True), dataset
 
 
-def _scores(job: Job, settings: TableSettings, out: Path, *, progress: bool) -> ReconstructionScores:
-    """One row at one seed, read where it is there."""
+def _scores_file(job: Job, out: Path) -> Path:
     row, seed = job
+    return out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}" / "scores.json"
+
+
+def _measure(job: Job, *, settings: TableSettings, out: Path, progress: bool) -> None:
+    """Train and probe one row at one seed, unless its scores are saved already."""
+    row, seed = job
+    file = _scores_file(job, out)
+    if file.is_file():
+        return
     rows, dataset = _prepared(settings)
-    folder = out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}"
-    kept = folder / "scores.json"
-    if kept.is_file():
-        return _read(read_json(kept), dataset)
     sizes = EncoderSizes(settings.hidden_size, settings.num_layers, settings.num_heads)
     training = _training(settings, seed)
     encoder = train_encoder(row, rows, dataset.tokenizer, sizes, training, out / "encoders", progress=progress)
     vectors = {part: encode_passages(encoder, dataset.rows[part]) for part in PARTS}
-    probe = train_probe(dataset.probe_data(vectors), settings.probe, folder, seed=seed, progress=progress)
+    probe = train_probe(dataset.probe_data(vectors), settings.probe, file.parent, seed=seed, progress=progress)
     scores = score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
-    write_file_atomic(kept, json.dumps(_written(scores)) + "\n")
-    return scores
+    write_file_atomic(file, json.dumps(_written(scores)) + "\n")
 
 
 def _training(settings: TableSettings, seed: int) -> TrainingConfig:
@@ -203,11 +207,11 @@ _TALLIES = ("tokens", "chunks", "nats")
 
 
 def _written(scores: ReconstructionScores) -> dict[str, Any]:
-    """Sums and counts by document; a float survives JSON to the last bit."""
+    """Return sums and counts by document for JSON, which keeps every bit of a float."""
     tallies = {name: getattr(scores, name) for name in _TALLIES}
     return {name: {"sums": t.sums.tolist(), "counts": t.counts.tolist()} for name, t in tallies.items()} | {
-        "right_at": scores.num_correct_at.tolist(),
-        "asked_at": scores.num_targets_at.tolist(),
+        "num_correct_at": scores.num_correct_at.tolist(),
+        "num_targets_at": scores.num_targets_at.tolist(),
         "predictions": scores.predictions.tolist(),
     }
 
@@ -218,6 +222,6 @@ def _read(record: dict[str, Any], dataset: ProbeDataset) -> ReconstructionScores
         found.sums, found.counts = np.array(record[name]["sums"]), np.array(record[name]["counts"])
         return found
 
-    at = [torch.tensor(record[name]) for name in ("right_at", "asked_at", "predictions")]
+    at = [torch.tensor(record[name]) for name in ("num_correct_at", "num_targets_at", "predictions")]
     tokens, chunks, nats = map(tally, _TALLIES)
     return ReconstructionScores(tokens, chunks, nats, *at)

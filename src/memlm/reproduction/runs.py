@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from memlm.evaluation import evaluate_run, probe_autoencoder
-from memlm.evaluation.probe.retention import claim_folder
+from memlm.evaluation.probe.folders import claim_folder
 from memlm.files import write_file_atomic
 from memlm.measurement import Measurement
 from memlm.recipes import get_recipe

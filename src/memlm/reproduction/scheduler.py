@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, each as soon as what it needs is done."""
+"""Jobs in processes of their own, each started as soon as the job that it needs is finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 Job = TypeVar("Job", bound=Hashable)
 _SECONDS = 2.0
-"""Between two looks at what is running."""
+"""Seconds between two calls of `watch`."""
 
 
 def run_side_by_side(
@@ -23,21 +23,21 @@ def run_side_by_side(
     workers: int,
     watch: Callable[[], None],
 ) -> Iterator[Job]:
-    """Yields each job when it is finished.
+    """Run jobs and yield each one when it is finished.
 
-    A small model's training gains little from a second thread: so many of them with their share of the cores each are
-    faster than one after the other with all of them (LOG.md).
+    The training of a small model gains little from a second thread, so several at once, each with a share of the cores,
+    take less time than one after the other with all cores (LOG.md).
 
     Args:
-        jobs: begun in this order, where their needs allow it.
-        work: a function of a module, as it is called in another process.
-        needs: the job that must be finished first; one that is not among `jobs` is taken as finished.
-        workers: processes.
-        watch: called now and then.
+        jobs: the jobs, started in this order where their needs allow it.
+        work: a function of a module, called in another process.
+        needs: returns the job that must finish first, or None; a job that is not in `jobs` counts as finished.
+        workers: the number of processes.
+        watch: called every few seconds.
 
     Raises:
-        Exception: what `work` raised, when the others that were running have finished.
-        KeyboardInterrupt: Ctrl-C, which running jobs have been told, too.
+        Exception: the exception that `work` raised, after the running jobs have finished.
+        KeyboardInterrupt: Ctrl-C, which running jobs receive too.
     """
     waiting, left = list(jobs), set(jobs)
     running: dict[Future[None], Job] = {}

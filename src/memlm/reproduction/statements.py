@@ -1,6 +1,6 @@
-"""The paper's claims in our words, its figures, and how ours decide. Rows that speak against the paper stay.
+"""The claims of arXiv 2602.13466, its figures, and the test of each claim. Claims that fail stay in the table.
 
-Figures of the paper are of far larger models and other text (its notes, 1.0 to 1.7): only their order is compared.
+The paper's figures come from far larger models and other text, so that only their order is compared.
 """
 
 from __future__ import annotations
@@ -17,34 +17,41 @@ Outcome = Literal["holds", "does not hold here", "not testable here"]
 _NEAR_PERFECT = 0.95
 _TWICE = 2.0
 _AFFORDABLE = 2.0
-"""Per cent of bits per byte."""
+"""Largest acceptable cost of retention, in per cent of bits per byte."""
 _OUR_BOTTLENECK = ("next_token", "mixture", "autoencoder")
 _PAPERS_BOTTLENECK = ("last_token_next", "last_token_mixture", "last_token_autoencoder")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out."""
+    """The result of a test."""
 
     outcome: Outcome
     ours: str
-    """Our figures in one line."""
+    """The measured figures in one line."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper and its test."""
+    """A claim of the paper and its test.
+
+    Attributes:
+        text: the claim.
+        paper: the paper's figures.
+        test: the quantity that is compared here.
+        judge: decides from the measured figures.
+        rests_on: the experiments whose figures are compared; with their encoders, they are the cost of the row.
+    """
 
     text: str
     paper: str
     test: str
     judge: Callable[[Figures], Verdict]
     rests_on: tuple[str, ...] = ()
-    """Trainings whose figures are compared; with those of the encoders in them, what the row cost."""
 
 
 def judge_all(figures: Figures) -> list[tuple[Claim, Verdict]]:
-    """Every claim with its verdict, in order."""
+    """Return every claim with its verdict, in order."""
     return [(claim, claim.judge(figures)) for claim in CLAIMS]
 
 
@@ -57,7 +64,7 @@ def _bits(figure: Figure) -> str:
 
 
 def _far_above(high: Figure, low: Figure) -> bool:
-    """Intervals apart, and at least twice as much."""
+    """Return True where the intervals do not overlap and one value is more than twice the other."""
     return high.low > low.high and high.value > _TWICE * low.value
 
 
@@ -66,7 +73,7 @@ def _verdict(holds: bool, ours: str) -> Verdict:
 
 
 def _next_token_keeps_little(next_token: str, mixture: str, autoencoder: str) -> Callable[[Figures], Verdict]:
-    """Near what fresh weights keep, and far below what these other trainings do."""
+    """Return a test: accuracy is near that of the untrained encoder and far below that of the other objectives."""
 
     def judge(f: Figures) -> Verdict:
         causal, mixed, full = (
@@ -90,8 +97,8 @@ def _autoencoders_keep_all(f: Figures) -> Verdict:
 
 def _mixtures_remember(f: Figures) -> Verdict:
     mixed, alone = (f[experiment, "token_accuracy/blank_copy"] for experiment in ("mixture", "next_token"))
-    kept = f["mixture", "memories/token_accuracy"]
-    ours = f"blank copy {_percent(mixed)}, next tokens alone {_percent(alone)}; a probe reads {_percent(kept)}"
+    probed = f["mixture", "memories/token_accuracy"]
+    ours = f"blank copy {_percent(mixed)}, next tokens alone {_percent(alone)}; probe accuracy {_percent(probed)}"
     return _verdict(_far_above(mixed, alone), ours)
 
 
@@ -139,7 +146,7 @@ def _retention_cost(f: Figures) -> Verdict:
 
 
 def _paired(a: Figure, b: Figure, of: Callable[[float, float], float]) -> Figure:
-    """Two trainings compared seed by seed, on the same held-out text: the interval is between seeds."""
+    """Compare two experiments seed by seed on the same held-out text; the interval is over seeds."""
     values = tuple(of(x, y) for x, y in zip(a.seeds, b.seeds, strict=True))
     return Figure(statistics.fmean(values), *t_interval(values), values)
 
@@ -152,21 +159,21 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "An encoder trained on next tokens keeps little of its input",
         "causal 4.8 %, untrained 4.1 %, autoencoder 55.3 % of tokens",
-        "a probe reads one chunk's memories, all of them with the paper's bottleneck (last_token)",
+        "probe accuracy on one chunk's memories, all with the paper's bottleneck (last_token)",
         _next_token_keeps_little(*_PAPERS_BOTTLENECK),
         _PAPERS_BOTTLENECK,
     ),
     Claim(
-        "The same with a bottleneck whose fresh weights keep nearly all",
+        "The same with a bottleneck that keeps nearly all even untrained",
         "not tried",
-        "a probe reads one chunk's memories, all of them with ours (slices)",
+        "probe accuracy on one chunk's memories, all with memlm's bottleneck (slices)",
         _next_token_keeps_little(*_OUR_BOTTLENECK),
         _OUR_BOTTLENECK,
     ),
     Claim(
         "An autoencoder's memory is near perfect",
         "over 95 % of tokens (256 tokens, width 512)",
-        "held-out tokens given back from one memory",
+        "held-out tokens decoded correctly from one memory",
         _autoencoders_keep_all,
         ("autoencoder",),
     ),
@@ -187,7 +194,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "The same curriculum over a next-token encoder fails",
         "fails",
-        "blank copy, greedy, both encoders with the same bottleneck; texts given back whole",
+        "blank copy, greedy, both encoders with the same bottleneck; texts copied without an error",
         _causal_encoders_fail,
         ("curriculum", "curriculum_causal"),
     ),

@@ -1,7 +1,7 @@
-"""Oracle memory, scored fairly: what a memory saves, less what it costs to keep (paper's notes, 1.3 and 2.3).
+"""Oracle memories, which see the chunk that they help to predict: their cross-entropy plus their own size.
 
-normalised cross-entropy = cross-entropy + numbers x bits x ln 2 / tokens of the chunk, in nats per token. Padding does
-not count among the tokens; a short chunk's memory costs as much as a full one's.
+normalised cross-entropy = cross-entropy + numbers x bits x ln 2 / tokens of the chunk, in nats per token. Padding is
+not counted among the tokens; a short chunk's memory is as large as a full one's.
 """
 
 from __future__ import annotations
@@ -13,49 +13,44 @@ from torch import Tensor
 
 from memlm.chunking import split
 from memlm.data import PackedRows
-from memlm.evaluation.figures import ratio_of
-from memlm.measurement import DocumentTally, Measurement, target_mask
+from memlm.measurement import DocumentTally, Measurement, measure_ratio, target_mask
 from memlm.models import MemoryModelForCausalLM
 from memlm.objectives import next_token, token_nats
 from memlm.store.quantize import rounded
 
 _ROWS = 64
-ROUNDED = {"fp16": 16, "int8": 8, "int4": 4}
-"""Kinds of rounding, and bits of a number kept so."""
+BITS = {"fp16": 16, "int8": 8, "int4": 4}
+"""Bits of each number by kind of rounding."""
 
 
 @torch.inference_mode()
 def oracle_measurements(model: MemoryModelForCausalLM, rows: PackedRows, *, split_name: str) -> list[Measurement]:
-    """Cross-entropy of next tokens from rounded memories, as it is and with the memories' own bits.
+    """Measure the cross-entropy of next tokens from rounded memories, without and with the bits of the memories.
 
     Args:
-        model: of the oracle layout.
+        model: a memory model of the oracle layout.
         rows: documents of at most the model's length.
-        split_name: of the text.
+        split_name: the name of the text.
     """
     model.eval()
+    encoder = model.config.encoder_config
+    numbers = int(encoder.memories_per_chunk * encoder.bottleneck_size)
     found: list[Measurement] = []
-    for kind, bits in ROUNDED.items():
-        nats, whole = DocumentTally(len(rows.document_ids)), DocumentTally(len(rows.document_ids))
+    for kind, bits in BITS.items():
+        nats, normalised = DocumentTally(len(rows.document_ids)), DocumentTally(len(rows.document_ids))
         for batch in rows.batches(_ROWS):
             task = next_token(batch.input_ids, batch.attention_mask)
             lost, chunks = _read(model, batch, task.labels, kind)
             tokens = target_mask(task.labels).sum(1)
-            cost = chunks * _numbers(model) * bits * math.log(2)
             nats.add(batch.document_index, lost, tokens)
-            whole.add(batch.document_index, lost + cost, tokens)
-        for name, tally in (("cross_entropy", nats), ("normalised_cross_entropy", whole)):
-            found.append(ratio_of(f"{name}/{kind}", "nats/token", tally, int(tally.count), split_name))
+            normalised.add(batch.document_index, lost + chunks * numbers * bits * math.log(2), tokens)
+        for name, tally in (("cross_entropy", nats), ("normalised_cross_entropy", normalised)):
+            found.append(measure_ratio(f"{name}/{kind}", "nats/token", tally, split_name))
     return found
 
 
-def _numbers(model: MemoryModelForCausalLM) -> int:
-    writer = model.config.encoder_config
-    return int(writer.memories_per_chunk * writer.bottleneck_size)
-
-
 def _read(model: MemoryModelForCausalLM, batch: PackedRows, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Nats of each row from memories rounded so, and its chunks that hold text."""
+    """Return the nats of each row given rounded memories, and its number of chunks with text; both (rows,)."""
     ids, mask = batch.input_ids.to(model.device), batch.attention_mask.to(model.device)
     memories = rounded(model.encode(ids, mask).cpu(), kind)
     logits = model(ids, mask, memories=memories.to(model.device)).logits.cpu()

@@ -1,7 +1,8 @@
-"""Memory models over held-out documents: next tokens with and without memory, and what comes back by copying."""
+"""Next-token prediction of memory models, with memories, without, and with those of another document."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,36 +12,44 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memlm.data import PackedRows
-from memlm.evaluation.figures import ratio_of, scaled
-from memlm.measurement import DocumentTally, Measurement, correct, exact_rows, rows_with_targets, target_mask
+from memlm.evaluation.memory.baselines import CONTEXTS, logits_with, rows_of_others
+from memlm.measurement import (
+    TEACHER_FORCED,
+    DocumentTally,
+    Measurement,
+    correct,
+    exact_rows,
+    measure_bits,
+    measure_ratio,
+    rows_with_targets,
+    sum_tallies,
+    target_mask,
+)
 from memlm.models import ChunkReader, MemoryModelForCausalLM
 from memlm.models.memory.adapter import base_weights_into
-from memlm.objectives import Task, blank_copy, copy, next_token, token_nats
+from memlm.objectives import Task, next_token, token_nats
 
 _ROWS = 64
-TEACHER_FORCED = "teacher_forced"
-GREEDY = "greedy"
-Ask = Callable[[PackedRows, Int[Tensor, " chosen"]], Task]
-WAYS = ("memory", "no_memory", "other_memory")
-"""How a document's earlier chunks are seen: as they are, not at all, or as those of another document."""
+TaskFn = Callable[[PackedRows, Int[Tensor, " chosen"]], Task]
+"""Function from rows and their numbers to inputs and labels."""
 
 
 @dataclass(frozen=True)
 class ReadingScores:
-    """Sums over documents, chunk by chunk.
+    """Sums over documents.
 
     Attributes:
-        nats: of each chunk index, over the tokens asked for there.
-        sizes: bytes of those tokens, by chunk index.
-        tokens: right over asked tokens of all chunks.
-        whole: rows with every asked token right over rows asked.
+        nats: summed cross-entropy over targets, for each chunk index.
+        sizes: bytes of the targets, for each chunk index.
+        tokens: correct tokens over targets of all chunks.
+        rows: rows with every target correct over rows with targets.
         predictions: (rows, tokens), the likeliest token at each position.
     """
 
     nats: list[DocumentTally]
     sizes: list[DocumentTally]
     tokens: DocumentTally
-    whole: DocumentTally
+    rows: DocumentTally
     predictions: Int[Tensor, "rows tokens"]
 
 
@@ -48,120 +57,94 @@ class ReadingScores:
 def read_rows(
     model: ChunkReader,
     rows: PackedRows,
-    ask: Ask,
+    task_of: TaskFn,
     *,
-    way: str = "memory",
+    context: str = "memory",
     token_bytes: Int[Tensor, " vocabulary"] | None = None,
 ) -> ReadingScores:
-    """One pass over rows of documents, each asked what `ask` makes of it.
+    """Score one pass over rows of documents.
 
     Args:
-        model: in its own precision; it is put into evaluation mode.
+        model: the memory model in its own precision; it is put into evaluation mode.
         rows: documents of at most the model's length.
-        ask: rows, and their numbers, to inputs and labels.
-        way: one of WAYS.
-        token_bytes: (vocabulary,), bytes of each token; counted as one each where None.
+        task_of: makes inputs and labels from rows and their numbers.
+        context: one of CONTEXTS.
+        token_bytes: (vocabulary,), the bytes of each token; 1 for each where None.
     """
     model.eval()
     documents, length = len(rows.document_ids), model.config.chunk_length
     chunks = -(-rows.input_ids.shape[1] // length)
     nats = [DocumentTally(documents) for _ in range(chunks)]
     sizes = [DocumentTally(documents) for _ in range(chunks)]
-    tokens, whole = DocumentTally(documents), DocumentTally(documents)
+    tokens, exact = DocumentTally(documents), DocumentTally(documents)
     predictions: list[Tensor] = []
-    strangers = _strangers(rows)
+    others = rows_of_others(rows)
     for numbers in torch.arange(len(rows)).split(_ROWS):
         batch = rows.select(numbers)
-        task, mask = ask(batch, numbers), batch.attention_mask
+        task, mask = task_of(batch, numbers), batch.attention_mask
         mask = mask if task.input_ids is batch.input_ids else torch.ones_like(mask)
-        logits = _logits(model, task.input_ids, mask, rows.select(strangers[numbers]), way)
+        logits = logits_with(model, task.input_ids, mask, context=context, others=rows.select(others[numbers]))
         predicted, lost = logits.argmax(-1), token_nats(logits, task.labels)
-        labels = task.labels
-        weights = target_mask(labels).double()
-        if token_bytes is not None:
-            weights = weights * token_bytes[labels.clamp(min=0)]
+        targets = target_mask(task.labels)
+        weights = targets.double() if token_bytes is None else targets * token_bytes[task.labels.clamp(min=0)].double()
         for i in range(chunks):
             part = slice(i * length, (i + 1) * length)
-            count = target_mask(labels[:, part]).sum(1)
+            count = targets[:, part].sum(1)
             nats[i].add(batch.document_index, lost[:, part].double().sum(1), count)
             sizes[i].add(batch.document_index, weights[:, part].sum(1), count)
-        counts = target_mask(labels).sum(1)
-        tokens.add(batch.document_index, correct(predicted, labels).sum(1), counts)
-        exact = exact_rows(predicted, labels) & (counts > 0)
-        whole.add(batch.document_index, exact.long(), rows_with_targets(labels))
+        count_correct(tokens, exact, batch, predicted, task.labels)
         predictions.append(predicted)
-    return ReadingScores(nats, sizes, tokens, whole, torch.cat(predictions))
+    return ReadingScores(nats, sizes, tokens, exact, torch.cat(predictions))
 
 
-def _logits(model: ChunkReader, ids: Tensor, mask: Tensor, others: PackedRows, way: str) -> Tensor:
-    device = model.device
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    if way == "no_memory":
-        return model(**inputs, use_memory=False).logits.cpu()
-    if way == "other_memory":
-        memories = model.encode(others.input_ids.to(device), others.attention_mask.to(device))
-        return model(**inputs, memories=memories).logits.cpu()
-    return model(**inputs).logits.cpu()
+def count_correct(
+    tokens: DocumentTally,
+    rows: DocumentTally,
+    batch: PackedRows,
+    predicted: Int[Tensor, "rows tokens"],
+    labels: Int[Tensor, "rows tokens"],
+) -> None:
+    """Add correct tokens, and rows with every target correct, to their documents."""
+    counts = target_mask(labels).sum(1)
+    tokens.add(batch.document_index, correct(predicted, labels).sum(1), counts)
+    rows.add(batch.document_index, (exact_rows(predicted, labels) & (counts > 0)).long(), rows_with_targets(labels))
 
 
-def _strangers(rows: PackedRows) -> Int[Tensor, " rows"]:
-    """For each row the next full row of another document, far away; another row where there is one document only."""
-    full = rows.attention_mask.bool().all(1).nonzero()[:, 0]
-    full = full if len(full) else torch.arange(len(rows))
-    owners = rows.document_index[full]
-    found = torch.empty(len(rows), dtype=torch.long)
-    for row in range(len(rows)):
-        turned = torch.arange(len(full)).roll(-(row + len(full) // 2))
-        others = turned[owners[turned] != rows.document_index[row]]
-        found[row] = full[others[0] if len(others) else turned[0]]
+def perplexity_measurements(
+    model: ChunkReader, rows: PackedRows, token_bytes: Int[Tensor, " vocabulary"], *, split: str
+) -> list[Measurement]:
+    """Measure bits per byte with each context, in all and by chunk, and next-token accuracy; all teacher-forced.
+
+    Args:
+        model: the memory model.
+        rows: documents of at most the model's length.
+        token_bytes: (vocabulary,), the bytes of each token.
+        split: the name of the text.
+    """
+    found: list[Measurement] = []
+    base: ReadingScores | None = None
+    for context in CONTEXTS:
+        scores = read_rows(model, rows, _next_token, context=context, token_bytes=token_bytes)
+        base = scores if base is None else base
+        suffix = "" if context == "memory" else f"/{context}"
+        found.append(_bits("bits_per_byte" + suffix, scores.nats, scores.sizes, split))
+        for i, (nats, size) in enumerate(zip(scores.nats, scores.sizes, strict=True)):
+            if nats.count:
+                found.append(_bits(f"bits_per_byte{suffix}/chunk_{i + 1}", [nats], [size], split))
+        if context == "memory":
+            found += _next_token_measurements(scores, split)
+        elif len(scores.nats) > 1:
+            found.append(_bits_saved(context, base, scores, split))
     return found
+
+
+def _next_token_measurements(scores: ReadingScores, split: str) -> list[Measurement]:
+    shares = measure_ratio("token_accuracy/next_token", "fraction", scores.tokens, split, protocol=TEACHER_FORCED)
+    nats = sum_tallies(scores.nats)
+    return [shares, measure_ratio("cross_entropy/next_token", "nats/token", nats, split, protocol=TEACHER_FORCED)]
 
 
 @torch.inference_mode()
-def copy_greedily(
-    model: ChunkReader, rows: PackedRows, task: Task
-) -> tuple[Int[Tensor, "rows half"], Int[Tensor, "rows half"]]:
-    """The second half written token by token from the model's own tokens, and what was asked for.
-
-    Args:
-        model: in evaluation mode.
-        rows: full rows.
-        task: of `copy`, over the same rows.
-    """
-    half = rows.input_ids.shape[1] // 2
-    written = task.input_ids[:, :half]
-    # what stands for a slot in a prompt is no token; the encoder has no place for it either
-    words = model.config.encoder_config.vocab_size if isinstance(model, MemoryModelForCausalLM) else None
-    for _ in range(half):
-        logits = model(written.to(model.device)).logits[:, -1, :words].cpu()
-        written = torch.cat([written, logits.argmax(-1, keepdim=True)], dim=1)
-    return written[:, half:], task.labels[:, half - 1 : -1]
-
-
-def reading_measurements(
-    model: ChunkReader, rows: PackedRows, token_bytes: Int[Tensor, " vocabulary"], *, split: str
-) -> list[Measurement]:
-    """Bits per byte in every way, by chunk, and next-token accuracy; all teacher-forced."""
-    found: list[Measurement] = []
-    base: ReadingScores | None = None
-    for way in WAYS:
-        scores = read_rows(model, rows, _next_token, way=way, token_bytes=token_bytes)
-        base = scores if base is None else base
-        suffix = "" if way == "memory" else f"/{way}"
-        tokens = int(scores.tokens.count)
-        found.append(_bits("bits_per_byte" + suffix, scores.nats, scores.sizes, tokens, split))
-        for i, (nats, size) in enumerate(zip(scores.nats, scores.sizes, strict=True)):
-            if nats.count:
-                found.append(_bits(f"bits_per_byte{suffix}/chunk_{i + 1}", [nats], [size], int(nats.count), split))
-        if way == "memory":
-            right = ratio_of("token_accuracy/next_token", "fraction", scores.tokens, tokens, split)
-            nats = ratio_of("cross_entropy/next_token", "nats/token", _total(scores.nats), tokens, split)
-            found += [_as(TEACHER_FORCED, right), _as(TEACHER_FORCED, nats)]
-        elif len(scores.nats) > 1:
-            found.append(_gain(way, base, scores, split))
-    return found
-
-
 def original_measurements(
     model: MemoryModelForCausalLM,
     original: PreTrainedModel,
@@ -170,66 +153,35 @@ def original_measurements(
     *,
     split: str,
 ) -> list[Measurement]:
-    """Bits per byte of a decoder before it learnt to read memories, without any: what it may have forgotten since.
+    """Measure bits per byte of a decoder before it was trained to read memories, without any memory.
 
-    The model's decoder has the original's weights afterwards.
+    The difference from `bits_per_byte/no_memory` is what the decoder has forgotten in training.
+
+    Args:
+        model: the memory model; a copy of it is given the original's weights.
+        original: the pretrained decoder.
+        rows: documents of at most the model's length.
+        token_bytes: (vocabulary,), the bytes of each token.
+        split: the name of the text.
     """
-    base_weights_into(model.decoder, original.state_dict())
-    scores = read_rows(model, rows, _next_token, way="no_memory", token_bytes=token_bytes)
-    return [_bits("bits_per_byte/original_decoder", scores.nats, scores.sizes, int(scores.tokens.count), split)]
+    before = copy.deepcopy(model)
+    base_weights_into(before.decoder, original.state_dict())
+    scores = read_rows(before, rows, _next_token, context="no_memory", token_bytes=token_bytes)
+    return [_bits("bits_per_byte/original_decoder", scores.nats, scores.sizes, split)]
 
 
-def _gain(way: str, with_memory: ReadingScores, without: ReadingScores, split: str) -> Measurement:
+def _bits_saved(context: str, with_memory: ReadingScores, without: ReadingScores, split: str) -> Measurement:
     """Bits per byte that memory saves from the second chunk on, paired document by document."""
-    after, before = with_memory.nats[1:], without.nats[1:]
-    saved = _total(before).sums - _total(after).sums
-    size, count = _total(without.sizes[1:]).sums, int(_total(after).count)
-    return _as(TEACHER_FORCED, scaled(f"bits_saved_over/{way}", "bits/byte", saved, size, count, split))
-
-
-def copy_measurements(
-    model: ChunkReader, rows: PackedRows, *, blank_id: int, split: str, greedy_rows: int = 128
-) -> tuple[list[Measurement], ReadingScores]:
-    """Blank copy (where greedy and teacher-forced are the same: no answer is ever an input) and copy, both ways."""
-    full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
-    blank = read_rows(model, full, lambda batch, _: blank_copy(batch.input_ids, blank_id=blank_id))
-    shown = read_rows(model, full, lambda batch, _: copy(batch.input_ids))
-    found = [
-        *_copied("blank_copy", blank.tokens, blank.whole, GREEDY, split),
-        *_copied("copy", shown.tokens, shown.whole, TEACHER_FORCED, split),
-    ]
-    some = full.sample(greedy_rows, seed=0)
-    tokens, whole = DocumentTally(len(some.document_ids)), DocumentTally(len(some.document_ids))
-    for batch in some.batches(_ROWS):
-        written, wanted = copy_greedily(model, batch, copy(batch.input_ids))
-        tokens.add(batch.document_index, correct(written, wanted).sum(1), target_mask(wanted).sum(1))
-        whole.add(batch.document_index, exact_rows(written, wanted).long(), rows_with_targets(wanted))
-    return [*found, *_copied("copy", tokens, whole, GREEDY, split)], blank
-
-
-def _copied(name: str, tokens: DocumentTally, whole: DocumentTally, protocol: str, split: str) -> list[Measurement]:
-    return [
-        _as(protocol, ratio_of(f"token_accuracy/{name}", "fraction", tokens, int(tokens.count), split)),
-        _as(protocol, ratio_of(f"exact_match/{name}", "fraction", whole, int(whole.count), split)),
-    ]
+    after, before = sum_tallies(with_memory.nats[1:]), sum_tallies(without.nats[1:])
+    sizes = sum_tallies(without.sizes[1:]).sums
+    name, saved = f"bits_saved_over/{context}", before.sums - after.sums
+    return measure_bits(name, "bits/byte", saved, sizes, int(after.count), split, protocol=TEACHER_FORCED)
 
 
 def _next_token(batch: PackedRows, _: Tensor) -> Task:
     return next_token(batch.input_ids, batch.attention_mask)
 
 
-def _bits(name: str, nats: list[DocumentTally], sizes: list[DocumentTally], count: int, split: str) -> Measurement:
-    top, bottom = _total(nats), _total(sizes)
-    return _as(TEACHER_FORCED, scaled(name, "bits/byte", top.sums, bottom.sums, count, split))
-
-
-def _total(tallies: list[DocumentTally]) -> DocumentTally:
-    total = DocumentTally(len(tallies[0].sums))
-    for tally in tallies:
-        total.sums = total.sums + tally.sums
-        total.counts = total.counts + tally.counts
-    return total
-
-
-def _as(protocol: str, m: Measurement) -> Measurement:
-    return m.model_copy(update={"protocol": protocol})
+def _bits(name: str, nats: list[DocumentTally], sizes: list[DocumentTally], split: str) -> Measurement:
+    top, bottom = sum_tallies(nats), sum_tallies(sizes)
+    return measure_bits(name, "bits/byte", top.sums, bottom.sums, int(top.count), split, protocol=TEACHER_FORCED)

@@ -1,7 +1,7 @@
-"""Facts that a memory model must remember, as it cannot know them: pairs, a number in prose, a sentence by its place.
+"""Recall of planted facts that a memory model cannot know: key-value pairs, a number in prose, a whole sentence.
 
-A fact is planted in the first chunks of a document, the chunks from some distance on are blank, and the model gives the
-text back from its beginning, from memories alone. Only the fact's own tokens count.
+A fact is planted in the first chunks of a document, all chunks from some distance on are blank, and the model predicts
+the text from its beginning with nothing but memories. Only the tokens of the fact are targets.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
-from memlm.evaluation.figures import ratio_of
-from memlm.evaluation.memory.perplexity import GREEDY, read_rows
-from memlm.measurement import Measurement
+from memlm.evaluation.memory.perplexity import read_rows
+from memlm.measurement import GREEDY, Measurement, measure_ratio
 from memlm.models import ChunkReader
 from memlm.objectives import Task, blank_copy
 from memlm.shapes import IGNORE_INDEX
@@ -23,7 +22,7 @@ from memlm.shapes import IGNORE_INDEX
 _PAIRS = 4
 _DIGITS = 4
 _ROWS = 256
-"""Texts that facts are planted in, of each kind at each distance."""
+"""Number of texts that facts of each kind are planted in, at each distance."""
 
 
 def recall_measurements(
@@ -35,15 +34,15 @@ def recall_measurements(
     split: str,
     seed: int = 0,
 ) -> list[Measurement]:
-    """Share of facts' tokens given back, and of facts whole, by kind; names end with the distance in chunks.
+    """Measure the share of recalled tokens and of facts recalled whole, by kind and by distance in chunks.
 
     Args:
-        model: of two chunks or more.
-        rows: full ones, prose; a sample of them is used.
-        tokenizer: of the rows.
-        blank_id: stands in the second half.
-        split: for the records.
-        seed: of the facts.
+        model: a memory model of two chunks or more.
+        rows: full rows of prose; a sample of them is used.
+        tokenizer: the tokenizer of the rows.
+        blank_id: the token of blank chunks.
+        split: the name of the text.
+        seed: the seed of the sample and of the facts.
     """
     rows = rows.sample(_ROWS, seed=seed)
     length = model.config.chunk_length
@@ -51,18 +50,17 @@ def recall_measurements(
     generator = torch.Generator().manual_seed(seed)
     found: list[Measurement] = []
     for distance in range(1, chunks):
-        asked = rows.input_ids[:, : length * min(distance, chunks - distance)]
-        for kind, planted in _kinds(asked, tokenizer, length, generator).items():
-            scores = read_rows(model, *_asked(rows, planted, blank_id, start=distance * length))
-            for what, tally in (("recall", scores.tokens), ("recall_whole", scores.whole)):
-                name = f"{what}/{kind}/{distance}_chunks"
-                record = ratio_of(name, "fraction", tally, int(tally.count), split)
-                found.append(record.model_copy(update={"protocol": GREEDY}))
+        targets = rows.input_ids[:, : length * min(distance, chunks - distance)]
+        for kind, planted in _kinds(targets, tokenizer, length, generator).items():
+            scores = read_rows(model, *_with_facts(rows, planted, blank_id, start=distance * length))
+            for quantity, tally in (("recall", scores.tokens), ("recall_whole", scores.rows)):
+                name = f"{quantity}/{kind}/{distance}_chunks"
+                found.append(measure_ratio(name, "fraction", tally, split, protocol=GREEDY))
     return found
 
 
 def _kinds(
-    ids: Int[Tensor, "rows asked"], tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
+    ids: Int[Tensor, "rows targets"], tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
 ) -> dict[str, Planted]:
     ordinary = ordinary_ids(tokenizer)
     kinds = {"pairs": plant_pairs(ids, pairs=min(_PAIRS, length // 2), allowed=ordinary, generator=generator)}
@@ -74,19 +72,21 @@ def _kinds(
     return kinds
 
 
-def _asked(rows: PackedRows, planted: Planted, blank_id: int, *, start: int) -> tuple[PackedRows, _Ask]:
+def _with_facts(
+    rows: PackedRows, planted: Planted, blank_id: int, *, start: int
+) -> tuple[PackedRows, _BlankCopyOfFacts]:
     documents = PackedRows(
         torch.cat([planted.input_ids, rows.input_ids[:, planted.input_ids.shape[1] :]], 1),
         rows.attention_mask,
         rows.document_index,
         rows.document_ids,
     )
-    asked = F.pad(planted.target_mask, (start, rows.input_ids.shape[1] - start - planted.target_mask.shape[1]))
-    return documents, _Ask(asked, blank_id, start)
+    targets = F.pad(planted.target_mask, (start, rows.input_ids.shape[1] - start - planted.target_mask.shape[1]))
+    return documents, _BlankCopyOfFacts(targets, blank_id, start)
 
 
-class _Ask:
-    """Blank copies of which only the facts count."""
+class _BlankCopyOfFacts:
+    """A blank copy whose only targets are the tokens of the facts."""
 
     def __init__(self, target_mask: Bool[Tensor, "rows tokens"], blank_id: int, start: int) -> None:
         self.target_mask = target_mask

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, token_byte_lengths
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError
+from memlm.evaluation.memory.copy import copy_measurements
 from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.perplexity import copy_measurements, original_measurements, reading_measurements
+from memlm.evaluation.memory.perplexity import original_measurements, perplexity_measurements
 from memlm.evaluation.memory.recall import recall_measurements
-from memlm.evaluation.passages import Passage, passages_of
-from memlm.evaluation.probe.runs import FEWEST_DOCUMENTS, probed_memories
-from memlm.evaluation.result import Evaluation, Report, check_text_unchanged
-from memlm.measurement import Measurement
+from memlm.evaluation.probe.memories import FEWEST_DOCUMENTS, probe_memories
+from memlm.evaluation.result import Evaluation, Report, check_text_unchanged, passages_of
+from memlm.measurement import Measurement, Passage
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM
 from memlm.models.loading import load_model
 from memlm.models.memory.slots import reads_own_chunk
@@ -56,7 +56,7 @@ def evaluate_memory_run(
     documents = read_documents(config.data)
     if len(documents) < FEWEST_DOCUMENTS:
         return found
-    kept = probed_memories(MemoryEncoder(model.encoder, tokenizer, name=config.recipe), documents, config, folder.path)
+    kept = probe_memories(MemoryEncoder(model.encoder, tokenizer, name=config.recipe), documents, config, folder.path)
     return Evaluation([*found.measurements, *kept], found.accuracy_by_position, found.passages, found.costs)
 
 
@@ -87,7 +87,7 @@ def _behind_memories(
     model: ChunkReader, tokenizer: PreTrainedTokenizerBase, rows: PackedRows, split: str, say: Report
 ) -> Evaluation:
     say(f"reading {len(rows)} rows of {split} with and without memory")
-    found = reading_measurements(model, rows, token_byte_lengths(tokenizer), split=split)
+    found = perplexity_measurements(model, rows, token_byte_lengths(tokenizer), split=split)
     if isinstance(model, MemoryModelForCausalLM) and reads_own_chunk(model.config.layout):
         say(f"rounding the memories of {split}")
         return Evaluation([*found, *oracle_measurements(model, rows, split_name=split)], [], [], [])

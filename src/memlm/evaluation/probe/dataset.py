@@ -1,7 +1,7 @@
-"""Passages of one length, split and asked for: what every probe of that length shares.
+"""Passages of one length with their targets, which all probes of that length share.
 
-Documents are split whole, three ways, before anything else: probes train on the first part, stop by the second, and are
-scored on the third, which neither tokenizer nor probe has seen.
+Whole documents are split three ways first: probes train on the first part, stop early by the second, and are scored on
+the third, which neither the tokenizer nor the probe has seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = ("train", "validation", "held_out")
 
 @dataclass(frozen=True)
 class TrainValTestSplit:
-    """Whole documents, or passages of them, on three sides; the sides share no document."""
+    """Three lists of whole documents; no document is in two of them."""
 
     train: tuple[Document, ...]
     validation: tuple[Document, ...]
@@ -41,7 +41,7 @@ class TrainValTestSplit:
 
 
 def split_train_val_test(documents: Sequence[Document], *, held_out: float, seed: int) -> TrainValTestSplit:
-    """Held-out documents as `split_documents` chooses them, validation documents likewise from the others.
+    """Hold out documents as `split_documents` does, and validation documents from the others in the same way.
 
     Raises:
         DataError: fewer than three documents.
@@ -57,14 +57,14 @@ def split_train_val_test(documents: Sequence[Document], *, held_out: float, seed
 
 @dataclass(frozen=True)
 class ProbeDataset:
-    """Passages of one length and the tokens they ask for.
+    """Passages of one length and their targets.
 
     Attributes:
-        passages: of the three parts, by name.
-        rows: their tokens.
+        passages: the passages of each part, by name.
+        rows: their tokens, by name of the part.
         vocabulary: the tokens of the training passages.
-        tokenizer: what made the tokens.
-        length: tokens asked for.
+        tokenizer: the tokenizer of the passages.
+        length: tokens per passage.
     """
 
     passages: dict[str, Passages]
@@ -74,33 +74,32 @@ class ProbeDataset:
     length: int
 
     def classes(self, part: str) -> PackedRows:
-        """Rows of a part with classes in place of token ids."""
+        """Return the rows of a part with classes in place of token ids."""
         rows = self.rows[part]
         ids = self.vocabulary.classes(rows.input_ids)
         return PackedRows(ids, rows.attention_mask, rows.document_index, rows.document_ids)
 
     def labels(self, part: str) -> Int[Tensor, "passages tokens"]:
-        """Classes, IGNORE_INDEX at padding."""
+        """Return the target classes of a part, IGNORE_INDEX at padding."""
         rows = self.classes(part)
         return reconstruction(rows.input_ids, rows.attention_mask).labels
 
     def unigram_counts(self) -> Int[Tensor, " classes"]:
-        """How often each class occurs in the training passages."""
+        """Return the number of occurrences of each class in the training passages."""
         rows = self.classes("train")
         return torch.bincount(rows.input_ids[rows.attention_mask.bool()], minlength=len(self.vocabulary))
 
     def unseen_share(self) -> float:
-        """Share of held-out tokens that no training passage holds; no probe can give them back."""
+        """Return the share of held-out tokens that occur in no training passage, so that no probe can predict them."""
         rows = self.classes("held_out")
-        asked = rows.input_ids[rows.attention_mask.bool()]
-        return float((asked == 0).double().mean())
+        return float((rows.input_ids[rows.attention_mask.bool()] == 0).double().mean())
 
     def duplicates(self) -> int:
-        """Held-out passages that nearly stand in the training passages too."""
+        """Return the number of held-out passages that nearly repeat a training passage."""
         return near_duplicates(self.rows["train"], self.rows["held_out"])
 
     def probe_data(self, vectors: dict[str, Float[Tensor, "_ numbers"]]) -> ProbeData:
-        """What a probe is trained on."""
+        """Return vectors and targets of the training and validation passages."""
         return ProbeData(
             vectors["train"],
             self.labels("train"),
@@ -118,7 +117,14 @@ def dataset_of_documents(
     limits: dict[str, int],
     seed: int,
 ) -> ProbeDataset:
-    """Passages cut from documents.
+    """Cut passages of `length` tokens from documents.
+
+    Args:
+        documents: the three parts.
+        tokenizer: the tokenizer of the passages.
+        length: tokens per passage.
+        limits: the maximum number of passages of each part, by name.
+        seed: the seed of the choice of passages.
 
     Raises:
         DataError: a part has no document of `length` tokens.
@@ -134,7 +140,11 @@ def dataset_of_documents(
 def dataset_of_passages(
     passages: dict[str, Passages], tokenizer: PreTrainedTokenizerBase, *, length: int
 ) -> ProbeDataset:
-    """Passages that are there already."""
+    """Make a dataset of passages that exist already.
+
+    Raises:
+        DataError: the passages of a part hold no token.
+    """
     rows = {name: passage_rows(part, tokenizer, length=length) for name, part in passages.items()}
     for name, part in rows.items():
         if not bool(part.attention_mask.any()):

@@ -1,4 +1,4 @@
-"""Finished folders, kept under a fingerprint of all that decides them, so that no measurement makes one twice."""
+"""Folders of measurements, and a cache of finished ones under a fingerprint of everything that determines them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,77 @@ from typing import Any
 
 from torch import Tensor
 
-from memlm.errors import CheckpointError, DataError
+from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import read_json, write_file_atomic, write_folder_atomic
 from memlm.version import __version__
 
-_RECORD = "kept.json"
+_RECORD = "hashes.json"
 _checkpoints = shutil.ignore_patterns("checkpoints", _RECORD)
 
 
-class ProbeCache:
-    """Where finished folders are kept.
+def claim_folder(out: Path, record: dict[str, Any]) -> None:
+    """Reserve a folder for one measurement, which may continue there later.
 
     Args:
-        root: folder of all of them.
+        out: the folder; it is made where it does not exist.
+        record: the settings that identify the measurement, by name.
+
+    Raises:
+        RunFolderError: the folder holds another measurement or other files, or cannot be written.
+    """
+    path = out / "probe.json"
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"'{out}' is a file, not a folder; choose another --out.")
+    if path.is_file():
+        before = read_json(path)
+        changed = sorted(k for k in record if before.get(k) != record[k])
+        if changed:
+            raise RunFolderError(
+                f"'{out}' holds the probe of another {changed[0]}; choose another --out, or remove that folder."
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise RunFolderError(f"'{out}' is not empty and holds no probe; choose another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_file_atomic(path, json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise RunFolderError(f"cannot write to '{out}': {error.strerror or error}; choose another --out.") from error
+
+
+class ProbeCache:
+    """A cache of finished folders.
+
+    Args:
+        root: the folder that holds them.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def fill(self, folder: Path, key: str, *, finished: str) -> bool:
-        """Fill a folder with what is kept; False where nothing whole is.
+    def restore(self, folder: Path, key: str, *, finished: str) -> bool:
+        """Fill a folder with the cached one; return False where there is none, or a damaged one.
 
         Args:
-            folder: what stands there is replaced, unless it is finished itself.
-            key: of `fingerprint`.
-            finished: the file or folder that only a finished one has.
+            folder: the folder to fill; its content is replaced, unless it is finished itself.
+            key: the `fingerprint` of the folder.
+            finished: the name of a file or folder that only a finished folder has.
         """
-        kept = self.root / key
+        cached = self.root / key
         if (folder / finished).exists():
             return True
-        if not _whole(kept):
+        if not _intact(cached):
             return False
-        write_folder_atomic(folder, partial(_copy, kept))
+        write_folder_atomic(folder, partial(_copy, cached))
         return True
 
-    def keep(self, folder: Path, key: str) -> None:
-        """Keep a finished folder, all but its checkpoints.
+    def save(self, folder: Path, key: str) -> None:
+        """Copy a finished folder to the cache, without its checkpoints.
 
         Raises:
-            DataError: the shelf cannot be written.
+            DataError: the cache cannot be written.
         """
-        if _whole(self.root / key):
+        if _intact(self.root / key):
             return
         try:
             write_folder_atomic(self.root / key, partial(_copy_with_record, folder))
@@ -62,7 +92,7 @@ class ProbeCache:
 
 
 def fingerprint(**deciding: Any) -> str:
-    """40 hexadecimal digits of this version and everything given; tensors by their numbers, the rest as JSON."""
+    """Return 40 hexadecimal digits for the arguments and the version; tensors by their bytes, the rest as JSON."""
     digest = hashlib.sha256(__version__.encode())
     for name, value in sorted(deciding.items()):
         digest.update(f"\0{name}\0".encode())
@@ -74,10 +104,9 @@ def fingerprint(**deciding: Any) -> str:
     return digest.hexdigest()[:40]
 
 
-def _whole(kept: Path) -> bool:
-    """Whether every file of it is as it was written."""
+def _intact(cached: Path) -> bool:
     try:
-        return _hashes(kept) == read_json(kept / _RECORD)
+        return _hashes(cached) == read_json(cached / _RECORD)
     except (CheckpointError, OSError):
         return False
 

@@ -1,4 +1,4 @@
-"""Vectors that already exist, from anywhere, and the texts they stand for."""
+"""Vectors that exist already, from any source, with the texts that they encode."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ MAX_TEXTS_BYTES = 2**31
 
 @dataclass(frozen=True)
 class ReadyMade:
-    """Texts on three sides with their vectors, by part."""
+    """Texts and their vectors, by part."""
 
     passages: dict[str, Passages]
     vectors: dict[str, Float[Tensor, "_ numbers"]]
 
 
 def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed: int) -> ReadyMade:
-    """Vectors from a .safetensors or .npy file, texts from JSONL, line by line the same.
+    """Read vectors from a .safetensors or .npy file, and their texts from a JSONL file of as many lines.
 
-    Each line is {"text": ...} with, where known, "document" (texts of one document stay on one side) and "split"
+    Each line is {"text": ...} with, where known, "document" (the texts of a document stay in one part) and "split"
     ("train", "validation" or "held_out", in every line or in none).
 
+    Args:
+        vectors_path: file of vectors.
+        texts_path: file of texts.
+        held_out: share of documents that are held out where no line has a split.
+        seed: seed of that split.
+
     Raises:
-        DataError: files that cannot be read or do not fit each other, vectors that are constant or not finite.
+        DataError: files that cannot be read or do not match, or vectors that are constant or not finite.
     """
     vectors = read_vectors(vectors_path)
     records = _read_texts(Path(texts_path))
@@ -46,17 +52,17 @@ def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed
             f"'{vectors_path}' holds {len(vectors)} vectors and '{texts_path}' {len(records)} texts; "
             "they must match line by line."
         )
-    _check_useless(vectors, vectors_path)
-    chosen = _sides(records, texts_path, held_out=held_out, seed=seed)
+    _check_vectors(vectors, vectors_path)
+    chosen = _rows_by_part(records, texts_path, held_out=held_out, seed=seed)
     passages = {part: _passages([records[i] for i in rows]) for part, rows in chosen.items()}
     return ReadyMade(passages, {part: vectors[torch.tensor(rows)] for part, rows in chosen.items()})
 
 
 def read_vectors(path: str) -> Float[Tensor, "texts numbers"]:
-    """All two-dimensional arrays of a file, one below the other in the order of their names, in fp32.
+    """Return the two-dimensional arrays of a file, concatenated in the order of their names, in fp32.
 
     Raises:
-        DataError: no such file, another kind, no such array, or arrays of different widths.
+        DataError: no such file, another format, no such array, or arrays of different widths.
     """
     file = Path(path)
     if not file.is_file():
@@ -88,14 +94,12 @@ def _read_npy(file: Path) -> Tensor:
         ) from error
 
 
-def _check_useless(vectors: Tensor, path: str) -> None:
+def _check_vectors(vectors: Tensor, path: str) -> None:
     bad = int((~torch.isfinite(vectors)).any(1).sum())
     if bad:
         raise DataError(f"{bad} of {len(vectors)} vectors in '{path}' hold NaN or infinity; leave those texts out.")
     if bool((vectors == vectors[:1]).all()):
-        raise DataError(
-            f"all {len(vectors)} vectors in '{path}' are the same; they cannot hold anything of their texts."
-        )
+        raise DataError(f"all {len(vectors)} vectors in '{path}' are the same; they contain nothing of their texts.")
 
 
 def _read_texts(path: Path) -> list[dict[str, str]]:
@@ -124,19 +128,19 @@ def _record(line: str, place: str) -> dict[str, str]:
     return {"text": fields["text"], "document": str(fields.get("document", place)), "split": split}
 
 
-def _sides(records: Sequence[dict[str, str]], path: str, *, held_out: float, seed: int) -> dict[str, list[int]]:
-    """Row numbers of the three parts."""
+def _rows_by_part(records: Sequence[dict[str, str]], path: str, *, held_out: float, seed: int) -> dict[str, list[int]]:
+    """Return the row numbers of each part."""
     declared = {r["split"] for r in records}
     if declared == {""}:
         names = list(dict.fromkeys(r["document"] for r in records))
-        sides = split_train_val_test([Document(name, "x") for name in names], held_out=held_out, seed=seed)
-        side_of = {d.id: part for part in PARTS for d in getattr(sides, part)}
-        found = [side_of[r["document"]] for r in records]
+        split = split_train_val_test([Document(name, "x") for name in names], held_out=held_out, seed=seed)
+        part_of = {d.id: part for part in PARTS for d in getattr(split, part)}
+        found = [part_of[r["document"]] for r in records]
     elif "" in declared:
         raise DataError(f"some lines of '{path}' have a split and some have none; give all or none.")
     else:
         found = [r["split"] for r in records]
-    rows = {part: [i for i, side in enumerate(found) if side == part] for part in PARTS}
+    rows = {part: [i for i, name in enumerate(found) if name == part] for part in PARTS}
     missing = [part for part in PARTS if not rows[part]]
     if missing:
         raise DataError(f"'{path}' has no text for {missing[0]}; every part needs at least one.")
@@ -145,13 +149,13 @@ def _sides(records: Sequence[dict[str, str]], path: str, *, held_out: float, see
 
 
 def _check_shared(records: Sequence[dict[str, str]], rows: dict[str, list[int]], path: str) -> None:
-    """A document on two sides would be trained on and scored."""
+    """Raise a DataError where a document is in two parts: probes would train on it and be scored on it."""
     seen: dict[str, str] = {}
     for part, numbers in rows.items():
         for i in numbers:
             name = records[i]["document"]
             if seen.setdefault(name, part) != part:
-                raise DataError(f"document '{name}' in '{path}' is in {seen[name]} and in {part}; keep it on one side.")
+                raise DataError(f"document '{name}' in '{path}' is in {seen[name]} and in {part}; keep it in one part.")
 
 
 def _passages(records: Sequence[dict[str, str]]) -> Passages:
@@ -163,7 +167,7 @@ def _passages(records: Sequence[dict[str, str]]) -> Passages:
 
 
 def export(dataset: ProbeDataset, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
-    """`vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` takes them."""
+    """Write `vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": torch.cat([vectors[part] for part in PARTS]).contiguous()}, folder / "vectors.safetensors")
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What is probed, and how thoroughly."""
+"""Settings of the retention meter and of the probes that it trains."""
 
 from __future__ import annotations
 
@@ -7,44 +7,69 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from memlm.errors import ConfigError
-from memlm.evaluation.probe.training import ProbeTraining
 from memlm.training.config import Count, Settings
+
+Size = Literal["small", "medium", "large"]
+SIZES: dict[Size, dict[str, int]] = {
+    "small": {"hidden_size": 128, "num_layers": 1, "num_heads": 8},
+    "medium": {"hidden_size": 192, "num_layers": 2, "num_heads": 16},
+    "large": {"hidden_size": 384, "num_layers": 3, "num_heads": 16},
+}
+
+
+class ProbeTraining(Settings):
+    """Settings of the training of one probe."""
+
+    size: Size = "medium"
+    """Width and depth of the decoder."""
+    readout_rank: Count | None = None
+    """Numbers that each position reads out of the vector; by default twice its even share, between 8 and 64."""
+    steps: Count = 400
+    """Maximum number of updates."""
+    batch_size: Count = 128
+    """Passages in each update."""
+    evaluate_every: Count = 40
+    """Steps between evaluations on validation passages."""
+    patience: Count = 4
+    """Evaluations without a better cross-entropy after which training stops."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-3
+    """Peak learning rate of Muon and of AdamW."""
 
 
 class ProbeSettings(Settings):
-    """What is probed and how thoroughly."""
+    """Settings of a measurement of retention."""
 
     lengths: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (32,)
-    """Tokens per passage; one capacity point each."""
+    """Tokens per passage; one point of the capacity curve each."""
     passages: Annotated[int, Field(ge=8)] = 16384
-    """Training passages at most."""
+    """Maximum number of training passages."""
     held_out_passages: Annotated[int, Field(ge=1)] = 1024
-    """Held-out passages at most; half as many for early stopping."""
+    """Maximum number of held-out passages; half as many are used for early stopping."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of documents held out, and again for early stopping."""
     vocabulary: Literal["encoder", "bpe"] = "encoder"
-    """Tokens that are asked for: the encoder's own, or a BPE of 1,024 trained on the training documents."""
+    """Tokens that the probe predicts: the encoder's own, or a BPE of 1,024 trained on the training documents."""
     bits: Literal["none", "fp16", "int8", "int4", "binary"] = "none"
-    """Round the vectors before probing."""
+    """Rounding of the vectors before probing."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 1
-    """Probes trained, their figures averaged."""
+    """Number of probes whose figures are averaged."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the split, the passages and the first probe."""
+    """Seed of the split, of the passages and of the first probe."""
     controls: bool = True
     """Train the controls too."""
     audit: bool = False
-    """Also probe the vectors as fp16, int8 and binary, and count names and numbers that come back."""
+    """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
     control_steps: Count = 400
-    """Updates of the positive control's autoencoder."""
+    """Updates of the autoencoder that is the positive control."""
     probe: ProbeTraining = ProbeTraining()
-    """The probe decoder."""
+    """Settings of the probe decoder."""
 
 
 def check_lengths(text: str) -> tuple[int, ...]:
-    """'16,32,64' as numbers.
+    """Parse lengths such as '16,32,64'.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text is no list of whole numbers.
     """
     try:
         return tuple(int(part) for part in text.split(","))

@@ -1,4 +1,4 @@
-"""What a small probe reads of one chunk's memories, beside those of the same encoder with fresh weights."""
+"""The probe of one chunk's memories: those of a run's encoder beside those of the same encoder untrained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import cast
 from memlm.data import Document
 from memlm.encoders import MemoryEncoder
 from memlm.evaluation.probe.retention import Retention
-from memlm.evaluation.probe.settings import ProbeSettings
-from memlm.evaluation.probe.training import ProbeTraining
+from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining
 from memlm.measurement import Measurement
 from memlm.models.memory.encoder import encoder_of
 from memlm.session import TextMemory
@@ -18,11 +17,15 @@ from memlm.training.kinds import AnyRunConfig
 from memlm.training.prepare import read_documents
 
 FEWEST_DOCUMENTS = 3
-"""That the meter needs: to train on, to stop by, to score."""
+"""Documents that a probe needs at least: one each to train on, to stop by and to score."""
+_REPORTED = ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
 
 
 def probe_autoencoder(path: str) -> list[Measurement]:
-    """Of an autoencoder's run, what `memlm evaluate` measures of a memory run's encoder: `memories/...`.
+    """Probe the memories of an autoencoder's run, as `evaluate_run` does for a memory run.
+
+    Args:
+        path: the run folder.
 
     Raises:
         RunFolderError, CheckpointError: not a finished run.
@@ -32,15 +35,21 @@ def probe_autoencoder(path: str) -> list[Measurement]:
     folder = RunFolder.open(path)
     config = cast(RunConfig, folder.config())
     encoder = MemoryEncoder(encoder_of(memory.model), memory.tokenizer, name=config.recipe)
-    return probed_memories(encoder, read_documents(config.data), config, folder.path)
+    return probe_memories(encoder, read_documents(config.data), config, folder.path)
 
 
-def probed_memories(
+def probe_memories(
     encoder: MemoryEncoder, documents: list[Document], config: AnyRunConfig, folder: Path
 ) -> list[Measurement]:
-    """Token accuracy and retention of one chunk's memories by a small probe, and of fresh weights'.
+    """Measure token accuracy and retention of one chunk's memories with a small probe, trained and untrained.
 
-    The meter splits the documents as the run did: what is held out there is held out here.
+    The documents are split as the run split them, so that its held-out documents are held out here too.
+
+    Args:
+        encoder: the encoder of the run.
+        documents: all documents of the run.
+        config: the settings of the run.
+        folder: the run folder; probes are saved below it.
     """
     settings = ProbeSettings(
         lengths=(config.model.chunk_length,),
@@ -51,12 +60,12 @@ def probed_memories(
         probe=ProbeTraining(size="small", steps=240),
     )
     found: list[Measurement] = []
-    for name, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
-        out = folder / "probe" / (name.strip("/") or "encoder")
+    for prefix, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
+        out = folder / "probe" / (prefix.strip("/") or "encoder")
         result = Retention.measure(probed, documents, out=out, settings=settings)
         found += [
-            m.model_copy(update={"name": f"memories/{name}{m.name}", "split": "held_out"})
+            m.model_copy(update={"name": f"memories/{prefix}{m.name}", "split": "held_out"})
             for m in result.measurements
-            if m.name in ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
+            if m.name in _REPORTED
         ]
     return found

@@ -1,0 +1,228 @@
+"""The probes of one measurement: of the encoder's vectors, of rounded vectors, and of the controls."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memlm.data import decode_piece
+from memlm.encoders import Encoder, open_encoder
+from memlm.encoders.vector_cache import embed
+from memlm.evaluation.probe.audit import ROUNDINGS, audit_measurements
+from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
+from memlm.evaluation.probe.folders import ProbeCache, claim_folder, fingerprint
+from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint
+from memlm.evaluation.probe.settings import SIZES, ProbeSettings, Size
+from memlm.evaluation.probe.training import train_probe
+from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
+from memlm.evaluation.result import passages_of
+from memlm.files import write_file_atomic
+from memlm.measurement import Measurement, Passage
+from memlm.store import rounded
+from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
+from memlm.training.loop.callbacks import ProgressView
+
+PartVectors = dict[str, Float[Tensor, "_ numbers"]]
+"""Vectors of the training, validation and held-out passages, by part."""
+_CONTROL_NUMBERS = 4
+"""Numbers per token of the positive control, where the encoder's vector has as many."""
+
+
+@dataclass(frozen=True)
+class LengthResult:
+    """The results at one length; fields as those of `Retention`."""
+
+    measurements: list[Measurement]
+    point: CapacityPoint
+    by_position: list[float]
+    passages: list[Passage]
+    notes: list[tuple[str, str]]
+
+
+class Probes:
+    """The probes of one measurement, each in a folder of its own; finished ones are cached.
+
+    Args:
+        out: the folder of the measurement.
+        settings: lengths, sizes, controls.
+        encoder: the fingerprint of the encoder or of its vectors.
+        cache: the folder of cached vectors and probes.
+        progress: show progress on stderr.
+
+    Raises:
+        RunFolderError: `out` belongs to another measurement.
+    """
+
+    def __init__(self, out: Path, settings: ProbeSettings, *, encoder: str, cache: Path, progress: bool) -> None:
+        self.out = out
+        self.settings = settings
+        self.progress = progress
+        claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": encoder})
+        self.vector_cache = cache / "vectors"
+        self.cache = ProbeCache(cache / "probes")
+
+    def vectors(self, dataset: ProbeDataset, encoder: Encoder) -> PartVectors:
+        """Encode all passages, rounded as the settings say."""
+        found: PartVectors = {}
+        for part in PARTS:
+            texts = dataset.passages[part].texts
+            show = _Speed(f"{encoder.name}, {part} passages of {dataset.length}", shown=self.progress)
+            found[part] = rounded(embed(encoder, texts, cache=self.vector_cache, progress=show), self.settings.bits)
+        return found
+
+    def measure(
+        self, dataset: ProbeDataset, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
+    ) -> LengthResult:
+        """Train and score all probes of one length.
+
+        Args:
+            dataset: passages of the length.
+            vectors: their vectors.
+            untrained: gives the vectors of the untrained encoder; None where its architecture is unknown.
+        """
+        settings = self.settings
+        runs = [self.run(dataset, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
+        controls = self._controls(dataset, vectors, untrained) if settings.controls else {}
+        figures = CapacityFigures(dataset, split=f"{dataset.length} tokens")
+        found = figures.measurements(runs, controls, numbers=vectors["train"].shape[1])
+        if settings.audit:
+            found += self._audit(dataset, vectors, figures.split)
+        returned = dataset.vocabulary.token_ids(runs[0].predictions.clamp(min=1))
+        return LengthResult(
+            found,
+            figures.point(runs, controls),
+            runs[0].accuracy_by_position(),
+            passages_of(partial(decode_piece, dataset.tokenizer), dataset.rows["held_out"], returned),
+            self._notes(dataset, untrained is not None),
+        )
+
+    def run(
+        self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, seed: int, size: Size | None = None
+    ) -> ReconstructionScores:
+        """Train one probe, or read the finished one, and score it on held-out passages."""
+        training = self.settings.probe
+        training = training.model_copy(update={"size": size}) if size else training
+        self._say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
+        folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
+        data = dataset.probe_data(vectors)
+        key = fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
+        self.cache.restore(folder, key, finished="done")
+        probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
+        self.cache.save(folder, key)
+        return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
+
+    def _say(self, line: str) -> None:
+        if self.progress:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    def _audit(self, dataset: ProbeDataset, vectors: PartVectors, split: str) -> list[Measurement]:
+        found: list[Measurement] = []
+        for rounding in ROUNDINGS:
+            stored = {part: rounded(v, rounding) for part, v in vectors.items()}
+            scores = self.run(dataset, stored, rounding, seed=self.settings.seed)
+            found += audit_measurements(dataset, scores, rounding=rounding, split=split)
+        return found
+
+    def _controls(
+        self, dataset: ProbeDataset, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
+    ) -> dict[str, ReconstructionScores]:
+        seed = self.settings.seed
+        blank = {part: torch.zeros_like(v) for part, v in vectors.items()}
+        found = {
+            "blank_memory": self.run(dataset, blank, "blank_memory", seed=seed),
+            "shuffled_memory": self.run(dataset, _shuffled(vectors, seed), "shuffled_memory", seed=seed),
+        }
+        if untrained is not None:
+            found["untrained"] = self.run(dataset, untrained(), "untrained", seed=seed)
+        sizes: list[Size] = list(SIZES)
+        place = sizes.index(self.settings.probe.size)
+        if place + 1 < len(sizes):
+            found["larger"] = self.run(dataset, vectors, "larger", seed=seed, size=sizes[place + 1])
+        found["autoencoder"] = self._positive_control(dataset, width=vectors["train"].shape[1])
+        return found
+
+    def _positive_control(self, dataset: ProbeDataset, *, width: int) -> ReconstructionScores:
+        """Train an autoencoder on the probe's training texts alone, and probe it like the encoder."""
+        length = dataset.length
+        folder = self.out / "autoencoder" / str(length)
+        recipe = _control_config(length, width, self.settings)
+        key = fingerprint(recipe=recipe.model_dump(mode="json"), texts=dataset.passages["train"].texts)
+        if not self.cache.restore(folder, key, finished="model.safetensors"):
+            self._say(f"training the positive control, an autoencoder of {length} tokens")
+            texts = self.out / "autoencoder" / f"texts-{length}.jsonl"
+            texts.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps({"text": text}) + "\n" for text in dataset.passages["train"].texts)
+            write_file_atomic(texts, "".join(lines))
+            resume = (folder / "run.json").is_file()
+            data = recipe.data.model_copy(update={"text": str(texts)})
+            train_run(recipe.model_copy(update={"data": data}), folder, resume=resume, progress=self.progress)
+            self.cache.save(folder, key)
+        encoder = open_encoder(str(folder))
+        own = dataset_of_passages(dataset.passages, encoder.tokenizer, length=length)
+        vectors = {part: encoder.encode(own.passages[part].texts) for part in PARTS}
+        return self.run(own, vectors, "autoencoder", seed=self.settings.seed)
+
+    def _notes(self, dataset: ProbeDataset, untrained_known: bool) -> list[tuple[str, str]]:
+        length, held_out = f"{dataset.length} tokens", dataset.passages["held_out"]
+        counts = ", ".join(f"{len(dataset.passages[part])} {part.replace('_', '-')}" for part in PARTS)
+        documents = len(set(held_out.document_index.tolist()))
+        unseen = f"{100 * dataset.unseen_share():.1f} %"
+        notes = [
+            (f"{length}: passages", f"{counts} (from {documents} documents never seen before)"),
+            (f"{length}: classes", f"{len(dataset.vocabulary)}, {unseen} of held-out tokens in none of them"),
+            (f"{length}: near-duplicates", f"{dataset.duplicates()} of {len(held_out)} held-out passages"),
+        ]
+        if self.settings.controls and not untrained_known:
+            notes.append((f"{length}: untrained", "not available: the encoder's architecture is unknown"))
+        return notes
+
+
+def _shuffled(vectors: PartVectors, seed: int) -> PartVectors:
+    """Give each text another text's vector."""
+    generator = torch.Generator().manual_seed(seed)
+    return {part: v[torch.randperm(len(v), generator=generator)] for part, v in vectors.items()}
+
+
+def _control_config(length: int, width: int, settings: ProbeSettings) -> RunConfig:
+    """Return `autoencoder-tiny` with as many numbers as the encoder's vector, at most four per token."""
+    numbers = min(width, _CONTROL_NUMBERS * length)
+    numbers = numbers // length * length or numbers
+    return RunConfig(
+        recipe="probe-positive-control",
+        data=DataConfig(),
+        model=ModelConfig(chunk_length=length, bottleneck_size=numbers, noise_bits=4, memory_activation="rms_norm"),
+        training=TrainingConfig(
+            steps=settings.control_steps,
+            seed=settings.seed,
+            optimizer=OptimizerConfig(learning_rate=4e-3, adamw_learning_rate=4e-3),
+        ),
+    )
+
+
+class _Speed:
+    """Shows texts per second and the time left on stderr."""
+
+    def __init__(self, what: str, *, shown: bool) -> None:
+        self.what = what
+        self.shown = shown
+        self.began = time.monotonic()
+        self.view: ProgressView | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.view is None:
+            self.view = ProgressView(total, shown=self.shown, noun="text")
+            self.view.start(0)
+        rate = done / max(time.monotonic() - self.began, 1e-9)
+        self.view.update(done, f"{self.what}  {rate:,.0f} texts/s")
+        if done >= total:
+            self.view.stop()
