@@ -117,7 +117,7 @@ def test_what_is_read_as_memories_is_what_the_model_says_of_them(model: MemoryLM
     torch.testing.assert_close(torch.tensor(nats), expected, rtol=1e-5, atol=1e-5)
     assert nats == nats_again
     assert greedy == bool((logits.argmax(-1) == torch.tensor(more)).all())
-    assert (model.remembered, model.memories) == (2, 2 * old)
+    assert (model.num_requests, model.num_memories) == (2, 2 * old)
 
 
 def test_without_is_the_plain_decoder_on_the_newest_tokens(model: MemoryLM) -> None:
@@ -142,7 +142,7 @@ def test_rolling_says_every_token_once(model: MemoryLM) -> None:
     ]
     # a chunk's later tokens see what the chunk's first one saw as tokens, not as memories
     assert found == pytest.approx(sum(one_by_one), rel=0.05)
-    assert model.memories > 0
+    assert model.num_memories > 0
 
 
 @pytest.mark.parametrize("reading", ["memory", "without", "full"])

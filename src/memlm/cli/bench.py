@@ -1,4 +1,4 @@
-"""`memlm bench inference`: memory against full context."""
+"""`memlm bench inference`: time and memory of inference with memories, compared with full context."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Bench:
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, time, write, print."""
+    """Run the command."""
     options = parse(Bench, arguments, command="bench")
     from memlm.evaluation.efficiency import compare_efficiency, measurements_of
     from memlm.files import write_file_atomic
@@ -93,7 +93,7 @@ def _settings(options: Bench) -> EfficiencySettings:
 
 
 def markdown(comparisons: list[Comparison]) -> str:
-    """One line a length and batch size; memory first, then full context, then how many times better memory is."""
+    """Return a table with a row for each length and batch size: memory / full context, and their ratios."""
     head = ["tokens", "batch", "encode, s", "first token, s", "each token, ms", "KV cache, MB", "peak memory, MB"]
     better = "times better: first, first with encoding, each, KV of the context, KV in all"
     lines = ["| " + " | ".join(head) + f" | {better} |", "|" + " --- |" * 8]

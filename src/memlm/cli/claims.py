@@ -1,4 +1,4 @@
-"""`memlm claims`: the paper's claims, small, each with its verdict."""
+"""`memlm claims`: test the claims of arXiv 2602.13466 at a small size."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
 QUICK = {"share": 0.1, "seeds": 1}
 _QUICK_DOCUMENTS = 60
-"""A quarter of the bundled text: so short a training reads but a part of it, and most of the time is measuring."""
+"""A quarter of the bundled text; with --quick, most of the time is spent on evaluation."""
 _MOST_WORKERS = 8
-"""Each takes a gigabyte or so."""
+"""Upper limit of the default; each worker takes about a gigabyte."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The paper's claims put to the test, small: eleven trainings a seed, one table, one page.
+    """Test the claims of arXiv 2602.13466 at a small size: eleven trainings for each seed, one table, one page.
 
-    Every training is kept: the same command goes on where it was stopped.
+    Finished trainings are saved; the same command continues where it was interrupted.
     """
 
     out: str = "runs/claims"
-    """Folder of runs, figures, table and page."""
+    """Folder of runs, measurements and page."""
     text: str = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     max_documents: int | None = None
-    """Read so many documents at most."""
+    """Maximum number of documents."""
     share: float = 1.0
-    """Of each recipe's steps."""
+    """Share of each recipe's steps."""
     seeds: int = 3
-    """Runs of each training."""
+    """Number of seeds of each training."""
     quick: bool = False
-    """One seed, a tenth of the steps, 60 documents: whether it runs; too short to judge a claim by."""
+    """One seed, a tenth of the steps, 60 documents: a test that the command works, too short for verdicts."""
     workers: int | None = None
-    """Trainings side by side, each with its share of the cores; one a core by default, eight at most."""
+    """Trainings at the same time, each with a share of the cores; by default one for each core, at most 8."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, train what is missing, judge, write table and page, print."""
+    """Run the command."""
     options = parse(Claims, arguments, command="claims")
     settings, workers = _settings(options), _workers(options)
     from memlm.files import write_file_atomic
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> None:
     _write_page(out, settings, verdicts, costs, picture)
     print(table + "\n" + summary(verdicts), end="\n")
     if options.quick:
-        print("quick: too short to judge a claim by; leave --quick out for that.", file=sys.stderr)
+        print("quick: too short for verdicts; omit --quick for those.", file=sys.stderr)
     print(f"page: {out / 'claims.html'}", file=sys.stderr)
 
 
@@ -96,7 +96,7 @@ def _say(what: str) -> None:
 
 
 def markdown(verdicts: list[tuple[Claim, Verdict]], costs: list[Spent]) -> str:
-    """One line a claim."""
+    """Return a table with a row for each claim."""
     rows = ["| claim | test | here | the paper | verdict | trained, all seeds |", "|" + " --- |" * 6]
     for (claim, verdict), cost in zip(verdicts, costs, strict=True):
         experiments = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
@@ -109,7 +109,7 @@ def _spent(cost: Spent) -> str:
 
 
 def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
-    """How many of them hold, in one sentence."""
+    """Return the number of claims that hold, in one sentence."""
     outcomes = [verdict.outcome for _, verdict in verdicts]
     holds, against = outcomes.count("holds"), outcomes.count("does not hold here")
     return (
@@ -157,7 +157,7 @@ def _write_page(
         title="memlm claims",
         headline=summary(verdicts),
         command=command_line(),
-        figures=[("What comes back from memory", picture)],
+        figures=[("Tokens recovered from memory", picture)],
         measurements=[],
         by_position=[],
         passages=[],

@@ -1,4 +1,4 @@
-"""`memlm eval-harness`: a memory model in lm-evaluation-harness, with memories, without, and with all tokens."""
+"""`memlm eval-harness`: score a memory model with lm-evaluation-harness, with memories and without."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _TITLES = {"memory": "with memory", "without": "without", "full": "all tokens"}
 class EvalHarness:
     """Run tasks of lm-evaluation-harness on a memory model (pip install 'memlm[harness]').
 
-    Context older than --memory-after tokens becomes memories, a chunk each; the rest stays tokens. Beside that the same
-    decoder is scored without the old context, and with all of it as tokens. How many memories were read is counted;
-    where none was, there is no score with memory. Four tasks are made of the run's held-out text and fresh facts
-    (memlm_recall, memlm_write, memlm_cloze, memlm_prose); any other of the harness can be named too.
+    Chunks older than --memory-after tokens are read as memories, the rest as tokens. The same decoder is also scored
+    without the old context, and with all of it as tokens. The memories that were read are counted; a task without any
+    has no score with memory. Four tasks are made from the run's held-out text and random facts (memlm_recall,
+    memlm_write, memlm_cloze, memlm_prose); all tasks of the harness can be named too.
     """
 
     model: str
     """Folder of a memory model's run."""
     tasks: str = ",".join(LOCAL)
-    """Names of tasks, with commas between."""
+    """Names of tasks, separated by commas."""
     memory_after: int = 256
-    """Newest tokens of a context that stay tokens, at least."""
+    """Minimum number of newest tokens of a context that stay tokens."""
     readings: tuple[Literal["memory", "without", "full"], ...] = ("memory", "without", "full")
-    """How old context is read, one score each: as memories, not at all, as tokens."""
+    """Ways to read old context: as memories, not at all, as tokens. Each gives a score."""
     limit: int | None = None
-    """Of a task's questions only so many."""
+    """Maximum number of questions of a task."""
     questions: int = 64
-    """Of each task made here."""
+    """Questions of each memlm task."""
     seed: int = 0
-    """Of their facts."""
+    """Seed of the facts."""
     text: str | None = None
-    """Text that they are made of, instead of the run's held-out text."""
+    """Text of the memlm tasks; the run's held-out text by default."""
     batch_size: int = 8
-    """Requests side by side."""
+    """Requests in a batch."""
     hf: str | None = None
-    """A plain model, run by the harness's own class on the same tasks; says how far `all tokens` is from it."""
+    """A plain model, scored by the harness's own class; the largest difference to `all tokens` is printed."""
     out: str | None = None
-    """Folder of the tasks made here, table and figures; RUN/harness by default."""
+    """Folder of the memlm tasks, the table and the scores; RUN/harness by default."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, make tasks, score, write, print."""
+    """Run the command."""
     options = parse(EvalHarness, arguments, command="eval-harness")
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     _check(options, names)
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> None:
     reader = MemoryLM(model, tokenizer, memory_after=options.memory_after, batch_size=options.batch_size)
     out = Path(options.out or Path(options.model) / "harness")
     if set(names) & set(TASKS):
-        # three quarters of a word a token: old context is about as long as the window, and two chunks at least
+        # at three quarters of a word per token, old context is as long as the window, and at least two chunks
         words = int(0.75 * (options.memory_after + max(options.memory_after, 2 * reader.chunk_length)))
         prose = _prose(options)
         write_tasks(out / "tasks", prose, questions=options.questions, words=words, seed=options.seed)
@@ -124,7 +124,7 @@ def _say(line: str) -> None:
 
 
 def markdown(found: list[TaskScores], options: EvalHarness) -> str:
-    """A line for each task and metric, with 95 % intervals, and how many memories were read."""
+    """Return a table with a row for each task and metric, 95 % intervals, and the number of memories read."""
     head = ["task", "metric", *(_TITLES[r] for r in options.readings), "requests that read memories", "memories read"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in found:

@@ -1,4 +1,4 @@
-"""`memlm probe-table`: what a vector keeps, by what its encoder was trained for."""
+"""`memlm probe-table`: retention of encoders trained for different objectives, beside arXiv 2602.13466."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """The paper's first table, small: autoencoder, causal, retrieval and untrained encoders of one width, probed alike.
+    """Measure the retention of autoencoder, causal, retrieval and untrained encoders, as in arXiv 2602.13466.
 
-    Trains ten encoders (mixers and transformers) on the same number of tokens for each seed, and a probe on each. Rows
-    are kept one by one: the same command goes on where it was stopped.
+    Trains ten encoders of one width (mixers and transformers) on the same number of tokens for each seed, and a probe
+    on each. Finished rows are saved; the same command continues where it was interrupted.
     """
 
     out: str = "runs/probe-table"
-    """Folder of encoders, probes and figures."""
+    """Folder of encoders, probes and measurements."""
     text: str = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     length: int = 16
     """Tokens per passage."""
     width: int = 128
-    """Width of every encoder, and numbers in its vector."""
+    """Width of every encoder, and the number of components of its vector."""
     steps: int = 1000
-    """Updates of each training, of 32 passages."""
+    """Updates of each training, of 32 passages each."""
     passages: int = 16384
     """Training passages of each probe."""
     seeds: int = 3
     """Encoders and probes of each row."""
     workers: int = 0
-    """Rows side by side, each on one thread; 0 for one a core."""
+    """Rows at the same time; 0 for one on each core."""
     quick: bool = False
-    """One seed, short trainings: a look in a few minutes."""
+    """One seed and short trainings, in a few minutes."""
     json: bool = False
     """Print measurements as JSON lines on stdout, and nothing else there."""
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, measure, write the journal, print the table beside the paper's."""
+    """Run the command."""
     options = parse(ProbeTable, arguments, command="probe-table")
     settings = _settings(options)
     from memlm.measurement import append_journal, to_json_lines
@@ -64,14 +64,14 @@ def run(arguments: list[str]) -> None:
         print(markdown(lines), end="")
 
 
-def _workers(asked: int) -> int:
-    """As asked; otherwise one a core, and one where a graphics card does the work."""
+def _workers(given: int) -> int:
+    """Return the number of workers: one for each core by default, and one where a GPU is used."""
     import torch
 
-    if asked < 0:
-        raise ConfigError(f"--workers ({asked}) must be at least 1, or 0 for one a core.")
-    if asked:
-        return asked
+    if given < 0:
+        raise ConfigError(f"--workers ({given}) must be at least 1, or 0 for one on each core.")
+    if given:
+        return given
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
 
 
@@ -95,7 +95,7 @@ def _settings(options: ProbeTable) -> TableSettings:
 
 
 def markdown(lines: list[TableLine]) -> str:
-    """Ours beside the paper's, one line a row."""
+    """Return a table of the measured figures beside those of arXiv 2602.13466."""
     from memlm.reports.tables import with_interval
     from memlm.reproduction.paper_rows import paper_figures
 

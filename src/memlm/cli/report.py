@@ -1,4 +1,4 @@
-"""`memlm report`: the page and the model card of a run."""
+"""`memlm report`: write the report page and the model card of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Report:
 
 
 def run(arguments: list[str]) -> None:
-    """Parse, measure, write both."""
+    """Run the command."""
     options = parse(Report, arguments, command="report")
     from memlm.cli.evaluate import measured
     from memlm.training import RunFolder
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> None:
 
 
 def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
-    """`report.html` and `README.md` in the run folder."""
+    """Write `report.html` and `README.md` to the run folder, and return the path of the page."""
     import yaml
 
     from memlm.reports import PageContent, write_card, write_page
@@ -69,7 +69,7 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 
 
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
-    """The main result in one sentence."""
+    """Return the main result in one sentence."""
     from memlm.reports.tables import percent
     from memlm.training.memory.config import MemoryRunConfig
 
@@ -106,11 +106,11 @@ def _memory_headline(model: MemoryModelSettings, first: dict[str, Measurement]) 
 def _facts(folder: RunFolder) -> list[tuple[str, str]]:
     data, config = folder.data(), folder.config()
     last = folder.log()[-1:]
-    seconds = [("training time", f"{last[0]['seconds']:.0f} s, evaluation and set-up not counted")] if last else []
+    seconds = [("training time", f"{last[0]['seconds']:.0f} s, without evaluation and set-up")] if last else []
     return [
         ("text", str(data["source"])),
-        ("documents", f"{data['train_documents']} to train on, {data['held_out_documents']} held out whole"),
-        ("tokens", f"{data['train_tokens']:,} to train on, {data['held_out_tokens']:,} held out"),
+        ("documents", f"{data['train_documents']} for training, {data['held_out_documents']} held out"),
+        ("tokens", f"{data['train_tokens']:,} for training, {data['held_out_tokens']:,} held out"),
         ("held-out text", str(data["fingerprint_held_out"])),
         ("training text", str(data["fingerprint_train"])),
         ("seed", str(config.training.seed)),
@@ -119,5 +119,5 @@ def _facts(folder: RunFolder) -> list[tuple[str, str]]:
 
 
 def say_where(path: Path) -> None:
-    """Where the page lies."""
+    """Print the path of the page to stderr."""
     print(f"report: {path}", file=sys.stderr)

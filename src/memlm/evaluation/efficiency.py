@@ -1,9 +1,9 @@
-"""What reading memories saves at inference: the same decoder on the same text, as memories and as tokens.
+"""Time and memory of inference with memories, compared with full context: the same decoder on the same text.
 
-A context of T tokens is read by the decoder as all of its tokens with a KV cache (full context), or as the memories of
-its chunks (memory); a prompt's tokens follow, and tokens are written behind them, as in a session that has read the
-context and is asked something. Both are timed through `generate()`.
-Weights are fresh, as they do not matter to time. Each case runs in a process of its own, whose peak memory is its.
+The decoder reads a context either as all of its tokens with a KV cache (full context) or as the memories of its chunks
+(memory). A prompt follows, and tokens are generated after it, as in a session that answers a question about a text.
+Both ways are timed through `generate()`. Weights are random, since time does not depend on them. Each case runs in a
+process of its own, so that its peak memory can be measured.
 """
 
 from __future__ import annotations
@@ -32,52 +32,52 @@ from memlm.training.config import Settings
 Size = Annotated[int, Field(ge=1, le=2**20)]
 _VOCABULARY = 1024
 _SLOW = 5.0
-"""Seconds: what takes longer is timed once."""
+"""Seconds beyond which a call is timed only once."""
 _TIMES = 3
 
 
 class EfficiencySettings(Settings):
-    """The model's sizes and what it reads."""
+    """The sizes of the model and of the text."""
 
     lengths: tuple[Size, ...] = (256, 1024, 4096, 16384)
     """Tokens of context."""
     batch_sizes: tuple[Size, ...] = (1, 8)
-    """Texts read side by side."""
+    """Texts in a batch."""
     chunk_length: Size = 128
     """Tokens per chunk."""
     slots_per_chunk: Size = 8
     """Decoder inputs that a chunk's memory takes."""
     hidden_size: Size = 256
-    """Width of the decoder; Llama's layers."""
+    """Width of the decoder, which has Llama layers."""
     num_layers: Size = 4
-    """Of the decoder."""
+    """Layers of the decoder."""
     num_heads: Size = 4
-    """Of the decoder."""
+    """Heads of the decoder."""
     encoder_hidden_size: Size = 128
     """Width of the encoder."""
     encoder_num_layers: Size = 2
-    """Of the encoder."""
+    """Layers of the encoder."""
     bottleneck_size: Size = 512
     """Numbers in a chunk's memory."""
     prompt_tokens: Size = 16
-    """Read as tokens behind the context, both ways."""
+    """Tokens of the prompt after the context."""
     new_tokens: Size = 16
-    """Written after the first one, to time them."""
+    """Tokens generated after the first one, to time them."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Of torch; 0 leaves the choice to it."""
+    """Threads of torch; 0 for torch's own choice."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One way of reading, at one length and batch size.
+    """Time and memory of one way of reading, at one length and batch size.
 
     Attributes:
-        encode_seconds: to write the memories; 0 for full context.
-        first_seconds: from a prompt to its first token, memories kept.
-        token_seconds: for each token after it, the median.
-        kv_bytes: of the cache when all is written, all rows together.
-        context_kv_bytes: of these, what the context takes; the rest is the prompt's and the written tokens'.
-        rss_bytes: peak of the process above what it had with the model loaded.
+        encode_seconds: time to encode the memories; 0 for full context.
+        first_seconds: time from a prompt to its first token, with memories given.
+        token_seconds: median time of each later token.
+        kv_bytes: size of the KV cache after the last token, of all rows together.
+        context_kv_bytes: the part of `kv_bytes` that the context takes.
+        rss_bytes: peak memory of the process, less its memory with the model loaded.
     """
 
     encode_seconds: float
@@ -90,7 +90,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both ways at one length and batch size."""
+    """Both ways of reading at one length and batch size."""
 
     length: int
     batch_size: int
@@ -99,7 +99,7 @@ class Comparison:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """How many times better memory is, by figure."""
+        """The ratio of full context to memory for each figure; above 1, memory is better."""
         m, f = self.memory, self.full
         return {
             "first_token": f.first_seconds / m.first_seconds,
@@ -111,10 +111,10 @@ class Comparison:
 
 
 def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
-    """Each length and batch size, one after the other.
+    """Yield the comparison at each batch size and length.
 
     Raises:
-        ConfigError: a length that is no multiple of chunk_length.
+        ConfigError: a length is not a multiple of `chunk_length`.
     """
     for length in settings.lengths:
         if length % settings.chunk_length:
@@ -123,12 +123,12 @@ def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
             )
     for batch_size in settings.batch_sizes:
         for length in settings.lengths:
-            memory, full = (_alone(settings, way, length, batch_size) for way in ("memory", "full"))
+            memory, full = (_in_own_process(settings, way, length, batch_size) for way in ("memory", "full"))
             yield Comparison(length, batch_size, memory, full)
 
 
 def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
-    """All figures, for a journal."""
+    """Return all figures as measurements."""
     found: list[Measurement] = []
     for one in comparisons:
         place = f"{one.length}_tokens/batch_{one.batch_size}"
@@ -143,7 +143,7 @@ def _figure(name: str, value: float, unit: str) -> Measurement:
     return Measurement(name=name, value=value, unit=unit, count=1, split="random_tokens", protocol="timed")
 
 
-def _alone(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
+def _in_own_process(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(measure, settings, way, length, batch_size).result()
@@ -151,7 +151,14 @@ def _alone(settings: EfficiencySettings, way: str, length: int, batch_size: int)
 
 @torch.inference_mode()
 def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
-    """One case, in this process."""
+    """Time one case in this process.
+
+    Args:
+        settings: the sizes.
+        way: "memory" or "full".
+        length: tokens of context.
+        batch_size: texts in the batch.
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
@@ -166,7 +173,7 @@ def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int
 
 
 def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCausalLM:
-    """With fresh weights; its decoder has positions for full context."""
+    """Return a model with random weights, whose decoder has positions for the full context."""
     config = MemoryModelConfig(
         encoder={
             "model_type": "memlm_chunk_encoder",
@@ -198,10 +205,10 @@ def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCau
 
 
 def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, encoding: float, before: int) -> Speed:
-    """The cache is weighed when all is written, so that the tokens written count too."""
+    """Time generation; the cache is measured after the last token, so that generated tokens are included."""
     clock = _Clock()
 
-    def write() -> tuple[float, list[float], Any]:
+    def generate() -> tuple[float, list[float], Any]:
         began = time.perf_counter()
         clock.times.clear()
         found = model.generate(
@@ -216,19 +223,19 @@ def _speed(model: Any, prompt: dict[str, Tensor], settings: EfficiencySettings, 
         steps = [b - a for a, b in zip(clock.times, clock.times[1:], strict=False)]
         return clock.times[0] - began, steps, found[CACHE_NAME]
 
-    runs = [write()]
+    runs = [generate()]
     while len(runs) < _TIMES and runs[0][0] < _SLOW:
-        runs.append(write())
+        runs.append(generate())
     first = statistics.median(run[0] for run in runs)
     each = statistics.median(step for run in runs for step in run[1])
     cache = runs[-1][2]
-    # the last token written is in no cache
+    # the last generated token is not in the cache
     context = _cache_bytes(cache, but=settings.prompt_tokens + settings.new_tokens)
     return Speed(encoding, first, each, _cache_bytes(cache), context, _peak() - before)
 
 
 class _Clock(StoppingCriteria):
-    """Looks at the time when a token is there; never stops."""
+    """A stopping criterion that records the time of each token and never stops."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -239,7 +246,7 @@ class _Clock(StoppingCriteria):
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What came of it, and the median of a few times."""
+    """Return the result of a call and its median time in seconds."""
     seconds: list[float] = []
     result = None
     while len(seconds) < _TIMES and (not seconds or seconds[0] < _SLOW):
@@ -250,11 +257,11 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def _cache_bytes(cache: Any, *, but: int = 0) -> int:
-    """Of all positions, or all but the newest."""
+    """Return the size of a cache without its newest `but` positions."""
     tensors = [t[..., : t.shape[-2] - but, :] for layer in cache.layers for t in (layer.keys, layer.values)]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _peak() -> int:
-    """Bytes; Linux counts in units of 1,024, macOS in bytes."""
+    """Return the peak memory in bytes; Linux counts in units of 1,024 bytes, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,10 @@
-"""What a model is asked for: labels, losses, mixtures. Pure functions; no batch is changed in place."""
+"""Objectives: labels, losses and their mixtures, as pure functions that change no batch in place."""
 
 from memlm.objectives.labels import Task, blank_copy, copy, next_token, reconstruction, token_dropout
 from memlm.objectives.losses import (
+    OBJECTIVES,
+    LinearSchedule,
+    Mixture,
     ObjectiveSums,
     info_nce,
     mean_loss,
@@ -10,7 +13,6 @@ from memlm.objectives.losses import (
     token_nats,
     weighted_loss,
 )
-from memlm.objectives.mixture import OBJECTIVES, LinearSchedule, Mixture
 
 __all__ = [
     "OBJECTIVES",

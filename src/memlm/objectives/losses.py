@@ -1,7 +1,10 @@
-"""Losses: cross-entropy per token, its mean by objective, and InfoNCE for retrieval."""
+"""Losses: cross-entropy per token, weighted mixtures of objectives, and InfoNCE for retrieval."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from memlm.errors import UserError
+from memlm.errors import ConfigError, UserError
 from memlm.shapes import IGNORE_INDEX, Labels, Logits
 
 
 def token_nats(logits: Logits, labels: Labels) -> Float[Tensor, "batch tokens"]:
-    """Cross-entropy in nats at every position, zero where the label is IGNORE_INDEX.
+    """Return the cross-entropy in nats at every position, zero where the label is IGNORE_INDEX.
 
     Args:
         logits: (batch, tokens, vocabulary), aligned with the labels; nothing is shifted here.
@@ -26,15 +29,15 @@ def token_nats(logits: Logits, labels: Labels) -> Float[Tensor, "batch tokens"]:
 
 
 def mean_loss(logits: Logits, labels: Labels, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
-    """Sum of nats over the number of tokens asked for.
+    """Return the summed cross-entropy over the number of targets.
 
     Args:
         logits: (batch, tokens, vocabulary).
         labels: (batch, tokens).
-        num_items: tokens asked for over all accumulated batches and devices; counted here where None.
+        num_items: the number of targets over all accumulated batches and devices; counted here where None.
 
     Raises:
-        UserError: no label asks for anything.
+        UserError: no label is a target.
     """
     num_targets = (
         (labels != IGNORE_INDEX).sum() if num_items is None else torch.as_tensor(num_items, device=labels.device)
@@ -45,7 +48,7 @@ def mean_loss(logits: Logits, labels: Labels, num_items: Tensor | int | None = N
 
 
 class ObjectiveSums(NamedTuple):
-    """Sums over the tokens that each objective asked for; all (objectives,)."""
+    """Sums over the targets of each objective, all (objectives,)."""
 
     nats: Float[Tensor, " objectives"]
     num_correct: Float[Tensor, " objectives"]
@@ -53,18 +56,17 @@ class ObjectiveSums(NamedTuple):
 
 
 def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " batch"], *, count: int) -> ObjectiveSums:
-    """Nats, right tokens and asked tokens of each of `count` objectives.
+    """Return the nats, correct tokens and targets of each of `count` objectives.
 
     Args:
         logits: (batch, tokens, vocabulary).
         labels: (batch, tokens), aligned with the logits.
-        objective: (batch,), whose row it is.
-        count: objectives in all; one without rows has zeros.
+        objective: (batch,), the objective of each row.
+        count: the number of objectives; one without rows has zeros.
     """
-    right = (logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)
+    num_correct = ((logits.argmax(-1) == labels) & (labels != IGNORE_INDEX)).sum(1).float()
     nats, hits = (
-        row.new_zeros(count).index_add(0, objective, row)
-        for row in (token_nats(logits, labels).sum(1), right.sum(1).float())
+        row.new_zeros(count).index_add(0, objective, row) for row in (token_nats(logits, labels).sum(1), num_correct)
     )
     return ObjectiveSums(nats, hits, targets_by_objective(labels, objective, count=count))
 
@@ -72,7 +74,7 @@ def sums_by_objective(logits: Logits, labels: Labels, objective: Int[Tensor, " b
 def targets_by_objective(
     labels: Labels, objective: Int[Tensor, " batch"], *, count: int
 ) -> Float[Tensor, " objectives"]:
-    """How many tokens each objective asks for."""
+    """Return the number of targets of each objective."""
     num_targets = (labels != IGNORE_INDEX).sum(1).float()
     return num_targets.new_zeros(count).index_add(0, objective, num_targets)
 
@@ -80,15 +82,15 @@ def targets_by_objective(
 def weighted_loss(
     nats: Float[Tensor, " objectives"], num_targets: Float[Tensor, " objectives"], weights: Float[Tensor, " objectives"]
 ) -> Float[Tensor, ""]:
-    """Weighted mean over objectives of their mean nats per token.
+    """Return the weighted mean over objectives of their mean nats per target.
 
     Args:
-        nats: (objectives,), summed.
-        num_targets: (objectives,), tokens over all accumulated batches and devices.
-        weights: (objectives,); an objective that nothing was asked of counts for nothing.
+        nats: (objectives,), summed cross-entropy.
+        num_targets: (objectives,), the targets over all accumulated batches and devices.
+        weights: (objectives,); objectives without targets are left out.
 
     Raises:
-        UserError: no objective with a weight asks for anything.
+        UserError: no objective with a weight has a target.
     """
     counted = weights * (num_targets > 0)
     if not bool(counted.sum() > 0):
@@ -101,15 +103,15 @@ def weighted_loss(
 def info_nce(
     queries: Float[Tensor, "batch width"], passages: Float[Tensor, "batch width"], *, temperature: float = 0.02
 ) -> Float[Tensor, " batch"]:
-    """Cross-entropy in nats of picking each query's passage by cosine.
+    """Return the cross-entropy in nats of choosing each query's passage by cosine similarity.
 
     Args:
-        queries: (batch, width); row i belongs to passage i.
-        passages: (batch, width); the other rows are the negatives.
-        temperature: cosines are divided by it.
+        queries: (batch, width); query i belongs to passage i.
+        passages: (batch, width); the other passages of the batch are the negatives.
+        temperature: the divisor of the similarities; 0.02 in arXiv 2602.13466.
 
     Raises:
-        UserError: a temperature that is not above zero.
+        UserError: the temperature is not above zero.
     """
     if not temperature > 0:
         raise UserError(f"temperature ({temperature}) must be above 0; the paper uses 0.02.")
@@ -117,3 +119,61 @@ def info_nce(
     cosines = F.normalize(queries.float(), dim=-1) @ F.normalize(passages.float(), dim=-1).T
     own = torch.arange(len(queries), device=queries.device)
     return F.cross_entropy(cosines / temperature, own, reduction="none")
+
+
+OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstruction")
+"""The objectives of memory models, in the order of their losses."""
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """A number that changes linearly from `start` to `end` over `steps` steps and stays constant afterwards."""
+
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """Return the number at a step; the first step is 0."""
+        share = min(1.0, step / self.steps)
+        return self.start + share * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A weighted mean of objectives; weights are divided by their sum.
+
+    Raises:
+        ConfigError: an unknown objective, a weight that is negative or not finite, or weights that sum to 0 at a step.
+    """
+
+    weights: Mapping[str, float | LinearSchedule]
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if name not in OBJECTIVES:
+                raise ConfigError(f"unknown objective '{name}'. Choose from: {', '.join(OBJECTIVES)}.")
+            for value in (weight.start, weight.end) if isinstance(weight, LinearSchedule) else (weight,):
+                if not math.isfinite(value) or value < 0:
+                    raise ConfigError(f"weight of '{name}' ({value}) must be a number of at least 0.")
+            if isinstance(weight, LinearSchedule) and weight.steps < 1:
+                raise ConfigError(f"steps of the weight of '{name}' ({weight.steps}) must be at least 1.")
+        ends = {0} | {w.steps for w in self.weights.values() if isinstance(w, LinearSchedule)}
+        for step in sorted(ends):
+            if not sum(self._at(name, step) for name in self.weights) > 0:
+                raise ConfigError(
+                    f"the weights of {sorted(self.weights)} sum to 0 at step {step}; at least one must be above 0."
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the objectives, in the order of OBJECTIVES."""
+        return tuple(name for name in OBJECTIVES if name in self.weights)
+
+    def at(self, step: int) -> Float[Tensor, " objectives"]:
+        """Return the weights at a step, in the order of `names`."""
+        return torch.tensor([self._at(name, step) for name in self.names])
+
+    def _at(self, name: str, step: int) -> float:
+        weight = self.weights[name]
+        return weight.at(step) if isinstance(weight, LinearSchedule) else weight

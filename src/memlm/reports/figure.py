@@ -1,7 +1,7 @@
-"""Figures as inline SVG that follow the page: its font, its colours, light and dark.
+"""Figures as inline SVG with the fonts and colours of the page, light and dark.
 
-matplotlib draws with placeholder colours, which are then replaced by CSS variables; nothing is random or dated, so the
-same numbers give the same bytes.
+matplotlib draws with placeholder colours, which are then replaced by CSS variables. The output holds no random ids and
+no date, so that the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, cast
 _INK, _SOFT, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
 _HEIGHT = 3.6
-"""Inches of a figure, twice as wide."""
+"""Height of a figure in inches; its width is 7.2."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "memlm",
@@ -37,12 +37,12 @@ _STYLE: dict[str, Any] = {
 
 
 def learning_curve(tokens: Sequence[float], accuracy: Sequence[float], loss: Sequence[float]) -> str:
-    """Held-out token accuracy and training loss over tokens trained on, as SVG."""
+    """Draw held-out token accuracy and training loss over training tokens."""
 
     def draw(axes: Any) -> None:
         millions = [t / 1e6 for t in tokens]
         axes.plot(millions, [100 * a for a in accuracy], color=_FIRST, linewidth=2.2, marker="o", markersize=3.5)
-        axes.set_xlabel("tokens trained on, millions")
+        axes.set_xlabel("training tokens, millions")
         axes.set_ylabel("held-out token accuracy, %", color=_FIRST)
         axes.set_ylim(0, 102)
         other = axes.twinx()
@@ -55,7 +55,7 @@ def learning_curve(tokens: Sequence[float], accuracy: Sequence[float], loss: Seq
 
 
 def accuracy_by_position(accuracy: Sequence[float]) -> str:
-    """Share of right tokens at each position of a chunk, as SVG."""
+    """Draw the token accuracy at each position of a chunk."""
 
     def draw(axes: Any) -> None:
         percent = [100 * a for a in accuracy]
@@ -73,12 +73,12 @@ def accuracy_by_position(accuracy: Sequence[float]) -> str:
 def capacity_curve(
     lengths: Sequence[int], figures: Mapping[str, Sequence[float]], controls: Mapping[str, Sequence[float]]
 ) -> str:
-    """Shares that came back against passage length, and the controls' token accuracy, as SVG.
+    """Draw the recovered shares over passage length, and the token accuracy of the controls.
 
     Args:
         lengths: tokens per passage.
-        figures: name to shares, one per length; drawn in full.
-        controls: name to token accuracies; drawn thin.
+        figures: shares by name, one for each length; drawn with thick lines.
+        controls: token accuracies by name; drawn with thin lines.
     """
 
     def draw(axes: Any) -> None:
@@ -95,11 +95,11 @@ def capacity_curve(
         axes.set_ylim(-2, 102)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
-    return _svg(draw, title="What the vector keeps", name="capacity")
+    return _svg(draw, title="Shares recovered from the vector", name="capacity")
 
 
 def memory_cost(names: Sequence[str], bits_per_byte: Sequence[float]) -> str:
-    """Bits per byte of text as horizontal bars, as SVG."""
+    """Draw bits per byte of text as horizontal bars."""
 
     def draw(axes: Any) -> None:
         places = list(range(len(names)))[::-1]
@@ -112,19 +112,19 @@ def memory_cost(names: Sequence[str], bits_per_byte: Sequence[float]) -> str:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.12)
 
-    return _svg(draw, title="What the memory costs", name="cost")
+    return _svg(draw, title="Size of the memory beside the text", name="cost")
 
 
 Interval = tuple[float, float, float]
-"""Value, low, high."""
+"""The value and the two ends of its interval."""
 
 
 def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> str:
-    """Up to three series of shares with their intervals, a line for each row, as SVG; the third with hollow marks.
+    """Draw up to three series of shares with their intervals, one line for each row.
 
     Args:
-        rows: names, from the top.
-        series: name to one share per row; None where a row has none.
+        rows: the names of the rows, from the top.
+        series: shares by name, one for each row, None where a row has none; the third series has hollow marks.
     """
 
     def draw(axes: Any) -> None:
@@ -142,11 +142,11 @@ def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Int
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
 
     height = max(_HEIGHT, 1.2 + 0.36 * len(rows))
-    return _svg(draw, title="What comes back from memory", name="shares", height=height)
+    return _svg(draw, title="Tokens recovered from memory", name="shares", height=height)
 
 
 def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
-    """How many times better something is over the length of a text, both in powers, as SVG; up to four series."""
+    """Draw up to four series of ratios over the length of the context, on logarithmic axes."""
 
     def draw(axes: Any) -> None:
         styles = ((_FIRST, "-"), (_FIRST, "--"), (_SECOND, "-"), (_SECOND, "--"))
@@ -168,7 +168,7 @@ def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[floa
 
 
 def standalone(svg: str) -> str:
-    """A figure as a file of its own, light and dark as its reader asks."""
+    """Return a figure as a complete SVG file with a light and a dark colour scheme."""
     light = "--ink:#1b2330;--soft:#b9c1cd;--first:#1666b0;--second:#b4561a;--font:system-ui,sans-serif"
     dark = "--ink:#e4e9f0;--soft:#5a6472;--first:#6cb4f5;--second:#f0a265"
     style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
@@ -177,7 +177,7 @@ def standalone(svg: str) -> str:
 
 
 def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = _HEIGHT) -> str:
-    # imported here: half a second, and only reports need it
+    # imported here since it takes half a second and only reports need it
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = 
 
 
 def _adapted(svg: str, *, title: str, name: str) -> str:
-    """Only the element, sized by the page, with variables for colours and ids of its own."""
+    """Return the svg element without a size, with CSS variables for colours and ids that are unique in a page."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(

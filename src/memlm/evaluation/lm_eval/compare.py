@@ -1,4 +1,4 @@
-"""One model on tasks of lm-evaluation-harness, its old context read in several ways, side by side."""
+"""Scores of one model on tasks of lm-evaluation-harness, with old context read in several ways."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from memlm.errors import CheckpointError, ConfigError, did_you_mean
 from memlm.evaluation.lm_eval.language_model import MemoryLM, Reading
 from memlm.evaluation.lm_eval.tasks import TASKS
 
-_95 = 1.96
+_NORMAL_95 = 1.96
 _BOOTSTRAPS = 1000
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of a task under one reading.
+    """The value of a metric under one reading.
 
     Attributes:
-        value: as the harness reports it.
-        margin: half of a 95 % interval (1.96 standard errors of the harness); None where it gives none.
+        value: the value that the harness reports.
+        margin: half of a 95 % interval, 1.96 standard errors of the harness; None where it reports none.
     """
 
     value: float
@@ -39,13 +39,13 @@ class Score:
 
 @dataclass
 class TaskScores:
-    """One task.
+    """The scores of one task.
 
     Attributes:
-        task: its name.
-        scores: by metric, then by reading; without `memory` where no request read one.
-        requests: that read memories.
-        memories: chunks that they read as memories, all together.
+        task: the name of the task.
+        scores: scores by metric and reading; without `memory` where no request read one.
+        requests: the number of requests that read memories.
+        memories: the number of chunks that these requests read as memories.
         longest: tokens of the longest context.
     """
 
@@ -57,10 +57,10 @@ class TaskScores:
 
 
 def open_tasks(names: Sequence[str], folder: Path) -> TaskManager:
-    """The harness's tasks and those of a folder.
+    """Return a manager of the harness's tasks and those of a folder.
 
     Raises:
-        ConfigError: names that neither has.
+        ConfigError: a name that neither has.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(folder))
@@ -81,19 +81,19 @@ def compare_readings(
     limit: int | None = None,
     say: Say = lambda _: None,
 ) -> list[TaskScores]:
-    """Each task under each reading.
+    """Score each task under each reading.
 
     Args:
-        model: whose reading is set.
-        names: of tasks.
-        manager: that knows them.
-        readings: at least one.
-        limit: of questions of a task.
-        say: progress.
+        model: the model; its `reading` is set.
+        names: the names of the tasks.
+        manager: a manager of these tasks.
+        readings: at least one reading.
+        limit: the maximum number of questions of a task.
+        say: called with a line about each evaluation.
 
     Raises:
-        ConfigError: `memory` was asked for and no request of any task read one.
-        UserError: a context that the decoder has no positions for.
+        ConfigError: `memory` is among the readings and no request of any task read one.
+        UserError: a context takes more positions than the decoder has.
     """
     found: list[TaskScores] = []
     for name in names:
@@ -105,8 +105,8 @@ def compare_readings(
             scores = _scores(model, name, manager, limit)
             row.longest = max(row.longest, model.longest)
             if reading == "memory":
-                row.requests, row.memories = model.remembered, model.memories
-            if reading != "memory" or model.remembered:
+                row.requests, row.memories = model.num_requests, model.num_memories
+            if reading != "memory" or model.num_requests:
                 for metric, score in scores.items():
                     row.scores.setdefault(metric, {})[reading] = score
         found.append(row)
@@ -123,10 +123,10 @@ def compare_readings(
 def hf_scores(
     path_or_id: str, names: Sequence[str], manager: TaskManager, *, batch_size: int, limit: int | None, say: Say
 ) -> dict[str, dict[str, Score]]:
-    """The harness's own class for plain models, by task and metric.
+    """Return the scores of a plain model by the harness's own class, by task and metric.
 
     Raises:
-        CheckpointError: no model there.
+        CheckpointError: the model cannot be loaded.
     """
     try:
         plain = cast(Any, HFLM)(pretrained=path_or_id, dtype="float32", device="cpu", batch_size=batch_size)
@@ -141,7 +141,7 @@ def hf_scores(
 
 
 def largest_difference(found: Sequence[TaskScores], plain: dict[str, dict[str, Score]]) -> float:
-    """Between the reading of all tokens and a plain model, over all metrics, relative where figures exceed one."""
+    """Return the largest difference between the reading "full" and a plain model, relative where scores exceed one."""
     return max(
         abs(score["full"].value - other.value) / max(1.0, abs(other.value))
         for row in found
@@ -151,9 +151,9 @@ def largest_difference(found: Sequence[TaskScores], plain: dict[str, dict[str, S
 
 
 def _scores(model: Any, name: str, manager: TaskManager, limit: int | None) -> dict[str, Score]:
-    asked: dict[str, Any] = {"limit": limit, "bootstrap_iters": _BOOTSTRAPS, "log_samples": False}
-    with redirect_stdout(sys.stderr):  # what the harness says on the way is no result
-        result = cast(Any, simple_evaluate(model=model, tasks=[name], task_manager=manager, **asked))
+    options: dict[str, Any] = {"limit": limit, "bootstrap_iters": _BOOTSTRAPS, "log_samples": False}
+    with redirect_stdout(sys.stderr):  # stdout is for results alone
+        result = cast(Any, simple_evaluate(model=model, tasks=[name], task_manager=manager, **options))
     found: dict[str, Score] = {}
     for task, figures in result["results"].items():
         for key, value in figures.items():
@@ -163,5 +163,5 @@ def _scores(model: Any, name: str, manager: TaskManager, limit: int | None) -> d
             error = figures.get(f"{metric}_stderr,{how}")
             known = isinstance(error, int | float) and math.isfinite(error)
             label = metric if task == name else f"{task} {metric}"
-            found[label] = Score(float(value), _95 * float(error) if known else None)  # type: ignore[arg-type]
+            found[label] = Score(float(value), _NORMAL_95 * float(error) if known else None)  # type: ignore[arg-type]
     return found

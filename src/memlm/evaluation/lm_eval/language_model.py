@@ -1,9 +1,9 @@
-"""A memory model as lm-evaluation-harness knows models: context beyond a window of tokens is read as memories.
+"""A memory model as a model of lm-evaluation-harness: context beyond a window of tokens is read as memories.
 
     context  [ chunk | chunk | chunk | ... | newest tokens ]  continuation
               └─ whole chunks older than `memory_after` tokens: memories, nothing, or their tokens
 
-Without memories a request goes through the harness's own `HFLM`, so that figures of the plain decoder are its figures.
+Requests without memories go through the harness's own `HFLM`, so that the plain decoder's scores are those of `HFLM`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from memlm.models.memory.adapter import plain_decoder
 from memlm.models.memory.prompt import Piece, span_of
 
 Reading = Literal["memory", "without", "full"]
-"""What becomes of old context: memories, nothing, or tokens like the rest."""
+"""How old context is read: as memories, not at all, or as tokens like the rest."""
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-"""Of the harness: texts, and the tokens of context and continuation."""
-_Harness: Any = HFLM  # its decorator hides what it is from type checkers
-_KEPT = 4096
-"""Memories of chunks, held for requests that share a context."""
+"""A request of the harness: texts, and the tokens of context and continuation."""
+_Harness: Any = HFLM  # its decorator hides its type from type checkers
+_MAX_CACHED = 4096
+"""Maximum number of cached chunks' memories, for requests that share a context."""
 
 
 class MemoryLM(_Harness):
-    """The harness's model class around a memory model.
+    """The model class of the harness around a memory model.
 
     Attributes:
-        reading: how old context is read now; may be set between evaluations.
-        remembered: requests that read memories since `reset`.
-        memories: chunks that they read as memories, all together.
+        reading: how old context is read; may be set between evaluations.
+        num_requests: requests that read memories since `reset`.
+        num_memories: chunks that these requests read as memories.
         longest: tokens of the longest context since `reset`.
     """
 
@@ -53,21 +53,21 @@ class MemoryLM(_Harness):
         reading: Reading = "memory",
         batch_size: int = 8,
     ) -> None:
-        """Around a model that is in memory already.
+        """Wrap a loaded model.
 
         Args:
-            model: whose decoder is evaluated.
-            tokenizer: of the decoder.
-            memory_after: newest tokens that stay tokens, at least.
-            reading: of what is older.
-            batch_size: requests side by side.
+            model: the memory model.
+            tokenizer: the tokenizer of its decoder.
+            memory_after: the minimum number of newest tokens that stay tokens.
+            reading: how older tokens are read.
+            batch_size: requests in a batch.
 
         Raises:
-            UserError: a model whose layout has no prompts, or a window that the decoder has no positions for.
+            UserError: the model's layout has no prompts, or the decoder has fewer positions than `memory_after`.
         """
         quiet = logging.getLogger("lm_eval.models.huggingface")
         level = quiet.level
-        quiet.setLevel(logging.ERROR)  # it warns of every setting that a model in memory makes void
+        quiet.setLevel(logging.ERROR)  # it warns of every setting that a loaded model makes void
         decoder = plain_decoder(model.decoder)
         super().__init__(pretrained=decoder.eval(), tokenizer=tokenizer, batch_size=batch_size)
         quiet.setLevel(level)
@@ -81,29 +81,33 @@ class MemoryLM(_Harness):
             )
         self.memory_after = memory_after
         self.reading: Reading = reading
-        self.kept: dict[tuple[int, ...], Tensor] = {}
-        model.prompt([[[0]]])  # says now if this model has no prompts
+        self.cache: dict[tuple[int, ...], Tensor] = {}
+        model.prompt([[[0]]])  # raises now where this model has no prompts
         self.reset()
 
     def reset(self) -> None:
-        """Count anew."""
-        self.remembered = self.memories = self.longest = 0
+        """Set all counts to zero."""
+        self.num_requests = self.num_memories = self.longest = 0
 
     def old_chunks(self, context: Sequence[int]) -> int:
-        """Whole chunks of a context that stand before its newest `memory_after` tokens."""
+        """Return the number of whole chunks before the newest `memory_after` tokens of a context."""
         return max(0, len(context) - self.memory_after) // self.chunk_length
 
     def pieces(self, context: Sequence[int], *, after: int) -> list[Piece]:
-        """What the decoder reads of a context, as `reading` says; `after` tokens follow it.
+        """Return the memories and tokens that the decoder reads of a context.
+
+        Args:
+            context: token ids.
+            after: the number of tokens that follow the context.
 
         Raises:
-            UserError: more than the decoder has positions for (the harness would cut it without a word).
+            UserError: more positions than the decoder has; the harness would truncate the context silently.
         """
         self.longest = max(self.longest, len(context))
         old = 0 if self.reading == "full" else self.old_chunks(context)
         found: list[Piece] = [list(context[old * self.chunk_length :])]
         if old and self.reading == "memory":
-            found.insert(0, self._remember(context, old))
+            found.insert(0, self._encode(context, old))
         taken = span_of(self.memory_model.config, found) + after
         if taken > self.positions:
             raise UserError(
@@ -113,53 +117,54 @@ class MemoryLM(_Harness):
         return found
 
     @torch.inference_mode()
-    def _remember(self, context: Sequence[int], chunks: int) -> Tensor:
+    def _encode(self, context: Sequence[int], chunks: int) -> Tensor:
         length = self.chunk_length
         keys = [tuple(context[i * length : (i + 1) * length]) for i in range(chunks)]
-        fresh = [key for key in dict.fromkeys(keys) if key not in self.kept]
-        if fresh:
-            ids = torch.tensor(fresh, device=self.memory_model.device)[None]
-            self.kept.update(zip(fresh, self.memory_model.encode_chunks(ids, torch.ones_like(ids))[0], strict=True))
-        found = torch.stack([self.kept[key] for key in keys])
-        while len(self.kept) > _KEPT:
-            del self.kept[next(iter(self.kept))]
-        self.remembered += 1
-        self.memories += chunks
+        missing = [key for key in dict.fromkeys(keys) if key not in self.cache]
+        if missing:
+            ids = torch.tensor(missing, device=self.memory_model.device)[None]
+            self.cache.update(zip(missing, self.memory_model.encode_chunks(ids, torch.ones_like(ids))[0], strict=True))
+        found = torch.stack([self.cache[key] for key in keys])
+        while len(self.cache) > _MAX_CACHED:
+            del self.cache[next(iter(self.cache))]
+        self.num_requests += 1
+        self.num_memories += chunks
         return found
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether it is the greedy one."""
-        wanted = cast(list[Request], list(requests))
-        read = [self.pieces(context, after=len(continuation) - 1) for _, context, continuation in wanted]
-        behind = [i for i, pieces in enumerate(read) if len(pieces) > 1]
+        """Return the log-probability of each continuation, and whether it is the greedy one."""
+        given = cast(list[Request], list(requests))
+        read = [self.pieces(context, after=len(continuation) - 1) for _, context, continuation in given]
+        with_memory = [i for i, pieces in enumerate(read) if len(pieces) > 1]
         plain = [i for i, pieces in enumerate(read) if len(pieces) == 1]
         found: dict[int, tuple[float, bool]] = {}
         if plain:
-            asked = [(wanted[i][0], cast(list[int], read[i][0]), wanted[i][2]) for i in plain]
+            shortened = [(given[i][0], cast(list[int], read[i][0]), given[i][2]) for i in plain]
             answers = super()._loglikelihood_tokens(
-                cast(Any, asked), disable_tqdm=disable_tqdm, override_bs=override_bs
+                cast(Any, shortened), disable_tqdm=disable_tqdm, override_bs=override_bs
             )
             found.update(zip(plain, answers, strict=True))
         size = int(self.batch_size)
-        # the longest first, as the harness does: time left is then over- and never underestimated
-        behind.sort(key=lambda i: -span_of(self.memory_model.config, read[i]))
-        for first in tqdm(range(0, len(behind), size), desc="Behind memories", disable=disable_tqdm or not behind):
-            rows = behind[first : first + size]
-            found.update(zip(rows, self._behind([read[i] for i in rows], [wanted[i][2] for i in rows]), strict=True))
-        return [found[i] for i in range(len(wanted))]
+        # the longest first, as in the harness, so that the time left is never underestimated
+        with_memory.sort(key=lambda i: -span_of(self.memory_model.config, read[i]))
+        for first in tqdm(range(0, len(with_memory), size), desc="Scoring", disable=disable_tqdm or not with_memory):
+            rows = with_memory[first : first + size]
+            scores = self._score([read[i] for i in rows], [given[i][2] for i in rows])
+            found.update(zip(rows, scores, strict=True))
+        return [found[i] for i in range(len(given))]
 
     @torch.inference_mode()
-    def _behind(self, rows: Sequence[list[Piece]], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
+    def _score(self, rows: Sequence[list[Piece]], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
         longer = [
             [*pieces[:-1], [*cast(list[int], pieces[-1]), *continuation[:-1]]]
             for pieces, continuation in zip(rows, continuations, strict=True)
         ]
         prompt = self.memory_model.prompt(longer)
         inputs = self.memory_model.prepare_inputs_for_generation(**prompt, use_cache=False)
-        asked = max(map(len, continuations))
-        logits = self.memory_model(**inputs, logits_to_keep=asked).logits.float().log_softmax(-1)
+        longest = max(map(len, continuations))
+        logits = self.memory_model(**inputs, logits_to_keep=longest).logits.float().log_softmax(-1)
         found: list[tuple[float, bool]] = []
         for row, continuation in zip(logits, continuations, strict=True):
             ids = torch.tensor(continuation, device=row.device)
@@ -169,42 +174,42 @@ class MemoryLM(_Harness):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts: each chunk behind all that stands before it; as the harness does it where all are tokens."""
+        """Return the log-likelihood of whole texts, each chunk given all text before it; with "full", that of `HFLM`."""
         if self.reading == "full":
             return super().loglikelihood_rolling(requests, disable_tqdm)
-        asked: list[Request] = []
+        parts: list[Request] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
             ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
             for start in range(1, len(ids), self.chunk_length):
-                asked.append((None, ids[:start], ids[start : start + self.chunk_length]))
+                parts.append((None, ids[:start], ids[start : start + self.chunk_length]))
                 owners.append(owner)
         found = [0.0] * len(requests)
-        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(asked, disable_tqdm), strict=True):
+        for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(parts, disable_tqdm), strict=True):
             found[owner] += nats
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What is written behind each context, up to the first of its stops."""
-        asked = [cast(tuple[str, dict[str, Any]], request.args) for request in requests]
-        rooms = [cast(Any, normalize_gen_kwargs(o, self.max_gen_toks))["max_gen_toks"] for _, o in asked]
-        read = [self.pieces(self.tok_encode(text), after=n) for (text, _), n in zip(asked, rooms, strict=True)]
+        """Generate a continuation of each context, up to the first of its stop strings."""
+        given = [cast(tuple[str, dict[str, Any]], request.args) for request in requests]
+        limits = [cast(Any, normalize_gen_kwargs(o, self.max_gen_toks))["max_gen_toks"] for _, o in given]
+        read = [self.pieces(self.tok_encode(text), after=n) for (text, _), n in zip(given, limits, strict=True)]
         if self.reading == "full":
             return super().generate_until(requests, disable_tqdm)
-        rows = tqdm(zip(read, asked, strict=True), total=len(read), desc="Writing", disable=disable_tqdm)
-        return [self._write(pieces, options) for pieces, (_, options) in rows]
+        rows = tqdm(zip(read, given, strict=True), total=len(read), desc="Generating", disable=disable_tqdm)
+        return [self._generate(pieces, options) for pieces, (_, options) in rows]
 
     @torch.inference_mode()
-    def _write(self, pieces: list[Piece], asked: dict[str, Any]) -> str:
-        options = cast(dict[str, Any], normalize_gen_kwargs(asked, self.max_gen_toks))
+    def _generate(self, pieces: list[Piece], given: dict[str, Any]) -> str:
+        options = cast(dict[str, Any], normalize_gen_kwargs(given, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         stops = handle_stop_sequences(options.pop("until", None), eos=eos)
-        room, prompt = options.pop("max_gen_toks"), self.memory_model.prompt([pieces])
+        limit, prompt = options.pop("max_gen_toks"), self.memory_model.prompt([pieces])
         options.setdefault("do_sample", False)
         found = cast(Any, self.memory_model).generate(
             **prompt,
             **{name: value for name, value in options.items() if name != "temperature" or options["do_sample"]},
-            max_new_tokens=room,
+            max_new_tokens=limit,
             stop_strings=stops,
             tokenizer=self.tokenizer,
             pad_token_id=self.tokenizer.pad_token_id,

@@ -1,9 +1,9 @@
-"""Tasks of our own for lm-evaluation-harness: facts made fresh, in held-out prose, asked for long after.
+"""Tasks for lm-evaluation-harness: random facts in held-out prose, with a question after a long context.
 
-    memlm_recall   which of four words a name was given, far above               multiple choice
-    memlm_write    the same, written                                             generate_until
-    memlm_cloze    the last word of a sentence that stands far above             loglikelihood
-    memlm_prose    the prose itself                                              loglikelihood_rolling
+    memlm_recall   which of four words belongs to a name, stated early in the text     multiple choice
+    memlm_write    the same, generated                                                 generate_until
+    memlm_cloze    the last word of a sentence that occurs early in the text           loglikelihood
+    memlm_prose    the prose itself                                                    loglikelihood_rolling
 
 Each is a YAML file beside a JSONL file, so that `lm_eval --include_path` reads them too.
 """
@@ -35,7 +35,7 @@ WORDS = (
 _CHOICES = 4
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
 _CLOZE = re.compile(r"(?:\S+ ){7,24}[a-z]{4,}\.")
-"""A sentence of eight words or more, of which the last is a word."""
+"""A sentence of eight words or more that ends with a word of four letters or more."""
 _MEAN: dict[str, Any] = {"aggregation": "mean", "higher_is_better": True}
 _PERPLEXITY: dict[str, Any] = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
 TASKS: dict[str, dict[str, Any]] = {
@@ -75,29 +75,29 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def write_tasks(folder: Path, documents: Sequence[Document], *, questions: int, words: int, seed: int = 0) -> None:
-    """All tasks, in a folder that may be there already.
+    """Write all tasks to a folder.
 
     Args:
-        folder: to write.
-        documents: prose that nothing was trained on.
-        questions: of each task; texts of the rolling one.
-        words: of prose before each question.
-        seed: of facts and places.
+        folder: the folder, which may exist.
+        documents: held-out prose.
+        questions: the number of questions of each task, or of texts of memlm_prose.
+        words: words of prose before each question.
+        seed: the seed of facts and positions.
 
     Raises:
-        DataError: documents too short for so many words.
+        DataError: the documents are shorter than `words`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)  # noqa: S311 - facts, no secrets
     prose = [_stretch(documents, words, draw) for _ in range(questions)]
     facts = [_recall(sentences, draw) for sentences in prose]
-    made = {
+    rows_of = {
         "memlm_recall": facts,
         "memlm_write": facts,
         "memlm_cloze": [_cloze(sentences, draw) for sentences in prose],
         "memlm_prose": [{"context": "".join(sentences).strip()} for sentences in prose],
     }
-    for name, rows in made.items():
+    for name, rows in rows_of.items():
         data = folder / f"{name}.jsonl"
         write_file_atomic(data, "".join(json.dumps(row) + "\n" for row in rows))
         settings = {
@@ -112,7 +112,7 @@ def write_tasks(folder: Path, documents: Sequence[Document], *, questions: int, 
 
 
 def _stretch(documents: Sequence[Document], words: int, draw: random.Random) -> list[str]:
-    """Consecutive sentences of one document, of so many words or a few more."""
+    """Return consecutive sentences of one document, with at least `words` words in all."""
     for document in draw.sample(list(documents), len(documents)):
         sentences = _SENTENCE.findall(" ".join(document.text.split()))
         lengths = [len(sentence.split()) for sentence in sentences]
@@ -126,13 +126,13 @@ def _stretch(documents: Sequence[Document], words: int, draw: random.Random) -> 
                 return chosen
     longest = max((len(document.text.split()) for document in documents), default=0)
     raise DataError(
-        f"the tasks need documents of {words} words with a sentence to ask for, and the longest held-out one has "
+        f"the tasks need documents of {words} words with a sentence for a question, and the longest held-out one has "
         f"{longest}; lower --memory-after or give longer text (--text)."
     )
 
 
 def _repeatable(sentences: Sequence[str]) -> list[str]:
-    """Sentences of the first quarter whose last word can be asked for."""
+    """Return the sentences of the first quarter that can be cloze questions."""
     early = [sentence.strip() for sentence in sentences[: max(1, len(sentences) // 4)]]
     return [sentence for sentence in early if _CLOZE.fullmatch(sentence)]
 
