@@ -174,7 +174,7 @@ class MemoryLM(_Harness):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of whole texts, each chunk given all text before it; with "full", that of `HFLM`."""
+        """Return the log-likelihood of texts, each chunk given all text before it; with "full", that of `HFLM`."""
         if self.reading == "full":
             return super().loglikelihood_rolling(requests, disable_tqdm)
         parts: list[Request] = []
