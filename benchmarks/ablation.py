@@ -1,10 +1,10 @@
-"""Which choice buys what: one change at a time from `autoencoder-tiny`, and the paper's design, at equal tokens.
+"""Ablation of `autoencoder-tiny`: one change at a time, and the design of arXiv 2602.13466, at equal tokens.
 
-    python -m benchmarks.ablation --out runs/ablation            # 11 variants, 3 seeds; goes on where it was stopped
+    python -m benchmarks.ablation --out runs/ablation            # 11 variants, 3 seeds; continues where it was interrupted
     python -m benchmarks.ablation --out runs/ablation --steps 400
 
-Prints a Markdown table: held-out token accuracy (mean over seeds, lowest and highest) and the training tokens at which
-50, 90 and 99 % were first seen.
+Prints a Markdown table of the held-out token accuracy (mean over seeds, lowest and highest) and of the training tokens
+after which it first reached 50, 90 and 99 %.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHARES = (0.5, 0.9, 0.99)
 
 
 def variant(name: str, *, seed: int, steps: int) -> RunConfig:
-    """The tiny recipe with one change, at a seed and a length."""
+    """Return the tiny recipe with one change."""
     base = merge(get_recipe("autoencoder-tiny"), VARIANTS[name])
     # split, weights and order of rows all follow the seed; variants of one seed share their split
     times = {"seed": seed, "steps": steps, "evaluate_every": 10, "evaluate_rows": 256, "checkpoint_every": steps}
@@ -47,7 +47,7 @@ def variant(name: str, *, seed: int, steps: int) -> RunConfig:
 
 
 def run(name: str, *, seed: int, steps: int, out: Path) -> list[dict[str, Any]]:
-    """The log of one variant and seed, trained unless it is there."""
+    """Return the log of one variant and seed, which is trained unless it is finished."""
     folder = out / f"{name.replace(' ', '-').replace('(', '').replace(')', '').replace(',', '')}-{steps}-seed{seed}"
     begun = (folder / "run.json").is_file()
     train_run(variant(name, seed=seed, steps=steps), folder, resume=begun, progress=False)
@@ -55,13 +55,13 @@ def run(name: str, *, seed: int, steps: int, out: Path) -> list[dict[str, Any]]:
 
 
 def tokens_to(log: list[dict[str, Any]], share: float) -> float | None:
-    """Training tokens at which held-out accuracy was first seen at this share."""
+    """Return the training tokens after which held-out accuracy first reached a share."""
     reached = [line["tokens"] for line in log if line["held_out_token_accuracy"] >= share]
     return reached[0] if reached else None
 
 
 def row(name: str, logs: list[list[dict[str, Any]]]) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     ends = sorted(100 * log[-1]["held_out_token_accuracy"] for log in logs)
     cells = [name, f"{sum(ends) / len(ends):.2f} % ({ends[0]:.2f} to {ends[-1]:.2f})"]
     for share in SHARES:
@@ -72,7 +72,7 @@ def row(name: str, logs: list[list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train missing variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--steps", type=int, default=100)

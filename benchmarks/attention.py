@@ -1,8 +1,8 @@
-"""Fused attention, forward and back, in bf16 and in fp32: where training is to attend in which (models/precision.py).
+"""Time of fused attention, forward and backward, in bf16 and in fp32, for the choice in models/runtime.py.
 
     OMP_NUM_THREADS=1 python -m benchmarks.attention
 
-Seconds of this process, so that what else runs changes little; medians.
+Times are medians of the process's CPU time, which depends little on other processes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 
 @dataclass(frozen=True)
 class Options:
-    """What is timed."""
+    """The sizes of the attention."""
 
     lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048)
-    """Positions."""
+    """Positions in a row."""
     positions: int = 4096
-    """In all rows together; at least one row."""
+    """Positions in all rows together; at least one row is timed."""
     heads: int = 4
-    """Of each position."""
+    """Attention heads."""
     width: int = 32
-    """Of each head."""
+    """Width of each head."""
     repeats: int = 9
-    """Of each."""
+    """Number of timed calls."""
 
 
 def seconds(length: int, dtype: torch.dtype, options: Options) -> tuple[float, float]:
-    """Forward and back, of parts that come in bf16."""
+    """Return the seconds of the forward and of the backward pass; inputs are given in bf16."""
     shape = (max(1, options.positions // length), options.heads, length, options.width)
     parts = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     forth, back = [], []
@@ -49,7 +49,7 @@ def seconds(length: int, dtype: torch.dtype, options: Options) -> tuple[float, f
 
 def main(options: Options) -> None:
     """Print the table."""
-    print("| positions | bf16: forward, back, ms | fp32: forward, back, ms | bf16 / fp32 |")
+    print("| positions | bf16: forward, backward, ms | fp32: forward, backward, ms | bf16 / fp32 |")
     print("| --- | --- | --- | --- |")
     for length in options.lengths:
         times = [seconds(length, dtype, options) for dtype in (torch.bfloat16, torch.float32)]

@@ -1,8 +1,8 @@
-"""Training tokens at which runs first reached 50, 90 and 99 % held-out token accuracy, side by side.
+"""Training tokens after which runs first reached 50, 90 and 99 % held-out token accuracy.
 
     python -m benchmarks.curves runs/tiny runs/paper
 
-Reads the runs' logs; accuracy there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps.
+Reads the runs' logs, whose accuracy is measured on `evaluate_rows` held-out rows every `evaluate_every` steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from memlm.training import RunFolder
 
 
 def row(path: str) -> str:
-    """One run as a line of the table."""
+    """Return the row of a run."""
     folder = RunFolder.open(path)
     log = [line for line in folder.log() if "held_out_token_accuracy" in line]
     last = log[-1]

@@ -1,15 +1,14 @@
-"""What kept memories and reading in parallel save, in time and memory.
+"""Time and memory that the memory cache and parallel reading save.
 
     python -m benchmarks.memory
 
-Both cases of a pair are timed in turn, in one process, so that what else the machine does touches both alike; the ratio
-is the median of the pairs' ratios, its interval the middle half of them. Peak memory is that of a process of its own.
-First a training step of the curriculum's decoder (forward, backward, optimizer) with memories from disk, and with the
-frozen encoder run in every step; then one pass forward and backward over whole documents, all chunks at once and one
-after the other (memlm.models.memory.naive).
-The encoders are those of autoencoder-chunk-tiny, of autoencoder-chunk-deep, as wide as the decoder, and of
-autoencoder-chunk-small, the largest, and two sizes between: the first is a small part of a step beside its decoder, the
-others show from which size on it pays to keep what they wrote.
+Both cases of a pair are timed alternately in one process, so that other load affects both alike. The ratio is the median
+of the pairs' ratios, and its interval is their middle half. Peak memory is measured in a process of its own.
+The first pair is a training step of the curriculum's decoder (forward, backward, optimizer) with cached memories, and
+with the frozen encoder run in every step. The second is a forward and backward pass over whole documents, with all
+chunks at once, and one chunk after the other (memlm.models.memory.naive).
+The encoders are those of autoencoder-chunk-tiny, autoencoder-chunk-deep and autoencoder-chunk-small, and two sizes
+between: the first takes a small part of a step, the others show from which size on the cache saves time.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from memlm.training.memory.building import build_from_sizes
 from memlm.training.memory.cache import MemoryCache
 from memlm.training.memory.config import EncoderSettings, MemoryModelSettings, Stage
 
-CASES = ("kept memories", "frozen encoder", "parallel", "sequential")
+CASES = ("memory cache", "frozen encoder", "parallel", "sequential")
 """In pairs: what is compared with what."""
 _WARMING = 2
 """Pairs that are not counted."""
@@ -111,7 +110,7 @@ def step_of(case: str, options: argparse.Namespace) -> Callable[[], None]:
     settings = settings_of(*options.encoder[0])
     shared: dict[str, Any] = {"batch_size": options.batch_size, "bf16": options.precision == "bf16"}
     if case in CASES[:2]:
-        return training_step(settings, kept=case == "kept memories", **shared)
+        return training_step(settings, kept=case == "memory cache", **shared)
     return full_pass(settings, parallel=case == "parallel", **shared)
 
 

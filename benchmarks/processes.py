@@ -1,12 +1,12 @@
-"""Two processes with a core each against one: tokens a second of the same run, and its losses.
+"""Throughput of a run in two processes with one core each, compared with one process; and its losses.
 
     python -m benchmarks.processes
     python -m benchmarks.processes --recipe autoencoder-tiny --steps 40
     python -m benchmarks.processes --changes training.precision=fp32 training.optimizer.name=adamw
 
-Each trains the same steps of the same rows; the first steps, in which processes start, are left out. The machine must
-be otherwise idle, with a core for each process. In fp32 with AdamW rounding stays small; Muon computes in bf16 where
-the machine does.
+Both train the same steps on the same rows; the first steps, in which processes start, are left out. The machine must be
+otherwise idle, with a core for each process. Rounding differences are small in fp32 with AdamW; Muon computes in bf16
+where the machine supports it.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from memlm.training import RunFolder
 
 @dataclass(frozen=True)
 class Options:
-    """What is timed."""
+    """The settings of the benchmark."""
 
     recipe: str = "memory-tiny"
     """Name of a recipe."""
     steps: int = 60
     """Updates of each run."""
     processes: int = 2
-    """Against one."""
+    """Number of processes, compared with one."""
     repeats: int = 3
-    """Of both, in turn."""
+    """Number of repetitions, both alternating."""
     text: str | None = None
-    """The bundled speeches by default."""
+    """Training text; the bundled speeches by default."""
     batch_size: int | None = None
-    """Rows of a step, over all processes; the recipe's by default."""
+    """Rows of a step over all processes; the recipe's by default."""
     changes: tuple[str, ...] = ()
-    """Other settings of `memlm train`, as training.precision=fp32."""
+    """Other settings of `memlm train`, such as training.precision=fp32."""
 
 
 def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str, float]]:
-    """Log lines of a run of its own."""
+    """Train a run and return its log."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command = [sys.executable, "-m", *(launcher if processes > 1 else ()), "memlm", "train", options.recipe]
     command += ["--steps", str(options.steps), "--out", str(folder), "--training.log_every", "10"]
-    # nothing but steps: neither looks at held-out text nor checkpoints
+    # time steps alone, without evaluations and checkpoints
     command += ["--training.evaluate_every", str(10**6), "--training.checkpoint_every", str(10**6)]
     command += [word for change in options.changes for word in f"--{change}".split("=", 1)]
     command += [] if options.batch_size is None else ["--training.batch_size", str(options.batch_size)]
@@ -59,12 +59,12 @@ def trained(options: Options, folder: Path, *, processes: int) -> list[dict[str,
 
 
 def rate(log: list[dict[str, float]]) -> float:
-    """Tokens a second between the first and the last line."""
+    """Return the tokens per second between the first and the last line of a log."""
     return (log[-1]["tokens"] - log[0]["tokens"]) / (log[-1]["seconds"] - log[0]["seconds"])
 
 
 def main(options: Options) -> None:
-    """Train in turn, print."""
+    """Train alternately and print the ratios."""
     ratios: list[float] = []
     apart = 0.0
     for number in range(options.repeats):

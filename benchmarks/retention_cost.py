@@ -1,9 +1,9 @@
-"""The cost of retention: held-out next-token loss of a mixture over that of next tokens alone, at equal steps.
+"""Cost of retention: held-out next-token loss of a mixture relative to next tokens alone, at equal steps.
 
     python -m benchmarks.retention_cost runs/next runs/memory
 
-Reads the runs' logs; the loss there is of `evaluate_rows` held-out rows, looked at every `evaluate_every` steps. Beside
-it stands the second run's blank-copy accuracy at that step. For bits per byte on all held-out text: memlm evaluate.
+Reads the runs' logs, whose loss is measured on `evaluate_rows` held-out rows every `evaluate_every` steps, and shows the
+second run's blank-copy accuracy beside it. `memlm evaluate` measures bits per byte on all held-out text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LOSS, _COPY = "held_out_loss/next_token", "held_out_accuracy/blank_copy"
 
 
 def looks(path: str) -> dict[int, dict[str, Any]]:
-    """Lines of the log that looked at next tokens, by step."""
+    """Return the lines of a log with a held-out next-token loss, by step."""
     return {line["step"]: line for line in RunFolder.open(path).log() if _LOSS in line}
 
 

@@ -1,12 +1,12 @@
-"""Long texts in a stream, and search among many memories.
+"""Throughput and memory of long texts, and search among many memories.
 
     python -m benchmarks.store stream --model runs/memory
     python -m benchmarks.store search
 
-`stream` reads a text of five million tokens (the bundled speeches, again and again in other orders) in each of four
-ways, each in a process of its own: the encoder alone on tokens that are ready; a session that trusts its memories; one
-that reads every chunk back first; and a store, read back, corrected and written. Growth of memory is the peak above
-what the process had after a fiftieth of the text. `search` fills a store with random memories and asks it.
+`stream` reads a text of five million tokens (the bundled speeches, repeated in random orders) in four ways, each in a
+process of its own: the encoder alone on prepared tokens; a session that does not verify its memories; a session that
+decodes every chunk to verify it; and a store, which decodes, corrects and writes. Growth of memory is the peak above
+the memory of the process after a fiftieth of the text. `search` fills a store with random memories and searches it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def long_text(characters: int) -> Iterator[str]:
-    """Speeches in ever new orders."""
+    """Yield speeches in random orders until there are as many characters."""
     texts = [document.text for document in load_documents("sotu")]
     order = random.Random(0)  # noqa: S311  (no secret)
     while True:
@@ -52,10 +52,10 @@ def long_text(characters: int) -> Iterator[str]:
 
 
 class Watch:
-    """Seconds and memory while a text is read.
+    """Measures time and memory while a text is read.
 
     Attributes:
-        warm: characters after which the process has what it needs.
+        warm: characters after which memory counts as settled.
     """
 
     def __init__(self, characters: int) -> None:
@@ -64,7 +64,7 @@ class Watch:
         self.began = time.perf_counter()
 
     def pieces(self, characters: int) -> Iterator[str]:
-        """The text, looked at after each piece."""
+        """Yield the text, and measure memory after each piece."""
         done = 0
         for piece in long_text(characters):
             yield piece
@@ -75,20 +75,20 @@ class Watch:
                 self.settled = now
 
     def figures(self, tokens: int) -> dict[str, float]:
-        """Of a text of so many tokens, all of it read."""
+        """Return the figures of a finished text."""
         seconds = time.perf_counter() - self.began
         growth = max(self.peak, resident_bytes()) - self.settled
         return {"tokens": tokens, "seconds": seconds, "growth": growth, "settled": self.settled}
 
 
 def resident_bytes() -> int:
-    """Of this process, now (Linux)."""
+    """Return the resident memory of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * 4096
 
 
 def by_encoder(model: str, tokens: int) -> dict[str, float]:
-    """The encoder on random tokens, in the batches that sessions and stores use."""
+    """Time the encoder on random tokens, in the batches of sessions and stores."""
     codec = ChunkCodec.load(model)
     length = codec.chunk_length
     ids = torch.randint(2, codec.encoder.config.vocab_size, (ROWS, length))
@@ -103,7 +103,7 @@ def by_encoder(model: str, tokens: int) -> dict[str, float]:
 
 
 def by_session(model: str, characters: int, *, fidelity: float) -> dict[str, float]:
-    """A session reads the text; what does not fit any more is forgotten."""
+    """Time a session, which forgets the oldest chunks where its decoder has no more positions."""
     session = MemorySession(model, fidelity=fidelity)
     watch = Watch(characters)
     session.read(watch.pieces(characters))
@@ -113,7 +113,7 @@ def by_session(model: str, characters: int, *, fidelity: float) -> dict[str, flo
 
 
 def by_store(model: str, characters: int) -> dict[str, float]:
-    """A store takes it as one document."""
+    """Time a store that adds the text as one document."""
     with tempfile.TemporaryDirectory() as folder, TextStore.open(Path(folder) / "s", model, write=True) as store:
         watch = Watch(characters)
         with closing(store.add([("long", watch.pieces(characters))])) as told:
@@ -123,7 +123,7 @@ def by_store(model: str, characters: int) -> dict[str, float]:
 
 
 def stream(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """One way, in this process."""
+    """Time one way in this process."""
     if way == "encoder":
         return by_encoder(options.model, options.tokens)
     characters = int(options.tokens * options.characters_per_token)
@@ -133,10 +133,10 @@ def stream(way: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def compare_streams(options: argparse.Namespace) -> None:
-    """Print one row a way."""
+    """Print a row for each way."""
     options.characters_per_token = characters_per_token(options.model)
     print(f"{torch.get_num_threads()} threads, fp32, {options.model}")
-    print("| read by | tokens | seconds | tokens/s | of the first | memory, MB | growth, MB |")
+    print("| read by | tokens | seconds | tokens/s | share of the first | memory, MB | growth, MB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     alone = 0.0
     for way in options.ways:
@@ -151,7 +151,7 @@ def compare_streams(options: argparse.Namespace) -> None:
 
 
 def characters_per_token(model: str) -> float:
-    """Of the bundled text."""
+    """Return the mean number of characters of a token in the bundled text."""
     text = "".join(long_text(2**18))
     return len(text) / len(ChunkCodec.load(model).tokens([text])[0])
 
@@ -165,7 +165,7 @@ def _apart(way: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def fill(folder: Path, *, chunks: int, numbers: int) -> None:
-    """A store of random memories without texts."""
+    """Write a store of random memories without texts."""
     header = StoreHeader(
         encoder="0" * 64,
         decoder="0" * 64,
@@ -197,7 +197,7 @@ def _document(first: int, chunks: int, numbers: int, generator: torch.Generator)
 
 
 def search(options: argparse.Namespace) -> dict[str, float]:
-    """Figures of one store."""
+    """Return the figures of searches in one store."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "s"
         _, filling = timed(lambda: fill(folder, chunks=options.chunks, numbers=options.numbers))
@@ -220,7 +220,7 @@ def search(options: argparse.Namespace) -> dict[str, float]:
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What came of it, and its seconds."""
+    """Return the result of a call and its seconds."""
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began

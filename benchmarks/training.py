@@ -1,9 +1,9 @@
-"""How fast a recipe trains, and which share of the machine's matrix throughput that is.
+"""Training throughput of a recipe, and its share of the machine's matrix throughput.
 
     python -m benchmarks.training [RECIPE]
 
-Measured in one run: the throughput of matrix products in the model's own sizes and precision, then training steps
-(forward, backward, optimizer) on random tokens. Floating-point operations are counted by torch's own counter.
+Measures matrix products in the model's sizes and precision, then training steps (forward, backward, optimizer) on
+random tokens. Floating-point operations are counted by torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AUTOENCODERS = [name for name in RECIPES if name.startswith("autoencoder")]
 
 
 def matmul_rate(config: RunConfig, *, bf16: bool) -> float:
-    """Floating-point operations per second of this machine's matrix products, the best of the feed-forward's two."""
+    """Return the largest throughput of matrix products, in floating-point operations per second."""
     rows, width = config.training.batch_size * config.model.chunk_length, config.model.hidden_size
     inner = config.model.intermediate_size or 4 * width
     kind = torch.bfloat16 if bf16 else torch.float32
@@ -38,7 +38,7 @@ def matmul_rate(config: RunConfig, *, bf16: bool) -> float:
 
 
 def median_seconds(call: Callable[[], object], *, repeats: int) -> float:
-    """Median over repeats, two calls of warming up first."""
+    """Return the median time of a call, after two calls that are not counted."""
     for _ in range(2):
         call()
     times: list[float] = []
@@ -50,10 +50,10 @@ def median_seconds(call: Callable[[], object], *, repeats: int) -> float:
 
 
 def main() -> None:
-    """Print tokens per second and the share."""
+    """Print tokens per second and the share of matrix throughput."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "recipe", nargs="?", default="autoencoder-tiny", choices=[n for n in RECIPES if n.startswith("autoencoder")]
+        "recipe", nargs="?", default="autoencoder-tiny", choices=_AUTOENCODERS
     )
     config = cast(RunConfig, get_recipe(parser.parse_args().recipe))
     bf16 = wants_bf16(config.training.precision)

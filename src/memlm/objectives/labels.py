@@ -1,7 +1,7 @@
-"""Objectives as pure functions: tokens -> (input_ids, labels), both (batch, tokens), aligned position by position.
+"""Objectives as pure functions from tokens to inputs and labels, both (batch, tokens) and aligned by position.
 
-Nothing is shifted later and nothing is changed in place: where a model predicts token t+1 at position t, the label at
-position t is token t+1 already.
+Labels are shifted here and not later: where a model predicts token t+1 at position t, the label at position t is token
+t+1. No argument is changed in place.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
 
 
 class Task(NamedTuple):
-    """What a model reads and what it is asked for, both (batch, tokens)."""
+    """The inputs and labels of a model, both (batch, tokens)."""
 
     input_ids: TokenIds
     labels: Labels
 
 
 def reconstruction(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
-    """Give the input back, the same token at the same position; padding is not asked for."""
+    """Return labels that equal the input; padding is no target."""
     return Task(input_ids, input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX))
 
 
 def next_token(input_ids: TokenIds, attention_mask: TokenMask) -> Task:
-    """Predict the token that follows; the last position of a text is asked for nothing."""
+    """Return labels that are the next tokens; the last position of a text has no target."""
     return Task(input_ids, _following(input_ids.masked_fill(~attention_mask.bool(), IGNORE_INDEX)))
 
 
 def copy(input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Task:
-    """The second half repeats the first; each of its tokens, the first one included, is asked of the position before.
+    """Return inputs whose second half repeats the first, with its tokens as targets at the positions before them.
 
     Args:
         input_ids: (batch, tokens), an even number of tokens; the second half is not used.
-        attention_mask: (batch, tokens); a row whose first half is not all text is asked for nothing.
+        attention_mask: (batch, tokens); a row whose first half is not all text has no targets.
 
     Raises:
         UserError: an odd number of tokens, or fewer than four.
@@ -59,19 +59,19 @@ def blank_copy(
     blank_id: int,
     start: int | Int[Tensor, " batch"] | None = None,
 ) -> Task:
-    """From `start` on every token is a blank, and the blanks are asked for the text from its beginning.
+    """Replace all tokens from `start` on by blanks, whose targets are the tokens of the text from its beginning.
 
-    A blank is asked for what stood `start` tokens before it, not for what follows: nothing but the first blank says
-    that a copy begins, so that the position before it cannot know (the paper asks that one too, 2.4).
+    The target of a blank is the token `start` positions before it, and the last token of the text has no target: before
+    the first blank nothing tells a model that a copy begins. (arXiv 2602.13466 has a target there too.)
 
     Args:
         input_ids: (batch, tokens).
-        attention_mask: (batch, tokens); a row that is not all text before its start is asked for nothing.
-        blank_id: the blank.
-        start: of each row, or of all; the middle by default.
+        attention_mask: (batch, tokens); a row that is not all text before its start has no targets.
+        blank_id: the token id of a blank.
+        start: the first blank of each row, or of all rows; the middle by default.
 
     Raises:
-        UserError: a start that leaves no text or no blank.
+        UserError: there is no text or no blank.
     """
     tokens = input_ids.shape[1]
     starts = torch.as_tensor(tokens // 2 if start is None else start, device=input_ids.device).reshape(-1, 1)
@@ -89,18 +89,18 @@ def blank_copy(
 
 
 def token_dropout(task: Task, *, blank_id: int, share: float, generator: torch.Generator) -> Task:
-    """A share of the second half's inputs hidden: between copy (0) and blank copy (1).
+    """Replace a share of the second half's inputs by blanks: a copy at share 0, a blank copy at share 1.
 
-    A blank is asked for the token it hides, a token for the one that follows, where that is not hidden.
+    The target of a blank is the token that it replaces, the target of a token the next one, unless that is a blank.
 
     Args:
-        task: of `copy`.
-        blank_id: what stands in place of a hidden token.
-        share: of the tokens, each drawn by itself.
-        generator: what draws, on the CPU.
+        task: the `copy` task.
+        blank_id: the token id of a blank.
+        share: the probability of each token to be replaced.
+        generator: a random generator on the CPU.
 
     Raises:
-        UserError: a share outside [0, 1].
+        UserError: the share is outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise UserError(f"the share of hidden tokens ({share}) must lie between 0 and 1.")
@@ -121,5 +121,5 @@ def _first_half(input_ids: Tensor) -> Tensor:
 
 
 def _following(labels: Tensor) -> Tensor:
-    """The label of each position moved to the position before it."""
+    """Move the label of each position to the position before it."""
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
