@@ -1,6 +1,6 @@
 """Ablation of `autoencoder-tiny`: one change at a time, and the design of arXiv 2602.13466, at equal tokens.
 
-    python -m benchmarks.ablation --out runs/ablation            # 11 variants, 3 seeds; continues where it was interrupted
+    python -m benchmarks.ablation --out runs/ablation            # 11 variants, 3 seeds; may be interrupted
     python -m benchmarks.ablation --out runs/ablation --steps 400
 
 Prints a Markdown table of the held-out token accuracy (mean over seeds, lowest and highest) and of the training tokens

@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory
 
-Both cases of a pair are timed alternately in one process, so that other load affects both alike. The ratio is the median
-of the pairs' ratios, and its interval is their middle half. Peak memory is measured in a process of its own.
+Both cases of a pair are timed alternately in one process, so that other load affects both alike. The ratio is the
+median of the pairs' ratios, and its interval is their middle half. Peak memory is measured in a process of its own.
 The first pair is a training step of the curriculum's decoder (forward, backward, optimizer) with cached memories, and
 with the frozen encoder run in every step. The second is a forward and backward pass over whole documents, with all
 chunks at once, and one chunk after the other (memlm.models.memory.naive).

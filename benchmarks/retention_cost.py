@@ -2,8 +2,8 @@
 
     python -m benchmarks.retention_cost runs/next runs/memory
 
-Reads the runs' logs, whose loss is measured on `evaluate_rows` held-out rows every `evaluate_every` steps, and shows the
-second run's blank-copy accuracy beside it. `memlm evaluate` measures bits per byte on all held-out text.
+Reads the runs' logs, whose loss is measured on `evaluate_rows` held-out rows every `evaluate_every` steps, and shows
+the second run's blank-copy accuracy beside it. `memlm evaluate` measures bits per byte on all held-out text.
 """
 
 from __future__ import annotations

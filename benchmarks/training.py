@@ -52,9 +52,7 @@ def median_seconds(call: Callable[[], object], *, repeats: int) -> float:
 def main() -> None:
     """Print tokens per second and the share of matrix throughput."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "recipe", nargs="?", default="autoencoder-tiny", choices=_AUTOENCODERS
-    )
+    parser.add_argument("recipe", nargs="?", default="autoencoder-tiny", choices=_AUTOENCODERS)
     config = cast(RunConfig, get_recipe(parser.parse_args().recipe))
     bf16 = wants_bf16(config.training.precision)
     vocabulary = config.data.vocab_size
