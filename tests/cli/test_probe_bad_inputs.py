@@ -184,7 +184,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "texts of one document": (of_files(None, lines(document="one")), ("1 documents", "three ways")),
     # the table
-    "a table too narrow": (lambda f: ["probe-table", "--out", str(f / "o"), "--width", "4"], ("hidden_size (4)", "16")),
+    "a table too narrow": (
+        lambda f: ["probe-table", "--out", str(f / "o"), "--hidden-size", "4"],
+        ("hidden_size (4)", "16"),
+    ),
     "a table of no seeds": (lambda f: ["probe-table", "--out", str(f / "o"), "--seeds", "0"], ("seeds (0)",)),
     "a table of other settings": (
         lambda f: (

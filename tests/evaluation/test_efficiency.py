@@ -72,7 +72,7 @@ def test_the_command_writes_table_picture_and_figures(
 ) -> None:
     speed = Speed(1.0, 0.5, 0.1, 100, 50, 0)
     found = [Comparison(length, 1, speed, Speed(0.0, 6.0, 0.4, 800, 750, 0)) for length in (256, 1024)]
-    monkeypatch.setattr("memlm.evaluation.efficiency.compare_efficiency", lambda _: iter(found))
+    monkeypatch.setattr("memlm.cli.bench.compare_efficiency", lambda _: iter(found))
     assert main(["bench", "inference", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "12.0, 4.0, 4.0, 15.0, 8.0" in out

@@ -219,7 +219,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memlm.reproduction.measure_experiments", stopped)
+    monkeypatch.setattr("memlm.cli.claims.measure_experiments", stopped)
     assert main(["claims", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "memlm: error: stopped, nothing is lost: the same command goes on.\n"
 
@@ -227,8 +227,8 @@ def test_ctrl_c_says_how_to_go_on(
 def test_the_command_prints_the_table_and_writes_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("memlm.reproduction.measure_experiments", lambda *_, **__: (figures(), []))
-    monkeypatch.setattr("memlm.reproduction.spent_on", lambda experiments, *_: Spent(10**6 * len(experiments), 60.0))
+    monkeypatch.setattr("memlm.cli.claims.measure_experiments", lambda *_, **__: (figures(), []))
+    monkeypatch.setattr("memlm.cli.claims.spent_on", lambda experiments, *_: Spent(10**6 * len(experiments), 60.0))
     assert main(["claims", "--quick", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("| holds |") == 9

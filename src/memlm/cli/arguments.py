@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import BaseModel
 
 from memlm.errors import ConfigError, did_you_mean
 
@@ -21,7 +24,7 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str, default
     import tyro
 
     program = f"memlm {command}"
-    description = (kind.__doc__ or "").strip()
+    description = inspect.getdoc(kind) or ""
     if any(a in ("-h", "--help") for a in arguments):
         tyro.cli(kind, args=["--help"], prog=program, description=description, default=_or_missing(default))
         raise SystemExit(0)
@@ -76,3 +79,25 @@ def _what_is_wrong(kind: type[Any], arguments: Sequence[str], program: str, defa
         w for w in words if w and not w.startswith(("For full helptext", "Parsing error", "Required options", "usage:"))
     ]
     return " ".join(" ".join(useful).split()).rstrip(".") + "."
+
+
+def options_of(settings: type[BaseModel], own: type[Any], *, leave_out: Sequence[str] = ()) -> type[Any]:
+    """Return a dataclass with the fields of a command and those of the settings that it takes.
+
+    Args:
+        settings: a model whose fields have attribute docstrings.
+        own: a dataclass of the command's other fields, whose docstring describes the command.
+        leave_out: fields of the settings that the command does not take.
+    """
+    import dataclasses
+
+    import tyro
+
+    fields: list[Any] = []
+    for name, info in settings.model_fields.items():
+        if name not in leave_out:
+            help_text = " ".join((info.description or "").split())
+            fields.append((name, Annotated[info.annotation, tyro.conf.arg(help=help_text)], info.default))
+    return dataclasses.make_dataclass(
+        own.__name__, fields, bases=(own,), namespace={"__doc__": own.__doc__}, frozen=True
+    )

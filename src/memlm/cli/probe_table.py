@@ -6,13 +6,17 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from memlm.cli.arguments import parse
+import torch
+
+from memlm.cli.arguments import options_of, parse
 from memlm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from memlm.reproduction.paper_table import TableLine, TableSettings
+from memlm.measurement import append_journal, to_json_lines
+from memlm.reports.tables import with_interval
+from memlm.reproduction.paper_rows import paper_figures
+from memlm.reproduction.paper_table import TableLine, TableSettings, measure_table
+from memlm.training.config import checked
 
 QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
 
@@ -27,18 +31,6 @@ class ProbeTable:
 
     out: str = "runs/probe-table"
     """Folder of encoders, probes and measurements."""
-    text: str = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
-    length: int = 16
-    """Tokens per passage."""
-    width: int = 128
-    """Width of every encoder, and the number of components of its vector."""
-    steps: int = 1000
-    """Updates of each training, of 32 passages each."""
-    passages: int = 16384
-    """Training passages of each probe."""
-    seeds: int = 3
-    """Encoders and probes of each row."""
     workers: int = 0
     """Rows at the same time; 0 for one on each core."""
     quick: bool = False
@@ -49,25 +41,16 @@ class ProbeTable:
 
 def run(arguments: list[str]) -> None:
     """Run the command."""
-    options = parse(ProbeTable, arguments, command="probe-table")
-    settings = _settings(options)
-    from memlm.measurement import append_journal, to_json_lines
-    from memlm.reproduction.paper_table import measure_table
-
-    out = Path(options.out)
-    lines = measure_table(settings, out, say=_say, workers=_workers(options.workers), progress=True)
+    options = vars(parse(options_of(TableSettings, ProbeTable, leave_out=("probe",)), arguments, command="probe-table"))
+    out, workers = Path(options["out"]), _workers(options["workers"])
+    lines = measure_table(_settings(options), out, say=_say, workers=workers, progress=True)
     measurements = [m for line in lines for m in line.measurements]
     append_journal(out / "measurements.jsonl", measurements)
-    if options.json:
-        print(to_json_lines(measurements), end="")
-    else:
-        print(markdown(lines), end="")
+    print(to_json_lines(measurements) if options["json"] else markdown(lines), end="")
 
 
 def _workers(given: int) -> int:
     """Return the number of workers: one for each core by default, and one where a GPU is used."""
-    import torch
-
     if given < 0:
         raise ConfigError(f"--workers ({given}) must be at least 1, or 0 for one on each core.")
     if given:
@@ -79,26 +62,13 @@ def _say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 
-def _settings(options: ProbeTable) -> TableSettings:
-    from memlm.reproduction.paper_table import TableSettings
-    from memlm.training.config import checked
-
-    values = {
-        "text": options.text,
-        "length": options.length,
-        "hidden_size": options.width,
-        "steps": options.steps,
-        "passages": options.passages,
-        "seeds": options.seeds,
-    }
-    return checked(TableSettings, values | QUICK if options.quick else values)
+def _settings(options: dict[str, Any]) -> TableSettings:
+    values = {name: value for name, value in options.items() if name in TableSettings.model_fields}
+    return checked(TableSettings, values | QUICK if options["quick"] else values)
 
 
 def markdown(lines: list[TableLine]) -> str:
     """Return a table of the measured figures beside those of arXiv 2602.13466."""
-    from memlm.reports.tables import with_interval
-    from memlm.reproduction.paper_rows import paper_figures
-
     heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")
     rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for line in lines:
