@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
                 for line, split in zip(lines(), ["train", "validation", "held_out"] * 4, strict=True)
             ],
         ),
-        ("document 'same'", "train", "one side"),
+        ("document 'same'", "train", "one part"),
     ),
     "texts of one document": (of_files(None, lines(document="one")), ("1 documents", "three ways")),
     # the table
