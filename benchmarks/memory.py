@@ -106,7 +106,7 @@ def full_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool,
 
 
 def step_of(case: str, options: argparse.Namespace) -> Callable[[], None]:
-    """What a case does again and again."""
+    """Return the step of a case."""
     settings = settings_of(*options.encoder[0])
     shared: dict[str, Any] = {"batch_size": options.batch_size, "bf16": options.precision == "bf16"}
     if case in CASES[:2]:

@@ -1,4 +1,4 @@
-"""What an evaluation reports: figures with what is needed to read them, passages, costs, and journals of figures."""
+"""Records of an evaluation: figures with what is needed to read them, passages, costs, and journals of figures."""
 
 from __future__ import annotations
 

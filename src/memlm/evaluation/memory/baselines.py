@@ -10,7 +10,7 @@ from memlm.data import PackedRows
 from memlm.models import ChunkReader
 
 CONTEXTS = ("memory", "no_memory", "other_memory")
-"""What stands for the earlier chunks of a document: its memories, nothing, or the memories of another document."""
+"""Substitutes for the earlier chunks of a document: its memories, nothing, or the memories of another document."""
 
 
 def logits_with(
