@@ -82,10 +82,10 @@ def test_memory_models_around_pretrained_decoders(family: str, lora: dict[str, A
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_cache_is_taken_by_both_names(name: str) -> None:
     ids = torch.randint(2, VOCAB, (2, 6))
-    for model, more in ((language_model(), {}), (memory_model(), {"use_cache": True})):
-        whole = model(ids, use_cache=False).logits
+    for read in (language_model(), memory_model().read_prompt):
+        whole = read(ids, use_cache=False).logits
         cache = DynamicCache()
-        first = model(ids[:, :4], **{name: cache}, **more)
-        second = model(ids[:, 4:], **{name: first[CACHE_NAME]}, **more)
+        first = read(ids[:, :4], **{name: cache})
+        second = read(ids[:, 4:], **{name: first[CACHE_NAME]})
         assert first[CACHE_NAME] is cache
         torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole)

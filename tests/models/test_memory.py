@@ -245,11 +245,11 @@ def test_reconstruction_is_an_objective_of_its_own() -> None:
 
 def test_layouts_by_hand() -> None:
     _ = UNUSED
-    assert slot_table("aligned", chunks=3, groups=2).tolist() == [[_, _], [_, 0], [0, 1]]
-    assert slot_table("fixed", chunks=3, groups=3).tolist() == [[_, _, _], [0, _, _], [0, 1, _]]
-    assert slot_table("oracle", chunks=3, groups=3).tolist() == [[_, _, 0], [_, 0, 1], [0, 1, 2]]
-    assert slot_table("aligned", chunks=4, groups=2)[3].tolist() == [1, 2]
-    assert slot_table("fixed", chunks=4, groups=2)[3].tolist() == [1, 2]
+    assert slot_table("aligned", chunks=3, memory_blocks=2).tolist() == [[_, _], [_, 0], [0, 1]]
+    assert slot_table("fixed", chunks=3, memory_blocks=3).tolist() == [[_, _, _], [0, _, _], [0, 1, _]]
+    assert slot_table("oracle", chunks=3, memory_blocks=3).tolist() == [[_, _, 0], [_, 0, 1], [0, 1, 2]]
+    assert slot_table("aligned", chunks=4, memory_blocks=2)[3].tolist() == [1, 2]
+    assert slot_table("fixed", chunks=4, memory_blocks=2)[3].tolist() == [1, 2]
 
 
 def test_errors_name_both_values() -> None:
@@ -279,10 +279,10 @@ def test_errors_name_both_values() -> None:
         model(ids, labels=torch.full_like(ids, IGNORE_INDEX))
     with pytest.raises(MemoryShapeError, match="do not fit 2 documents"):
         model(ids, memories=torch.zeros(2, 3, 1, 5))
-    with pytest.raises(MemoryShapeError, match="memories of 2 chunks do not reach; 3 are read"):
+    with pytest.raises(MemoryShapeError, match="memories of 2 chunks are too few: 3 are read"):
         model(ids, memories=torch.zeros(2, 2, 1, 8))
     with pytest.raises(UserError, match="give the memories too"):
-        model(torch.full((1, 2), VOCAB), use_cache=False)
+        model.read_prompt(torch.full((1, 2), VOCAB))
     with pytest.raises(UserError, match="prompts need masked fillers"):
         memory_model("paper").prompt([[torch.zeros(1, 1, 8), [3]]])
 

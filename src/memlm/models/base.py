@@ -13,6 +13,15 @@ from memlm.errors import ConfigError, did_you_mean
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the key-value cache in transformers' arguments and outputs: `cache` since 5.24, `past_key_values` before."""
+
+
+def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's arguments with the key-value cache, under either name, by the name that transformers uses."""
+    caches = {name: arguments.get(name) for name in ("cache", "past_key_values")}
+    found = [cache for cache in caches.values() if cache is not None]
+    return {**{n: v for n, v in arguments.items() if n not in caches}, CACHE_NAME: found[0] if found else None}
+
+
 _TRANSFORMERS_OWN = frozenset(
     {"torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "attn_implementation", "auto_map"}
     | {"experts_implementation", "output_attentions", "num_labels", "per_layer_config", "model_type"}

@@ -1,29 +1,29 @@
-"""Documents cut into chunks, with what is asked of them: what every model that reads chunk by chunk begins with."""
+"""Documents cut into chunks, with the targets of their tokens: the input of every model that reads chunk by chunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from memlm.chunking import split, text_first
-from memlm.objectives import ObjectiveSums, weighted_loss
-from memlm.shapes import IGNORE_INDEX, Logits
+from memlm.objectives import ObjectiveSums, sums_by_objective, weighted_loss
+from memlm.shapes import IGNORE_INDEX, Labels, Logits
 
 
 @dataclass
 class AutoencoderOutput(ModelOutput):
-    """Output of a text autoencoder.
+    """Output of a text autoencoder, a passage encoder or a probe.
 
     Attributes:
-        loss: mean cross-entropy in nats over the tokens asked for, where labels were given.
+        loss: mean cross-entropy in nats over the targets, if labels were given.
         logits: (batch, tokens, vocabulary), at the positions of the input.
-        memories: (batch, memories, numbers), one group per chunk.
+        memories: (batch, memories, numbers), those of one chunk per row.
     """
 
     # accelerate rebuilds outputs from one mapping when it widens them to fp32; a check of the fields would refuse that
@@ -39,12 +39,12 @@ class MemoryModelOutput(ModelOutput):
     """Output of a memory model that read documents.
 
     Attributes:
-        loss: weighted mean over objectives of their mean cross-entropy in nats, where labels were given.
+        loss: weighted mean over objectives of their mean cross-entropy in nats, if labels were given.
         logits: (documents, tokens, vocabulary), at the positions of the input; None in training.
-        memories: (documents, chunks, memories, numbers), what the encoder wrote.
-        nats: (objectives,), summed over the tokens each was asked for.
-        num_correct: (objectives,), how many of them came out right.
-        num_targets: (objectives,), how many they were.
+        memories: (documents, chunks, memories, numbers), as the encoder wrote them.
+        nats: (objectives,), cross-entropy summed over the targets of each objective.
+        num_correct: (objectives,), number of targets predicted correctly.
+        num_targets: (objectives,), number of targets.
     """
 
     # accelerate rebuilds outputs from one mapping when it widens them to fp32; a check of the fields would refuse that
@@ -58,8 +58,70 @@ class MemoryModelOutput(ModelOutput):
     num_targets: Tensor | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class DocumentTargets:
+    """Targets of the tokens of documents, and the objectives they belong to.
+
+    Attributes:
+        labels: (documents, tokens), the target of each position or IGNORE_INDEX; not shifted by the model.
+        objective: (documents,), the objective of each row; all rows belong to one if None.
+        loss_weights: (objectives,), weights of the objectives; all equal if None.
+        reconstruction_labels: (documents, tokens), targets of the reconstruction head, which is the last objective.
+        num_items_in_batch: (objectives,), number of targets over all accumulated batches and devices.
+    """
+
+    labels: Labels | None = None
+    objective: Int[Tensor, " documents"] | None = None
+    loss_weights: Float[Tensor, " objectives"] | None = None
+    reconstruction_labels: Labels | None = None
+    num_items_in_batch: Tensor | int | None = None
+
+    @property
+    def num_objectives(self) -> int:
+        """The number of objectives of `labels`, without that of the reconstruction head."""
+        if self.loss_weights is not None:
+            return len(self.loss_weights) - (self.reconstruction_labels is not None)
+        return 1 if self.objective is None else int(self.objective.max()) + 1
+
+    def row_objectives(self) -> Int[Tensor, " documents"]:
+        """Return the objective of each row."""
+        labels = cast(Tensor, self.labels)
+        return labels.new_zeros(len(labels)) if self.objective is None else self.objective
+
+    def sums(self, logits: Logits) -> ObjectiveSums | None:
+        """Return the sums of each objective, or None without labels."""
+        if self.labels is None:
+            return None
+        return sums_by_objective(logits, self.labels, self.row_objectives(), count=self.num_objectives)
+
+    def results(self, sums: ObjectiveSums | None) -> dict[str, Tensor]:
+        """Return the loss and the sums of each objective, by their names in MemoryModelOutput.
+
+        Raises:
+            UserError: no objective with a weight has a target.
+        """
+        if sums is None:
+            return {}
+        weights = torch.ones_like(sums.nats) if self.loss_weights is None else self.loss_weights.to(sums.nats)
+        count = sums.num_targets
+        if self.num_items_in_batch is not None:
+            count = torch.as_tensor(self.num_items_in_batch).to(count).expand_as(count)
+        loss = weighted_loss(sums.nats, count, weights)
+        counts = {"num_correct": sums.num_correct, "num_targets": sums.num_targets}
+        return {"loss": loss, "nats": sums.nats.detach(), **counts}
+
+
 class ChunkedDocuments(NamedTuple):
-    """Ids, mask and labels (documents, chunks, length), text first, and how the tokens stood before."""
+    """Documents as chunks, text first.
+
+    Attributes:
+        ids: (documents, chunks, length).
+        mask: (documents, chunks, length), nonzero for text.
+        labels: (documents, chunks, length), or None.
+        reconstruction: (documents, chunks, length), targets of the reconstruction head, or None.
+        order: (documents, tokens), the order that put text first, or None if it was first.
+        tokens: number of tokens of the input.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -68,14 +130,8 @@ class ChunkedDocuments(NamedTuple):
     order: Tensor | None
     tokens: int
 
-    def objectives(self, objective: Tensor | None, weights: Tensor | None) -> int:
-        """How many the labels belong to; the reconstruction's is not among them."""
-        if weights is not None:
-            return len(weights) - (self.reconstruction is not None)
-        return 1 if objective is None else int(objective.max()) + 1
-
     def joined(self, logits: Float[Tensor, "chunks length vocabulary"]) -> Logits:
-        """Logits of folded chunks -> (documents, tokens, vocabulary), at the positions of the input."""
+        """Return the logits of folded chunks as (documents, tokens, vocabulary), at the positions of the input."""
         rows = logits.unflatten(0, self.ids.shape[:2]).flatten(1, 2)[:, : self.tokens]
         rows = F.pad(rows, (0, 0, 0, self.tokens - rows.shape[1]))
         if self.order is None:
@@ -84,39 +140,30 @@ class ChunkedDocuments(NamedTuple):
 
 
 def chunked(
-    input_ids: Tensor,
+    input_ids: Int[Tensor, "documents tokens"],
     attention_mask: Tensor | None,
-    labels: Tensor | None,
-    reconstruction: Tensor | None = None,
+    targets: DocumentTargets,
     *,
     length: int,
     pad: int,
 ) -> ChunkedDocuments:
-    """Documents (rows, tokens) with padding anywhere, cut into chunks of `length`; all-padding chunks are left out."""
+    """Return documents, with padding on any side, as chunks of `length` tokens.
+
+    Chunks of padding alone are left out: the number of chunks depends on the texts, not on how they were padded.
+    """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     order = text_first(mask)
     if order is not None:
         input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        labels = None if labels is None else labels.gather(1, order)
-        reconstruction = None if reconstruction is None else reconstruction.gather(1, order)
-    # chunks of padding alone are left out: how many are read depends on texts, not on how they were padded
     text = max(1, int(mask.bool().sum(1).max()))
     chunks = split(input_ids[:, :text], mask[:, :text], chunk_length=length, pad_token_id=pad)
-    asked = [None if x is None else _asked(x[:, :text], length) for x in (labels, reconstruction)]
-    return ChunkedDocuments(chunks.input_ids, chunks.attention_mask, asked[0], asked[1], order, input_ids.shape[1])
-
-
-def loss_of(sums: ObjectiveSums, weights: Tensor | None, num_items: Tensor | int | None) -> Tensor:
-    """Weighted mean over objectives; `num_items` tokens were asked for over all accumulated batches and devices."""
-    weights = torch.ones_like(sums.nats) if weights is None else weights.to(sums.nats)
-    asked = (
-        sums.num_targets
-        if num_items is None
-        else torch.as_tensor(num_items).to(sums.num_targets).expand_as(sums.num_targets)
+    labels, reconstruction = (
+        None if x is None else _split_labels(x if order is None else x.gather(1, order), text, length)
+        for x in (targets.labels, targets.reconstruction_labels)
     )
-    return weighted_loss(sums.nats, asked, weights)
+    return ChunkedDocuments(chunks.input_ids, chunks.attention_mask, labels, reconstruction, order, input_ids.shape[1])
 
 
-def _asked(x: Tensor, length: int) -> Tensor:
-    missing = -x.shape[1] % length
-    return F.pad(x, (0, missing), value=IGNORE_INDEX).unflatten(1, (-1, length))
+def _split_labels(labels: Labels, text: int, length: int) -> Int[Tensor, "documents chunks length"]:
+    labels = labels[:, :text]
+    return F.pad(labels, (0, -text % length), value=IGNORE_INDEX).unflatten(1, (-1, length))

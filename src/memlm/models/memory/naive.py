@@ -1,4 +1,4 @@
-"""The memory model chunk by chunk, each read behind the memories that are there and nothing else: the tests' oracle."""
+"""The memory model read one chunk at a time, each behind its memories and nothing else: the reference of the tests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from memlm.shapes import TokenIds, TokenMask
 def naive_logits(
     model: MemoryModelForCausalLM, input_ids: TokenIds, attention_mask: TokenMask
 ) -> Float[Tensor, "documents tokens vocabulary"]:
-    """Logits at every position of every document; zeros where there is padding.
+    """Return the logits at every position of every document; zeros at padding.
 
     Args:
         model: any memory model.
         input_ids: (documents, tokens).
-        attention_mask: (documents, tokens), nonzero for text, on any side.
+        attention_mask: (documents, tokens), nonzero for text, with padding on any side.
     """
     rows: list[Tensor] = []
     for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
@@ -35,8 +35,8 @@ def naive_logits(
 def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
     config = model.config
     pieces = text.split(config.chunk_length)
-    groups = memory_blocks_needed(config.layout, chunks=len(pieces), trained=config.num_chunks)
-    table = slot_table(config.layout, chunks=len(pieces), groups=groups).tolist()
+    blocks = memory_blocks_needed(config.layout, chunks=len(pieces), trained=config.num_chunks)
+    table = slot_table(config.layout, chunks=len(pieces), memory_blocks=blocks).tolist()
     memories: list[Tensor] = []
     logits: list[Tensor] = []
     for piece, held in zip(pieces, table, strict=True):
@@ -47,10 +47,10 @@ def _document(model: MemoryModelForCausalLM, text: Tensor) -> Tensor:
 
 
 def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memories: list[Tensor]) -> Tensor:
-    """One chunk's logits; unused groups before the first memory are left out, and the rest keep their positions."""
+    """Return one chunk's logits; unused blocks before the first memory are left out; positions stay."""
     config = model.config
     if isinstance(model.readout, Injection):
-        return _introduced(model, model.readout, piece, memories[-1])
+        return _injected(model, model.readout, piece, memories[-1])
     width = config.slots_per_chunk
     blocks = [_slots(model, chunk, memories) for chunk in held]
     first = next((i for i, block in enumerate(blocks) if block is not None), len(blocks))
@@ -64,18 +64,18 @@ def _chunk(model: MemoryModelForCausalLM, piece: Tensor, held: list[int], memori
         inputs.insert(0, model.get_input_embeddings().weight[config.first_token_id][None])
         readable.insert(0, 1)
     start = 0 if config.layout == "variable" else first * width
-    whole = torch.cat([*inputs, tokens])
+    joined = torch.cat([*inputs, tokens])
     return _logits(
         model,
         piece,
-        inputs_embeds=whole[None],
+        inputs_embeds=joined[None],
         attention_mask=torch.tensor([readable + [1] * len(piece)]),
-        position_ids=torch.arange(start, start + len(whole))[None],
+        position_ids=torch.arange(start, start + len(joined))[None],
     )
 
 
 def _logits(model: MemoryModelForCausalLM, piece: Tensor, **read: Tensor) -> Tensor:
-    """Of the tokens of `piece`, which stand last."""
+    """Return the logits of the tokens of `piece`, the last inputs."""
     if model.blank_head is None:
         return model.decoder(**read, use_cache=False).logits[0, -len(piece) :]
     hidden = model.decoder.base_model(**read, use_cache=False).last_hidden_state[0, -len(piece) :]
@@ -84,7 +84,7 @@ def _logits(model: MemoryModelForCausalLM, piece: Tensor, **read: Tensor) -> Ten
     return torch.stack([heads[kind](state) for kind, state in zip(blank, hidden, strict=True)])
 
 
-def _introduced(model: MemoryModelForCausalLM, readout: Injection, piece: Tensor, own: Tensor) -> Tensor:
+def _injected(model: MemoryModelForCausalLM, readout: Injection, piece: Tensor, own: Tensor) -> Tensor:
     tokens = model.embed_chunk(piece)
     if model.config.use_memory:
         tokens = torch.stack([readout(token[None, None, None], own[None])[0, 0, 0] for token in tokens])
@@ -92,7 +92,7 @@ def _introduced(model: MemoryModelForCausalLM, readout: Injection, piece: Tensor
 
 
 def _slots(model: MemoryModelForCausalLM, chunk: int, memories: list[Tensor]) -> Tensor | None:
-    """(slots, width) of one group, the filler where it holds no chunk, None where it may not be read."""
+    """Return the slots (slots, width) of one block, the filler if it is unused, None if it may not be read."""
     config, readout = model.config, cast(SlotReadout, model.readout)
     if chunk != UNUSED and config.use_memory:
         return readout(memories[chunk])[0]

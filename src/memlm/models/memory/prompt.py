@@ -1,25 +1,25 @@
-"""Prompts of memories and tokens, in any order: what `generate()` takes. R rows, G groups of slots.
+"""Prompts of memories and tokens in any order, as arguments of `generate()`.
 
     [padding | masked slots | slots of chunk 1 | tokens of chunk 2 | slots of chunk 3 | newest tokens]
 
-Masked slots stand for the memories that a shorter history lacks, so that text stands where training had it.
+Masked slots replace the memories that a shorter history lacks, so that text has the positions that it had in training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from memlm.errors import MemoryShapeError, UserError
-from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
+from memlm.models.memory.configuration import MemoryModelConfig
+from memlm.models.memory.slots import memory_shape
 from memlm.shapes import TokenIds, TokenMask
 
 Piece = Float[Tensor, "_ memories numbers"] | Sequence[int]
-"""Memories of chunks, or tokens."""
+"""A part of a history: memories of chunks, or tokens."""
 
 
 def has_prompts(config: MemoryModelConfig) -> bool:
@@ -28,15 +28,15 @@ def has_prompts(config: MemoryModelConfig) -> bool:
 
 
 def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: torch.device) -> dict[str, Tensor]:
-    """Placeholders, mask and memories of rows, each a history in the order in which it was read.
+    """Return `input_ids`, `attention_mask` and `memories` of rows, each a history in the order in which it was read.
 
     Args:
         config: of a model with masked fillers and the aligned or variable layout.
-        rows: pieces of each row.
-        device: where the model is.
+        rows: the pieces of each row.
+        device: the model's device.
 
     Raises:
-        UserError: a layout or filler that has no prompts; no rows.
+        UserError: a layout or filler that has no prompts, or no rows.
         MemoryShapeError: memories of another shape than the encoder writes.
     """
     if not has_prompts(config):
@@ -48,8 +48,8 @@ def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: 
         raise UserError("a prompt needs at least one row; give a text.")
     held = [_memories(config, pieces, device) for pieces in rows]
     rows = [_behind_first_token(config, pieces) for pieces in rows]
-    groups = max(len(own) + _missing(config, pieces) for own, pieces in zip(held, rows, strict=True))
-    masked = [groups - len(own) for own in held]
+    blocks = max(len(own) + _missing(config, pieces) for own, pieces in zip(held, rows, strict=True))
+    masked = [blocks - len(own) for own in held]
     ids = [_ids(config, pieces, masked=count) for count, pieces in zip(masked, rows, strict=True)]
     width, pad = max(map(len, ids)), config.pad_token_id or 0
     unread = [width - len(row) + count * config.slots_per_chunk for row, count in zip(ids, masked, strict=True)]
@@ -62,18 +62,18 @@ def lay_out(config: MemoryModelConfig, rows: Sequence[Sequence[Piece]], device: 
 
 
 def positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
-    """What training gave slots and tokens; masked slots keep their place but in the variable layout."""
+    """Return the positions that training gave slots and tokens; only the variable layout skips masked slots."""
     if config.layout == "variable":
         return (attention_mask.bool().long().cumsum(-1) - 1).clamp(min=0)
     is_slot = input_ids == config.memory_token_id
-    places = (attention_mask.bool() | is_slot).long().cumsum(-1) - 1
-    # a row without slots has its text where training had it
+    positions = (attention_mask.bool() | is_slot).long().cumsum(-1) - 1
+    # text without slots has the positions that it had in training
     missing = ~is_slot.any(-1, keepdim=True) * (config.num_chunks - 1) * config.slots_per_chunk
-    return (places + missing).clamp(min=0)
+    return (positions + missing).clamp(min=0)
 
 
 def chunk_positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention_mask: TokenMask) -> TokenIds:
-    """Each token's place in its chunk: chunks begin behind slots, and one behind the other; 0 for slots."""
+    """Return each token's position in its chunk (0 for slots); chunks begin after slots and follow one another."""
     is_slot = input_ids == config.memory_token_id
     counted = (attention_mask.bool() & ~is_slot).long().cumsum(-1)
     before = torch.where(is_slot, counted, 0).cummax(-1).values
@@ -81,21 +81,21 @@ def chunk_positions_of(config: MemoryModelConfig, input_ids: TokenIds, attention
 
 
 def span_of(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
-    """Decoder positions that a history takes."""
+    """Return the number of decoder positions that a history takes."""
     pieces = _behind_first_token(config, pieces)
     return sum(len(p) * (config.slots_per_chunk if isinstance(p, Tensor) else 1) for p in pieces)
 
 
 def _behind_first_token(config: MemoryModelConfig, pieces: Sequence[Piece]) -> Sequence[Piece]:
-    """Where there are memories, the token that stands before them."""
+    """Put the configured first token before a history that has memories."""
     if config.first_token_id is None or not any(isinstance(p, Tensor) and len(p) for p in pieces):
         return pieces
     return [[config.first_token_id], *pieces]
 
 
 def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
-    """Groups of slots that a history is shorter than training's; its newest tokens stand behind all slots."""
-    if config.layout == "variable":  # whose positions begin with the first memory that is there
+    """Return how many blocks of slots a history lacks to be as long as in training."""
+    if config.layout == "variable":  # positions begin with the first memory
         return 0
     newest = 0 if not pieces or isinstance(pieces[-1], Tensor) else len(pieces[-1])
     trained = (config.num_chunks - 1) * config.slots_per_chunk
@@ -103,8 +103,7 @@ def _missing(config: MemoryModelConfig, pieces: Sequence[Piece]) -> int:
 
 
 def _memories(config: MemoryModelConfig, pieces: Sequence[Piece], device: torch.device) -> Tensor:
-    writer = cast(ChunkEncoderConfig, config.encoder_config)
-    expected = (writer.memories_per_chunk, writer.bottleneck_size)
+    expected = memory_shape(config)
     found = [piece.to(device) for piece in pieces if isinstance(piece, Tensor)]
     for memories in found:
         if memories.ndim != 3 or tuple(memories.shape[1:]) != expected:

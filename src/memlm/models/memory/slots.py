@@ -1,68 +1,74 @@
-"""Memories become the decoder's inputs, and groups of slots find their places. D documents, C chunks, G groups.
+"""Memories become inputs of the decoder: slots in blocks of one chunk each, or vectors beside the chunk's own tokens.
 
 The layouts of the slots before each chunk's tokens:
 
-- `aligned`: the newest group stands next to the tokens, and unused groups before it are masked. The distance between a
+- `aligned`: the newest block is next to the tokens, and unused blocks before it are masked. The distance between a
   token and the memory it needs is the same for every chunk.
-- `fixed`: groups are filled from the left, oldest first (arXiv 2602.13466).
-- `variable`: as `aligned`, but positions count from the first memory that is there (arXiv 2602.13466).
-- `oracle`: as `aligned`, and each chunk's own memory stands next to its tokens, which shows what a memory could add.
+- `fixed`: blocks are filled from the left, oldest first (arXiv 2602.13466).
+- `variable`: as `aligned`, but positions count from the first memory (arXiv 2602.13466).
+- `oracle`: as `aligned`, and each chunk's own memory is next to its tokens, which shows what a memory could add.
 
-An entry of a slot table is the chunk whose memory stands there, or UNUSED.
+An entry of a slot table is the chunk whose memory fills that block, or UNUSED.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from memlm.models.layers.readout import READOUTS
-from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
+from memlm.models.memory.configuration import MemoryModelConfig
 
 UNUSED: Final = -1
 
 
-def slot_table(layout: str, *, chunks: int, groups: int) -> Int[Tensor, "chunks groups"]:
-    """Whose memory each group of slots holds, for each of `chunks` chunks read one after the other.
+def slot_table(layout: str, *, chunks: int, memory_blocks: int) -> Int[Tensor, "chunks blocks"]:
+    """Return the chunk whose memory fills each block of slots, for each chunk that is read.
 
     Args:
         layout: one of LAYOUTS.
-        chunks: how many chunks a document has.
-        groups: groups of slots in the decoder's input; where they are fewer than the earlier chunks, the newest stay.
+        chunks: number of chunks in a document.
+        memory_blocks: number of blocks in the decoder's input; if earlier chunks are more, the newest are kept.
     """
-    chunk, group = torch.arange(chunks)[:, None], torch.arange(groups)
+    chunk, block = torch.arange(chunks)[:, None], torch.arange(memory_blocks)
     if layout == "fixed":
-        dropped = (chunk - groups).clamp(min=0)
-        held = group + dropped
+        dropped = (chunk - memory_blocks).clamp(min=0)
+        held = block + dropped
     else:
-        held = group - groups + chunk + reads_own_chunk(layout)
+        held = block - memory_blocks + chunk + reads_own_chunk(layout)
     return torch.where((held >= 0) & (held < chunk + reads_own_chunk(layout)), held, UNUSED)
 
 
 def reads_own_chunk(layout: str) -> bool:
-    """Whether a chunk is read behind its own memory, which knows what comes."""
+    """Return whether a chunk is read behind its own memory, which contains the tokens to predict."""
     return layout == "oracle"
 
 
 def memory_blocks_needed(layout: str, *, chunks: int, trained: int) -> int:
-    """Groups of slots for documents of so many chunks; as many as in training at least, so that positions stay.
+    """Return the number of blocks for a document, at least that of training, so that positions stay the same.
 
     Args:
         layout: one of LAYOUTS.
-        chunks: of the longest document.
-        trained: chunks of a document in training.
+        chunks: number of chunks in the longest document.
+        trained: number of chunks in a training document.
     """
     most = max(chunks, trained)
     return most if layout == "fixed" or reads_own_chunk(layout) else most - 1
 
 
+def memory_shape(config: MemoryModelConfig) -> tuple[int, int]:
+    """Return the shape (memories, numbers) of one chunk's memories."""
+    return config.encoder_config.memories_per_chunk, config.encoder_config.bottleneck_size
+
+
 @dataclass
 class SlotSettings:
-    """A readout writes `chunk_length` inputs of the decoder's width: here, one chunk's slots."""
+    """Settings of a readout that writes `chunk_length` vectors of the decoder's width from one chunk's memories."""
 
     chunk_length: int
     hidden_size: int
@@ -73,41 +79,45 @@ class SlotSettings:
     readout_rank: int
 
 
+def _readout(config: MemoryModelConfig, length: int) -> nn.Module:
+    memories, numbers = memory_shape(config)
+    settings = SlotSettings(
+        chunk_length=length,
+        hidden_size=config.decoder_config.hidden_size,
+        bottleneck_size=numbers,
+        bottleneck_rank=config.readout_rank,
+        memories_per_chunk=memories,
+        readout=config.readout,
+        readout_rank=config.readout_rank,
+    )
+    return READOUTS[config.readout](settings)
+
+
 class SlotReadout(nn.Module):
-    """One chunk's memories -> K inputs of the decoder, and what stands where no memory is."""
+    """Turns one chunk's memories into slots, and lays slots out before the tokens of each chunk."""
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__()
-        writer = cast(ChunkEncoderConfig, config.encoder_config)
         width = config.decoder_config.hidden_size
-        settings = SlotSettings(
-            chunk_length=config.slots_per_chunk,
-            hidden_size=width,
-            bottleneck_size=writer.bottleneck_size,
-            bottleneck_rank=config.readout_rank,
-            memories_per_chunk=writer.memories_per_chunk,
-            readout=config.readout,
-            readout_rank=config.readout_rank,
-        )
-        self.slots = READOUTS[config.readout](settings)
+        self.slots = _readout(config, config.slots_per_chunk)
         self.per_chunk = config.slots_per_chunk
         self.masks_unused = config.filler == "masked"
         self.places = nn.Embedding(config.slots_per_chunk, width) if config.learned_positions else None
         self.filler = nn.Parameter(torch.ones(width)) if config.filler == "learned" else None
 
     def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks slots width"]:
-        """Slots of each chunk."""
+        """Return the slots of each chunk."""
         slots = self.slots(memories)
         return slots if self.places is None else slots + self.places.weight
 
     def place(
-        self, slots: Float[Tensor, "documents chunks slots width"], table: Int[Tensor, "rows groups"]
+        self, slots: Float[Tensor, "documents chunks slots width"], table: Int[Tensor, "rows blocks"]
     ) -> tuple[Float[Tensor, "documents rows inputs width"], Bool[Tensor, "rows inputs"]]:
-        """Slots laid out for each chunk that is read, and which of them may be read.
+        """Return the slots before each chunk that is read, and which of them may be read.
 
         Args:
-            slots: of the chunks that were encoded.
-            table: of memlm.models.memory.slots; it may name fewer chunks than there are slots.
+            slots: (documents, chunks, slots, width), of the chunks that were encoded.
+            table: (rows, blocks), from `slot_table`.
         """
         used = table != UNUSED
         placed = slots[:, table.clamp(min=0)]
@@ -118,29 +128,47 @@ class SlotReadout(nn.Module):
 
 
 HIDDEN_SHARE = 4
-"""`hidden` gives one part in so many of the decoder's width to the memory."""
+"""The `hidden` injection gives 1/HIDDEN_SHARE of the decoder's width to memories."""
 
 
 class Injection(nn.Module):
-    """A chunk's own memories beside each of its tokens: added (`projection`), or part of their width (`hidden`).
+    """Adds a chunk's memories to each of its tokens (`projection`), or replaces part of their width (`hidden`).
 
-    `hidden` is the paper's concatenation, its token table as much narrower: a token's last numbers give way.
+    `hidden` corresponds to concatenation with a narrower token table: the last numbers of each token are replaced.
     """
 
     def __init__(self, config: MemoryModelConfig) -> None:
         super().__init__()
-        writer, width = cast(ChunkEncoderConfig, config.encoder_config), config.decoder_config.hidden_size
+        memories, numbers = memory_shape(config)
+        width = config.decoder_config.hidden_size
         self.concatenates = config.injection == "hidden"
         self.width = width // HIDDEN_SHARE if self.concatenates else width
-        self.map = nn.Linear(writer.memories_per_chunk * writer.bottleneck_size, self.width, bias=False)
+        self.map = nn.Linear(memories * numbers, self.width, bias=False)
 
     def forward(
         self,
         tokens: Float[Tensor, "documents chunks length width"],
         memories: Float[Tensor, "documents chunks memories numbers"],
     ) -> Float[Tensor, "documents chunks length width"]:
-        """Tokens that know their chunk's memories."""
+        """Return tokens that contain their chunk's memories."""
         read = self.map(memories.flatten(2))[:, :, None].to(tokens.dtype)
         if not self.concatenates:
             return tokens + read
         return torch.cat([tokens[..., : -self.width], read.expand(-1, -1, tokens.shape[2], -1)], dim=-1)
+
+
+class ChunkPositionEmbedding(nn.Embedding):
+    """A learned vector for each position in a chunk, added to the token there."""
+
+
+class ReconstructionHead(nn.Module):
+    """Predicts a chunk's tokens from its memories alone: a readout, GELU and one linear layer."""
+
+    def __init__(self, config: MemoryModelConfig) -> None:
+        super().__init__()
+        self.read = _readout(config, config.chunk_length)
+        self.head = nn.Linear(config.decoder_config.hidden_size, config.encoder_config.vocab_size, bias=False)
+
+    def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks tokens vocabulary"]:
+        """Return the logits of each token of each chunk."""
+        return self.head(F.gelu(self.read(memories)))

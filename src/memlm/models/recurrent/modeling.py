@@ -1,9 +1,8 @@
-"""Recurrent memory: chunk after chunk, the decoder's own last states are the memory that the next chunk begins with.
+"""Recurrent memory: the decoder's last hidden states of a chunk are the memory with which the next chunk begins.
 
     [memories read (K) | tokens (L) | write (K)] ─ causal decoder ─▶ logits of the tokens, memories of the next chunk
 
-Unlike the reference code's baseline (paper's notes, 3.1.8) every token is kept and seen by what is written, and padding
-is masked.
+All tokens of a chunk are kept, what is written has attended to them, and padding is masked.
 """
 
 from __future__ import annotations
@@ -11,23 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers import initialization as init
 
 from memlm.errors import MemoryShapeError
 from memlm.models.base import DecoderInside
-from memlm.models.documents import ChunkedDocuments, MemoryModelOutput, chunked, loss_of
+from memlm.models.documents import ChunkedDocuments, DocumentTargets, MemoryModelOutput, chunked
 from memlm.models.recurrent.configuration import RecurrentMemoryConfig
-from memlm.objectives import sums_by_objective
-from memlm.shapes import Labels, TokenIds, TokenMask
+from memlm.shapes import TokenIds, TokenMask
 
 RecurrentMemories = Float[Tensor, "documents chunks memories width"]
 
 
 class RecurrentMemoryForCausalLM(DecoderInside):
-    """A decoder with `memory_tokens` vectors of state, the baseline of memories that are encoded in parallel."""
+    """A decoder with `memory_tokens` vectors of state (arXiv 2207.06881), a baseline without parallel encoding."""
 
     config: RecurrentMemoryConfig
     config_class = RecurrentMemoryConfig
@@ -48,66 +46,59 @@ class RecurrentMemoryForCausalLM(DecoderInside):
                 init.normal_(vectors, std=vectors.shape[1] ** -0.5)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> RecurrentMemories:
-        """What is handed on after every chunk of every document; after chunks without text it means nothing."""
-        return self._read(self._documents(input_ids, attention_mask, None), None, use_memory=True)[1]
+        """Return what every chunk of every document hands on.
+
+        Args:
+            input_ids: (documents, tokens).
+            attention_mask: (documents, tokens), nonzero for text, with padding on any side.
+
+        Returns:
+            (documents, chunks, memories, width); memories after chunks without text carry no meaning.
+        """
+        document = self._chunked(input_ids, attention_mask, DocumentTargets())
+        return self._read(document, None, use_memory=True)[1]
 
     def forward(
         self,
         input_ids: TokenIds,
-        attention_mask: Int[Tensor, "batch seen"] | Bool[Tensor, "batch seen"] | None = None,
-        labels: Labels | None = None,
+        attention_mask: TokenMask | None = None,
         memories: RecurrentMemories | None = None,
-        objective: Int[Tensor, " documents"] | None = None,
-        loss_weights: Float[Tensor, " objectives"] | None = None,
+        *,
         use_memory: bool | None = None,
-        num_items_in_batch: Float[Tensor, " objectives"] | Tensor | int | None = None,
-        **kwargs: Any,
+        **targets: Any,
     ) -> MemoryModelOutput:
         """Read whole documents, chunk after chunk.
 
         Args:
             input_ids: (documents, tokens).
-            attention_mask: (documents, tokens), nonzero for text, on any side.
-            labels: (documents, tokens), what is asked of each position, else IGNORE_INDEX; not shifted here.
-            memories: (documents, chunks, memories, width): read instead of what was handed on (another text's).
-            objective: (documents,), which objective each row belongs to; all to one where None.
-            loss_weights: (objectives,); all alike where None.
-            use_memory: False: every chunk begins with the learnt start; by default as the configuration says.
-            num_items_in_batch: (objectives,), tokens asked for over all accumulated batches and devices.
-            kwargs: ignored; Trainer passes settings of other models.
+            attention_mask: (documents, tokens), nonzero for text, with padding on any side.
+            memories: (documents, chunks, memories, width), read in place of what the chunks hand on.
+            use_memory: False starts every chunk from the learned start; as configured if None.
+            targets: fields of `DocumentTargets`; there is no reconstruction head.
 
         Raises:
-            UserError: no label asks for anything.
-            MemoryShapeError: memories of another shape than this model writes.
+            UserError: no label is a target.
+            MemoryShapeError: memories of another shape than this model hands on, or of too few chunks.
         """
-        document = self._documents(input_ids, attention_mask, labels)
-        wants = self.config.use_memory if use_memory is None else use_memory
-        folded, written = self._read(document, memories, use_memory=wants)
+        goals = DocumentTargets(**targets)
+        document = self._chunked(input_ids, attention_mask, goals)
+        reads = self.config.use_memory if use_memory is None else use_memory
+        folded, written = self._read(document, memories, use_memory=reads)
         logits = document.joined(folded)
-        if labels is None:
-            return MemoryModelOutput(logits=logits, memories=written)
-        owners = input_ids.new_zeros(len(input_ids)) if objective is None else objective
-        sums = sums_by_objective(logits, labels, owners, count=document.objectives(objective, loss_weights))
-        return MemoryModelOutput(
-            loss=loss_of(sums, loss_weights, num_items_in_batch),
-            logits=None if self.training else logits,
-            memories=written,
-            nats=sums.nats.detach(),
-            num_correct=sums.num_correct,
-            num_targets=sums.num_targets,
-        )
+        results = goals.results(goals.sums(logits))
+        return MemoryModelOutput(logits=None if results and self.training else logits, memories=written, **results)
 
-    def _documents(self, input_ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> ChunkedDocuments:
+    def _chunked(self, input_ids: Tensor, mask: Tensor | None, targets: DocumentTargets) -> ChunkedDocuments:
         config = self.config
-        return chunked(input_ids, mask, labels, length=config.chunk_length, pad=config.pad_token_id or 0)
+        return chunked(input_ids, mask, targets, length=config.chunk_length, pad=config.pad_token_id or 0)
 
     def _read(
         self, document: ChunkedDocuments, given: Tensor | None, *, use_memory: bool
     ) -> tuple[Float[Tensor, "rows length vocabulary"], RecurrentMemories]:
-        """Logits of all chunks, folded, and what each handed on."""
+        """Return the logits of all chunks, folded, and what each chunk handed on."""
         documents, chunks = document.ids.shape[:2]
         if given is not None:
-            self._check(given, documents, chunks)
+            self._check_memories(given, documents, chunks)
         start = self.start.expand(documents, -1, -1)
         memory, depth = start, self.config.backpropagation_depth
         logits: list[Tensor] = []
@@ -124,20 +115,20 @@ class RecurrentMemoryForCausalLM(DecoderInside):
         return torch.stack(logits, 1).flatten(0, 1), torch.stack(written, 1)
 
     def _chunk(self, memory: Tensor, ids: Tensor, mask: Tensor) -> Float[Tensor, "documents states width"]:
-        """Hidden states of a chunk's tokens and of the places that write."""
+        """Return the hidden states of a chunk's tokens, then of the positions that write."""
         tokens = self.get_input_embeddings()(ids)
         inputs = torch.cat([memory.to(tokens.dtype), tokens, self.write.expand(len(ids), -1, -1)], dim=1)
         readable = mask.new_ones(len(ids), self.config.memory_tokens)
-        places = torch.arange(self.config.inputs, device=ids.device).expand(len(ids), -1)
+        positions = torch.arange(self.config.inputs, device=ids.device).expand(len(ids), -1)
         hidden = self.decoder.base_model(
             inputs_embeds=inputs,
             attention_mask=torch.cat([readable, mask, readable], dim=1).long(),
-            position_ids=places,
+            position_ids=positions,
             use_cache=False,
         ).last_hidden_state
         return hidden[:, self.config.memory_tokens :]
 
-    def _check(self, memories: Tensor, documents: int, chunks: int) -> None:
+    def _check_memories(self, memories: Tensor, documents: int, chunks: int) -> None:
         expected = (self.config.memory_tokens, self.config.decoder_config.hidden_size)
         if memories.ndim != 4 or len(memories) != documents or tuple(memories.shape[2:]) != expected:
             raise MemoryShapeError(
@@ -145,4 +136,6 @@ class RecurrentMemoryForCausalLM(DecoderInside):
                 f"which hands on {expected} (memories, numbers) per chunk."
             )
         if memories.shape[1] < chunks - 1:
-            raise MemoryShapeError(f"memories of {memories.shape[1]} chunks do not reach; {chunks - 1} are read.")
+            raise MemoryShapeError(
+                f"memories of {memories.shape[1]} chunks are too few: {chunks - 1} are read; encode the whole document."
+            )
