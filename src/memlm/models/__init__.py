@@ -1,4 +1,4 @@
-"""Mixer, text autoencoder, memory models, passage encoder, probe; on import they join the Auto classes."""
+"""Models: mixer, text autoencoder, memory models, passage encoder and probe, registered with the Auto classes."""
 
 from memlm.models.autoencoder import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.documents import AutoencoderOutput, MemoryModelOutput
@@ -15,7 +15,7 @@ from memlm.models.probe import ProbeConfig, ProbeDecoder
 from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM
 
 ChunkReader = MemoryModelForCausalLM | RecurrentMemoryForCausalLM
-"""Models that read documents chunk by chunk, what came before as memories."""
+"""Models that read documents chunk by chunk, with earlier chunks as memories."""
 
 __all__ = [
     "AutoencoderOutput",

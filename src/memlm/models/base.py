@@ -95,7 +95,7 @@ TRAINABLE_PARTS = ("all", "decoder", "readout")
 
 
 class MemlmModel(PreTrainedModel):
-    """A `PreTrainedModel` without a base model inside, over mixer or Llama layers."""
+    """Base class of models over mixer or Llama layers, without a base model inside."""
 
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -118,14 +118,14 @@ class MemlmModel(PreTrainedModel):
 
 
 class DecoderInside(MemlmModel):
-    """A model whose tokens go in and out through the decoder it is built around."""
+    """Base class of models whose token table and output layer are those of an inner decoder."""
 
     decoder: PreTrainedModel
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The decoder's token table."""
+        """Return the decoder's token table."""
         return cast(nn.Embedding, self.decoder.get_input_embeddings())
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head that predicts tokens."""
+        """Return the decoder's output layer."""
         return cast(nn.Module, self.decoder.get_output_embeddings())

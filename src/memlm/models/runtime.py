@@ -1,4 +1,4 @@
-"""Fingerprints of weights, numeric precision, and quiet loading."""
+"""Fingerprints of weights, numeric precision, and loading without progress bars."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 @contextmanager
 def no_shard_bars() -> Generator[None]:
-    """Within it those bars are off; whatever the setting was comes back."""
+    """Hide the progress bars of transformers within the context."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -28,32 +28,32 @@ def no_shard_bars() -> Generator[None]:
 
 @runtime_checkable
 class Digest(Protocol):
-    """What hashlib makes."""
+    """A hash object of hashlib."""
 
     def update(self, data: bytes, /) -> None:
-        """Take these bytes in."""
+        """Add bytes to the hash."""
 
 
 def hash_weights(digest: Digest, model: nn.Module) -> None:
-    """Take names, kinds, shapes and numbers of all weights in."""
+    """Add the names, types, shapes and values of all weights to a hash."""
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over all weights, 64 hexadecimal digits."""
+    """Return the SHA-256 of all weights as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     hash_weights(digest, model)
     return digest.hexdigest()
 
 
 _SHORT = 256
-"""Positions below which fused attention in bf16 is slower on processors than in fp32 (LOG.md)."""
+"""Number of positions below which fused attention is slower in bf16 than in fp32 on CPUs (LOG.md)."""
 
 
 def wants_bf16(precision: str) -> bool:
-    """Whether to compute in bf16: as asked, or where the machine has instructions for it."""
+    """Return whether to compute in bf16: as `precision` says, or for `auto` if the machine has instructions for it."""
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
@@ -62,10 +62,10 @@ def wants_bf16(precision: str) -> bool:
 
 
 class ShortAttentionInFp32(TorchFunctionMode):
-    """Within it processors attend in fp32 where autocast would have them do so in bf16 over few positions.
+    """Runs attention over few positions in fp32 on CPUs within the context, where autocast would choose bf16.
 
-    PyTorch's fused attention goes back through few positions several times slower in bf16 than in fp32 there
-    (`python -m benchmarks.attention`).
+    On CPUs the backward pass of PyTorch's fused attention over few positions is several times slower in bf16 than in
+    fp32 (`python -m benchmarks.attention`).
     """
 
     def __torch_function__(
@@ -89,4 +89,4 @@ def _in_fp32(value: Any) -> Any:
 
 def _cpu_has_bf16() -> bool:
     supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)  # pyright: ignore[reportPrivateUsage]
-    return any(ask() for ask in supported)
+    return any(is_supported() for is_supported in supported)

@@ -1,13 +1,12 @@
-"""The text autoencoder: a chunk of tokens -> its memories -> the chunk.
+"""The text autoencoder: a chunk of tokens becomes memories, and memories become the chunk again.
 
     input_ids ── embed ── encoder ── bottleneck ──▶ memories ── readout ── decoder ── lm_head ──▶ logits
     (B, T)       (B, T, D)           (pooling,      (B, M, W)    (B, L, D)                         (B, T, V)
                                       projection,
                                       noise)
 
-Departures from the reference code (paper 1.1, 2.9): padding is never read, on either side; any number of layers is
-built as asked; the mask is never written into weights; logits have the order (batch, tokens, vocabulary).
-All positions are written in one pass: the decoder sees memories only, never tokens.
+Padding is never read, on either side. All positions are predicted in one pass: the decoder sees memories only, never
+tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
 
 
 class TextAutoencoder(MemlmModel):
-    """Encoder, memory and decoder in one model.
+    """An encoder, a bottleneck and a decoder that are trained to reproduce a chunk of text.
 
     Example:
         >>> model = TextAutoencoder.from_pretrained("runs/demo")
@@ -59,11 +58,11 @@ class TextAutoencoder(MemlmModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The encoder's token table."""
+        """Return the encoder's token table."""
         return self.embed_tokens
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head that writes tokens."""
+        """Return the output layer."""
         return self.lm_head
 
     def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
@@ -88,14 +87,17 @@ class TextAutoencoder(MemlmModel):
             init_mixer_weights(module)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Memories:
-        """Memories (batch, memories, numbers) of one chunk per row.
+        """Return the memories of one chunk per row.
 
         Args:
             input_ids: (batch, tokens), at most `chunk_length` tokens.
-            attention_mask: (batch, tokens), 1 for text and 0 for padding, on any side.
+            attention_mask: (batch, tokens), nonzero for text, with padding on any side.
+
+        Returns:
+            (batch, memories, numbers).
 
         Raises:
-            UserError: more tokens than a chunk holds, or ids outside the vocabulary.
+            UserError: more tokens than a chunk holds.
         """
         self._check_tokens(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -109,10 +111,13 @@ class TextAutoencoder(MemlmModel):
         return self.bottleneck(hidden, mask)
 
     def decode(self, memories: Float[Tensor, ...]) -> Logits:
-        """Logits (batch, chunk_length, vocabulary): position t writes token t of the chunk.
+        """Return the logits (batch, chunk_length, vocabulary) of each chunk's tokens.
+
+        Args:
+            memories: (batch, memories, numbers).
 
         Raises:
-            MemoryShapeError: another number or width of memories than the model writes, or values that are not finite.
+            MemoryShapeError: memories of another shape than the model writes, or values that are not finite.
         """
         self.check_memories(memories)
         return self._decode(memories)
@@ -129,14 +134,17 @@ class TextAutoencoder(MemlmModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AutoencoderOutput:
-        """Encode and decode; labels stand at the positions of the input and are not shifted.
+        """Encode and decode one chunk per row.
 
         Args:
-            input_ids: (batch, tokens).
-            attention_mask: (batch, tokens).
-            labels: (batch, tokens); IGNORE_INDEX where nothing is asked.
-            num_items_in_batch: tokens asked for over all accumulated batches, as Trainer counts them.
+            input_ids: (batch, tokens), at most `chunk_length` tokens.
+            attention_mask: (batch, tokens), nonzero for text, with padding on any side.
+            labels: (batch, tokens), the target of each position or IGNORE_INDEX; not shifted.
+            num_items_in_batch: number of targets over all accumulated batches, as Trainer counts them.
             kwargs: ignored; Trainer passes settings of other models.
+
+        Raises:
+            UserError: more tokens than a chunk holds, or no label is a target.
         """
         self._check_tokens(input_ids)
         tokens = input_ids.shape[1]
@@ -160,7 +168,7 @@ class TextAutoencoder(MemlmModel):
             )
 
     def check_memories(self, memories: Tensor) -> None:
-        """Raise MemoryShapeError where `decode` could not read these."""
+        """Raise MemoryShapeError if the model cannot decode these memories."""
         expected = (self.config.memories_per_chunk, self.config.bottleneck_size)
         if memories.ndim != 3 or tuple(memories.shape[1:]) != expected:
             raise MemoryShapeError(
@@ -175,5 +183,5 @@ class TextAutoencoder(MemlmModel):
 
 
 def _put_back(x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"]) -> Tensor:
-    """Undo `text_first`: row t of the result is what was computed for the token at t."""
+    """Undo the order of `text_first`."""
     return x.gather(1, order.argsort(dim=1)[..., None].expand_as(x))

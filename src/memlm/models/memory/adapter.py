@@ -1,8 +1,7 @@
-"""Low-rank adapters (LoRA, PEFT) in a decoder, at work only behind memories: without memories it is the model it was.
+"""Low-rank adapters (LoRA, PEFT) in a pretrained decoder, active only behind memories.
 
-A pretrained decoder that learns to read memories forgets how to read text (paper, 1.8). Here what it learns stands
-apart: adapters are added to its linear layers, and rows that read no memory pass them by, so that their logits are bit
-for bit those of the original.
+A pretrained decoder that is trained to read memories forgets how to read text. Adapters keep what it learns apart from
+its own weights: rows that read no memory skip them, so that their logits are bit for bit those of the original decoder.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Of adapters.
+    """Settings of low-rank adapters.
 
     Attributes:
-        rank: numbers that pass through each.
-        alpha: what they add is scaled by alpha / rank.
-        targets: names of linear layers; all but the output map by default.
-        gated: what each adds passes a gate of its own, tanh of one number that begins at zero (as in LLaMA-Adapter,
-            arXiv 2303.16199), and both of its maps begin at random; else the second map begins at zero.
+        rank: inner size of each adapter.
+        alpha: the output of an adapter is scaled by alpha / rank.
+        targets: names of linear layers; all but the output layer by default.
+        gated: multiply the output of each adapter by the tanh of a learned number that starts at zero (as in
+            LLaMA-Adapter, arXiv 2303.16199), with both of its layers random at first. Otherwise the second layer
+            starts at zero.
     """
 
     rank: int = 16
@@ -43,10 +43,10 @@ class LoraSettings:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> LoraSettings:
-        """From a configuration's mapping.
+        """Return the settings in a configuration's mapping.
 
         Raises:
-            ConfigError: unknown names, or sizes that cannot be.
+            ConfigError: unknown names, or sizes out of range.
         """
         try:
             found = cls(**values)
@@ -57,12 +57,12 @@ class LoraSettings:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As a configuration keeps it."""
+        """Return the mapping that a configuration stores."""
         return asdict(self)
 
 
 def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
-    """In place; what an adapter adds is zero at first.
+    """Add adapters to a decoder in place; at first they change nothing.
 
     Raises:
         ConfigError: targets that the decoder does not have.
@@ -74,7 +74,7 @@ def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
         lora_alpha=cast(Any, settings.alpha),
         target_modules=settings.targets,
         task_type="CAUSAL_LM",
-        # GPT-2's layers keep their weights the other way round
+        # GPT-2's layers store their weights transposed
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in decoder.modules()),
     )
     try:
@@ -87,12 +87,12 @@ def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
                 layer.lora_B[name] = GatedMap(up)
     for layer in adapter_layers(decoder):
         for module in (*layer.lora_A.modules(), *layer.lora_B.modules()):
-            module._is_hf_initialized = True  # transformers would draw these weights again, and they begin at zero
+            module._is_hf_initialized = True  # keeps transformers from initialising these weights again
     set_adapter_trainable(decoder)
 
 
 class GatedMap(nn.Module):
-    """A linear map behind a gate that begins shut; PEFT reads its weight where it merges."""
+    """A linear layer times a gate that starts at zero; PEFT reads `weight` to merge it."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -102,27 +102,27 @@ class GatedMap(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """What it multiplies by."""
+        """The weight, gate included."""
         return torch.tanh(self.gate) * self.linear.weight
 
     @property
     def bias(self) -> None:
-        """It has none."""
+        """Always None."""
         return None
 
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        """Zero at first."""
+        """Return the gated product, which is zero at first."""
         return nn.functional.linear(x, self.weight)
 
 
 def set_adapter_trainable(decoder: PreTrainedModel) -> None:
-    """Adapters may learn, the decoder's own weights may not."""
+    """Enable gradients for adapters and disable them for the decoder's own weights."""
     for name, parameter in decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
 
 
 def adapter_layers(decoder: PreTrainedModel) -> list[Any]:
-    """Layers with an adapter."""
+    """Return the layers that have an adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in decoder.modules() if isinstance(module, BaseTunerLayer)]
@@ -130,7 +130,7 @@ def adapter_layers(decoder: PreTrainedModel) -> list[Any]:
 
 @contextmanager
 def adapter_off(decoder: PreTrainedModel) -> Generator[None]:
-    """Within it the decoder is the model it was."""
+    """Deactivate all adapters within the context."""
     layers = adapter_layers(decoder)
     trained = [p for layer in layers for n, p in layer.named_parameters() if "lora_" in n and p.requires_grad]
     for layer in layers:
@@ -148,7 +148,7 @@ def adapter_off(decoder: PreTrainedModel) -> Generator[None]:
 
 
 def base_weights_into(decoder: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """A plain model's weights into the same model with adapters.
+    """Load a plain model's weights into the same model with adapters.
 
     Raises:
         ConfigError: weights of another model.
@@ -156,22 +156,23 @@ def base_weights_into(decoder: PreTrainedModel, weights: dict[str, Tensor]) -> N
     layers = set(map(id, adapter_layers(decoder)))
     wrapped = {name for name, module in decoder.named_modules() if id(module) in layers}
 
-    def there(name: str) -> str:
+    def target_name(name: str) -> str:
         module, _, leaf = name.rpartition(".")
         return f"{module}.base_layer.{leaf}" if module in wrapped else name
 
-    missing, unexpected = decoder.load_state_dict({there(n): w for n, w in weights.items()}, strict=False)
+    missing, unexpected = decoder.load_state_dict({target_name(n): w for n, w in weights.items()}, strict=False)
     lost = [name for name in missing if "lora_" not in name]
     if lost or unexpected:
         raise ConfigError(f"weights of another model: {[*lost, *unexpected][0]} does not fit this decoder.")
 
 
 def plain_decoder(decoder: PreTrainedModel, *, merged: bool = False) -> PreTrainedModel:
-    """The model by itself: as it was, or with what its adapters add merged into its weights.
+    """Return the decoder as a plain transformers model.
 
     Args:
-        decoder: with adapters or without.
-        merged: then it reads all text as the memory model reads text behind memories.
+        decoder: a decoder with or without adapters.
+        merged: merge the adapters into the weights, so that all text is read as the memory model reads text behind
+            memories; otherwise they are removed.
     """
     if not adapter_layers(decoder):
         return decoder

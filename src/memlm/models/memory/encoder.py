@@ -1,10 +1,9 @@
-"""Chunks of tokens to memories: the encoder's half of a text autoencoder, by the same names, or a transformers model.
+"""The encoder of chunks: that of a text autoencoder with the same weight names, or any transformers model.
 
     input_ids ── embed_tokens ── encoder ── bottleneck ──▶ memories
     (C, L)       (C, L, D)       (C, L, D)                 (C, M, W)
 
-The token table belongs to the encoder, and is never the decoder's: a frozen encoder with a fresh table in front is
-another encoder (paper's notes, 3.1.7).
+The token table belongs to the encoder and is never shared with the decoder, so a frozen encoder stays complete.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from memlm.shapes import Memories, TokenIds, TokenMask
 
 
 class ChunkEncoder(MemlmModel):
-    """Memories of chunks, each row of the batch one chunk with its text first."""
+    """Turns chunks into memories; each row of the batch is one chunk with its text first."""
 
     config: ChunkEncoderConfig
     config_class = ChunkEncoderConfig
@@ -47,7 +46,7 @@ class ChunkEncoder(MemlmModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
+        """Return the token table."""
         return self.embed_tokens if self.config.base is None else self.base.get_input_embeddings()
 
     @torch.no_grad()
@@ -55,12 +54,15 @@ class ChunkEncoder(MemlmModel):
         init_memory_weights(module)
 
     def forward(self, input_ids: TokenIds, attention_mask: TokenMask, **kwargs: Any) -> Memories:
-        """Memories (chunks, memories, numbers); a chunk of padding alone gives what it gives, and nobody reads it.
+        """Return the memories of chunks.
 
         Args:
             input_ids: (chunks, tokens), text first, at most `chunk_length` tokens.
             attention_mask: (chunks, tokens), nonzero for text.
             kwargs: ignored.
+
+        Returns:
+            (chunks, memories, numbers); memories of chunks without text carry no meaning.
 
         Raises:
             UserError: more tokens than a chunk holds.
@@ -76,13 +78,13 @@ class ChunkEncoder(MemlmModel):
     def _hidden(self, input_ids: Tensor, mask: Tensor) -> Float[Tensor, "chunks tokens width"]:
         if self.config.base is None:
             return self.encoder(self.embed_tokens(input_ids), mask)
-        # a row that may read nothing is NaN in some attention implementations; what it holds is never read
+        # a row that may read nothing is NaN in some attention kernels; its memories are never read
         readable = (mask | ~mask.any(-1, keepdim=True)).long()
         return self.base(input_ids=input_ids, attention_mask=readable, use_cache=False).last_hidden_state
 
 
 def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
-    """The encoder's half of a trained autoencoder, bit for bit, in evaluation mode."""
+    """Return the encoder of an autoencoder with the same weights, in evaluation mode."""
     encoder = ChunkEncoder(ChunkEncoderConfig.of_autoencoder(autoencoder.config))
     wanted = encoder.state_dict().keys()
     encoder.load_state_dict({name: value for name, value in autoencoder.state_dict().items() if name in wanted})
@@ -90,7 +92,7 @@ def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
 
 
 def init_memory_weights(module: nn.Module) -> None:
-    """Starts of what memlm's encoders and readouts are made of."""
+    """Initialise a module of memlm's encoders or readouts."""
     if isinstance(module, PositionMaps):
         start_maps(module)
     elif isinstance(module, LearnedSlots):
@@ -100,17 +102,18 @@ def init_memory_weights(module: nn.Module) -> None:
 
 
 FOLDER = "encoder_tokenizer"
-"""Beside a model's weights."""
+"""Folder beside a model's weights with the tokenizer of its encoder."""
 _MOST_CUT = 0.05
+"""Largest share of an encoder's tokens that may be cut."""
 
 
 class Translation:
-    """A decoder's chunks to an encoder's.
+    """Turns a decoder's token ids of chunks into those of an encoder with another tokenizer, through the text.
 
     Args:
-        decoder_tokenizer: the decoder's tokenizer.
-        encoder_tokenizer: the encoder's.
-        length: tokens that the encoder reads at once; what is longer is cut, and counted.
+        decoder_tokenizer: tokenizer of the chunks.
+        encoder_tokenizer: tokenizer of the encoder.
+        length: number of tokens that the encoder reads; longer chunks are cut, and the cut tokens counted.
     """
 
     def __init__(
@@ -122,25 +125,33 @@ class Translation:
     def __call__(
         self, ids: Int[Tensor, "chunks tokens"], mask: Int[Tensor, "chunks tokens"]
     ) -> tuple[Int[Tensor, "chunks length"], Int[Tensor, "chunks length"]]:
-        """The same texts; one that does not fill a chunk is ended by the encoder's end of text, as in its training."""
+        """Return ids and mask of the same texts; one shorter than `length` ends with the encoder's end-of-text token.
+
+        Args:
+            ids: (chunks, tokens), the decoder's ids.
+            mask: (chunks, tokens), nonzero for text.
+        """
         blank = pad_id(self.decoder_tokenizer)
-        own = [row[kept.bool() & (row != blank)].tolist() for row, kept in zip(ids, mask, strict=True)]
-        found = encode_texts(self.encoder_tokenizer, [decode_piece(self.decoder_tokenizer, row) for row in own])
+        rows = [row[kept.bool() & (row != blank)].tolist() for row, kept in zip(ids, mask, strict=True)]
+        found = encode_texts(self.encoder_tokenizer, [decode_piece(self.decoder_tokenizer, row) for row in rows])
         self.tokens += sum(map(len, found))
         self.cut += sum(max(0, len(row) - self.length) for row in found)
         ended = [[*row, eos_id(self.encoder_tokenizer)][: self.length] for row in found]
         out = torch.full((len(ended), self.length), pad_id(self.encoder_tokenizer), device=ids.device)
-        seen = torch.zeros_like(out)
+        out_mask = torch.zeros_like(out)
         for i, row in enumerate(ended):
             out[i, : len(row)] = torch.tensor(row, device=ids.device)
-            seen[i, : len(row)] = 1
-        return out, seen
+            out_mask[i, : len(row)] = 1
+        return out, out_mask
 
     def require_fitting(self, chunk_length: int) -> None:
-        """Refuse an encoder that most chunks do not fit.
+        """Check that the encoder has room for the chunks translated so far.
+
+        Args:
+            chunk_length: tokens of the decoder in a chunk, for the message.
 
         Raises:
-            TokenizerError: over a twentieth of the encoder's tokens were cut.
+            TokenizerError: more than 5 % of the encoder's tokens were cut.
         """
         if self.cut > _MOST_CUT * self.tokens:
             raise TokenizerError(
@@ -150,18 +161,22 @@ class Translation:
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers give every id the same piece."""
+    """Return whether two tokenizers have the same vocabulary."""
     return one.get_vocab() == other.get_vocab()
 
 
 def translation_in(folder: str | Path, *, length: int) -> Translation:
-    """Of a saved model.
+    """Load the translation of a saved model.
+
+    Args:
+        folder: the folder of the model.
+        length: number of tokens that the encoder reads.
 
     Raises:
-        CheckpointError: no encoder's tokenizer beside it.
+        CheckpointError: the folder has no tokenizer of the encoder.
         TokenizerError: a tokenizer that cannot be loaded.
     """
-    own = Path(folder) / FOLDER
-    if not own.is_dir():
+    encoder_folder = Path(folder) / FOLDER
+    if not encoder_folder.is_dir():
         raise CheckpointError(f"no {FOLDER} in '{folder}', which this model's encoder needs; restore it.")
-    return Translation(load_tokenizer(folder), load_tokenizer(own), length=length)
+    return Translation(load_tokenizer(folder), load_tokenizer(encoder_folder), length=length)

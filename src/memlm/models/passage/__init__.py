@@ -1,4 +1,4 @@
-"""An encoder of passages that is trained for something else than giving them back."""
+"""An encoder of passages, trained on next-token prediction or retrieval."""
 
 from transformers import AutoConfig, AutoModel
 

@@ -1,10 +1,10 @@
-"""A causal or retrieval encoder over the autoencoder's own layers, so that objectives can be compared and nothing else.
+"""A passage encoder with the autoencoder's layers, so that models differ in their training objective alone.
 
     input_ids ── embed_tokens ── encoder ──▶ hidden ──┬── lm_head ──▶ next-token logits
     (B, T)       (B, T, D)                   (B, T, D) └── one position ──▶ vector (B, D)
 
 `embed_tokens` and `encoder` have the names and shapes they have in TextAutoencoder, so that a retrieval encoder can
-start from either (paper 1.2: what retrieval training does to what a causal model or an autoencoder holds).
+start from a causal model or from an autoencoder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from memlm.shapes import Labels, TokenIds, TokenMask
 
 
 class PassageEncoder(MemlmModel):
-    """One hidden state for a passage; trained on next tokens or on retrieval."""
+    """Encodes a passage as one hidden state; trained on next-token prediction or retrieval."""
 
     config: PassageEncoderConfig
     config_class = PassageEncoderConfig
@@ -41,11 +41,11 @@ class PassageEncoder(MemlmModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
+        """Return the token table."""
         return self.embed_tokens
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head of the next-token objective."""
+        """Return the output layer of the next-token objective."""
         return self.lm_head
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class PassageEncoder(MemlmModel):
         init_mixer_weights(module)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask) -> Float[Tensor, "batch width"]:
-        """One vector per passage.
+        """Return one vector per passage, (batch, width).
 
         Args:
             input_ids: (batch, tokens), text first.
@@ -72,16 +72,19 @@ class PassageEncoder(MemlmModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AutoencoderOutput:
-        """The objective's loss.
+        """Return the loss of the objective; without queries, the next-token logits too.
 
         Args:
             input_ids: (batch, tokens), text first.
-            attention_mask: (batch, tokens).
-            labels: (batch, tokens), of next_token: the token after each position, IGNORE_INDEX where none is asked.
-            query_ids: (batch, query tokens), of retrieval: a stretch of each passage.
-            query_mask: (batch, query tokens).
-            num_items_in_batch: tokens asked for over all accumulated batches, as Trainer counts them.
+            attention_mask: (batch, tokens), nonzero for text.
+            labels: (batch, tokens), next-token objective: the token after each position, or IGNORE_INDEX.
+            query_ids: (batch, query), retrieval objective: a stretch of each passage.
+            query_mask: (batch, query), nonzero for text.
+            num_items_in_batch: number of targets over all accumulated batches, as Trainer counts them.
             kwargs: ignored; Trainer passes settings of other models.
+
+        Raises:
+            UserError: no label is a target.
         """
         if query_ids is not None and query_mask is not None:
             queries, passages = self.encode(query_ids, query_mask), self.encode(input_ids, attention_mask)

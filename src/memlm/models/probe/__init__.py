@@ -1,4 +1,4 @@
-"""The decoder that is trained to give a text back from a frozen encoder's vector."""
+"""The probe: a decoder that is trained to reconstruct a text from a frozen encoder's vector."""
 
 from transformers import AutoConfig, AutoModel
 

@@ -1,14 +1,14 @@
-"""The probe decoder: one vector -> L tokens, all in one pass.
+"""The probe decoder: one vector becomes L tokens, all in one pass.
 
     vector ── whiten ── own directions ── own map ──▶ (B, L, D) ── layers ── lm_head ──▶ logits
     (B, W)    (B, W)    (L, W, r)         (L, r, D)                                      (B, L, V)
 
-Departures from the paper's information probe (1.2), whose decoder reads the vector repeated or unrolled:
-- the vector is whitened by the training vectors' mean and covariance, which tames norms of any size and directions of
-  any spread; both are kept in buffers, part of the checkpoint
-- each position reads r directions of its own out of the whole vector. They start as the ones that tell most about the
-  token there (memlm.models.probe.start): with few thousand passages a map without that start fits noise (LOG.md)
-- what says which tokens occur, but not where, is read by one map for all positions, learnt from all of them
+Differences from the information probe of arXiv 2602.13466, whose decoder reads the vector repeated or unrolled:
+- the vector is whitened by the mean and covariance of the training vectors, so that its norm and the spread of its
+  directions do not matter; both are buffers and part of the checkpoint
+- each position reads r directions of its own from the whole vector. They start as the directions that best predict the
+  token there (memlm.models.probe.start); without that start, a few thousand passages fit noise (LOG.md)
+- one layer shared by all positions reads which tokens occur, independently of where
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memlm.shapes import Labels, Logits
 
 
 class PositionReadout(nn.Module):
-    """What every position reads: a linear map of its own of the whole vector, of low rank, and one that all share."""
+    """For each position, a low-rank linear layer of its own plus one that all positions share."""
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class PositionReadout(nn.Module):
         self.shared = nn.Linear(config.vector_size, config.hidden_size, bias=False)
 
     def forward(self, vectors: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch tokens width"]:
-        """(batch, numbers) -> (batch, tokens, width)."""
+        """Return the decoder's inputs, (batch, tokens, width)."""
         return (vectors @ self.directions @ self.maps).transpose(0, 1) + self.shared(vectors)[:, None]
 
 
 class Whitening(nn.Module):
-    """`(vector - mean) @ matrix`: mean zero and covariance one over the vectors it was fitted to."""
+    """`(vector - mean) @ matrix`, with mean zero and unit covariance over the vectors that it was fitted to."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class Whitening(nn.Module):
         self.matrix: Tensor
 
     def forward(self, vectors: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch numbers"]:
-        """Same shape, in fp32: norms of the vectors may be far from one."""
+        """Return whitened vectors in fp32; the norms of the input may be far from one."""
         with torch.autocast(vectors.device.type, enabled=False):
             return (vectors.float() - self.mean) @ self.matrix
 
 
 class ProbeDecoder(MemlmModel):
-    """Trained to give a text's tokens back from one vector of a frozen encoder."""
+    """Predicts the tokens of a text from one vector of a frozen encoder."""
 
     config: ProbeConfig
     config_class = ProbeConfig
@@ -78,7 +78,7 @@ class ProbeDecoder(MemlmModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head that writes tokens."""
+        """Return the output layer."""
         return self.lm_head
 
     @torch.no_grad()
@@ -93,7 +93,10 @@ class ProbeDecoder(MemlmModel):
             init_mixer_weights(module)
 
     def decode(self, vectors: Float[Tensor, "batch numbers"]) -> Logits:
-        """Logits (batch, length, vocabulary).
+        """Return the logits (batch, length, vocabulary).
+
+        Args:
+            vectors: (batch, numbers).
 
         Raises:
             MemoryShapeError: vectors of another width than the probe reads.
@@ -112,13 +115,17 @@ class ProbeDecoder(MemlmModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AutoencoderOutput:
-        """Decode; labels stand at the positions they are asked at.
+        """Decode vectors, and compute the loss if there are labels.
 
         Args:
             vectors: (batch, numbers).
-            labels: (batch, length); IGNORE_INDEX where nothing is asked.
-            num_items_in_batch: tokens asked for over all accumulated batches, as Trainer counts them.
+            labels: (batch, length), the target of each position or IGNORE_INDEX.
+            num_items_in_batch: number of targets over all accumulated batches, as Trainer counts them.
             kwargs: ignored; Trainer passes settings of other models.
+
+        Raises:
+            MemoryShapeError: vectors of another width than the probe reads.
+            UserError: no label is a target.
         """
         logits = self.decode(vectors)
         loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
