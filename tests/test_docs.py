@@ -31,7 +31,7 @@ SMALL = {
     "evaluate": "--rows 8",
     "probe --encoder": f"--text SOURCE --size small {PROBE}",
     "probe --embeddings": f"--size small {PROBE}",
-    "probe-table": "--text SOURCE --width 16 --steps 2 --passages 60 --seeds 1",
+    "probe-table": "--text SOURCE --width 32 --steps 2 --passages 60 --seeds 1",
     "claims --quick": "--text SOURCE --workers 1",
     "claims --out": "--text SOURCE --share 0.004 --seeds 1 --max-documents 60 --workers 1",
     "bench inference": "--lengths 256 --batch-sizes 1",
