@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memlm.cli import claims, main
+from memlm.reproduction import paper_table
 from tests.conftest import speech
 from tests.training.test_pretrained import decoder  # noqa: F401
 from tests.training.test_processes import ended, launched
@@ -31,7 +32,8 @@ SMALL = {
     "evaluate": "--rows 8",
     "probe --encoder": f"--text SOURCE --size small {PROBE}",
     "probe --embeddings": f"--size small {PROBE}",
-    "probe-table": "--text SOURCE --width 32 --steps 2 --passages 60 --seeds 1",
+    "probe-table": "--text SOURCE --hidden-size 32 --num-heads 4 --steps 2 --passages 60 --held-out-passages 20 "
+    "--seeds 1",
     "claims --quick": "--text SOURCE --workers 1",
     "claims --out": "--text SOURCE --share 0.004 --seeds 1 --max-documents 60 --workers 1",
     "bench inference": "--lengths 256 --batch-sizes 1",
@@ -139,6 +141,7 @@ def test_check_the_paper(
     places: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(claims, "QUICK", {"share": 0.004, "seeds": 1})
+    monkeypatch.setattr(paper_table, "ROWS", paper_table.ROWS[:2])
     page = "tutorials/check-the-paper.md"
     for command in runnable(page):
         if command == "memlm claims --out runs/claims":

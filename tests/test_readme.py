@@ -50,12 +50,15 @@ def test_the_first_blocks_run(tmp_path: Path) -> None:
     assert lines[0].startswith("bash scripts/setup")
     assert lines[1].startswith("source .venv/bin/activate")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    script = "set -e\n" + "\n".join(lines[2:])
+    installed = [command for command in commands("install.md") if "regenerate" in command]
+    script = "set -e\n" + "\n".join([*lines[2:], *installed])
     ran = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert "gives back" in ran.stdout
+    assert len(installed) == 1
+    assert "council" in ran.stdout.splitlines()[-1]
     assert (tmp_path / "runs/quick/report.html").is_file()
     pasted = subprocess.run(
         [sys.executable, "-c", python.group(1)], cwd=tmp_path, capture_output=True, text=True, check=False
