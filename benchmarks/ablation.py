@@ -15,7 +15,7 @@ from typing import Any
 
 from memlm.recipes import get_recipe
 from memlm.training import RunFolder, train_run
-from memlm.training.config import RunConfig, merge
+from memlm.training.config import RunConfig, merge_run
 
 ADAMW = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.999]}
 PAPER = {"num_heads": 4, "bottleneck": "last_token", "readout": "windowed"}
@@ -40,10 +40,10 @@ SHARES = (0.5, 0.9, 0.99)
 
 def variant(name: str, *, seed: int, steps: int) -> RunConfig:
     """Return the tiny recipe with one change."""
-    base = merge(get_recipe("autoencoder-tiny"), VARIANTS[name])
+    base = merge_run(get_recipe("autoencoder-tiny"), VARIANTS[name])
     # split, weights and order of rows all follow the seed; variants of one seed share their split
     times = {"seed": seed, "steps": steps, "evaluate_every": 10, "evaluate_rows": 256, "checkpoint_every": steps}
-    return merge(base, {"recipe": f"ablation {name}", "training": times})
+    return merge_run(base, {"recipe": f"ablation {name}", "training": times})
 
 
 def run(name: str, *, seed: int, steps: int, out: Path) -> list[dict[str, Any]]:

@@ -22,22 +22,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from memlm.data import PackedRows
-from memlm.models import MemoryModelForCausalLM
+from memlm.models import MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.models.runtime import ShortAttentionInFp32
 from memlm.objectives import next_token, token_nats
-from memlm.recipes.memory import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny, memory_tiny
+from memlm.recipes.autoencoder import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny
+from memlm.recipes.memory import memory_tiny
 from memlm.training import build_optimizer
-from memlm.training.config import ModelConfig, OptimizerConfig
+from memlm.training.building import build_model
+from memlm.training.config import OptimizerConfig, merge_run
 from memlm.training.memory.batches import MemoryBatches
-from memlm.training.memory.building import build_from_sizes
 from memlm.training.memory.cache import MemoryCache
-from memlm.training.memory.config import EncoderSettings, MemoryModelSettings, Stage
+from memlm.training.model_settings import TokenIds
+from memlm.training.stage_config import Stage
 
 CASES = ("memory cache", "frozen encoder", "parallel", "sequential")
 """In pairs: what is compared with what."""
@@ -46,27 +48,27 @@ _WARMING = 2
 _VOCABULARY = 1024
 
 
-def settings_of(encoder_layers: int, encoder_width: int) -> MemoryModelSettings:
+def settings_of(encoder_layers: int, encoder_width: int) -> MemoryModelConfig:
     """The tiny recipe's model behind an encoder of this size."""
-    encoder = EncoderSettings(num_layers=encoder_layers, hidden_size=encoder_width)
-    return memory_tiny().model.model_copy(update={"encoder": encoder})
+    encoder = {"num_encoder_layers": encoder_layers, "hidden_size": encoder_width}
+    return cast(MemoryModelConfig, merge_run(memory_tiny(), {"model": {"encoder": encoder}}).model)
 
 
-def model_of(settings: MemoryModelSettings, *, frozen: bool) -> MemoryModelForCausalLM:
+def model_of(settings: MemoryModelConfig, *, frozen: bool) -> MemoryModelForCausalLM:
     """Fresh weights, in training mode."""
-    model = build_from_sizes(settings, vocabulary=_VOCABULARY, pad_token_id=0, eos_token_id=1, seed=0)
+    model = build_model(settings, TokenIds(vocab_size=_VOCABULARY), seed=0)
     assert isinstance(model, MemoryModelForCausalLM)  # noqa: S101  (not recurrent)
     model.config.freeze_encoder = frozen
     model.encoder.requires_grad_(not frozen)
     return model.train()
 
 
-def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool, bf16: bool) -> Callable[[], None]:
+def training_step(settings: MemoryModelConfig, *, batch_size: int, kept: bool, bf16: bool) -> Callable[[], None]:
     """One step of the curriculum's last stage."""
     model = model_of(settings, frozen=True)
     ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
     rows = PackedRows(ids, torch.ones_like(ids), torch.zeros(batch_size, dtype=torch.long), ("d",))
-    writer = settings.encoder
+    writer = cast(Any, settings.encoder)
     shape = (batch_size, settings.num_chunks, writer.memories_per_chunk, writer.bottleneck_size)
     stage = Stage(name="mixture", objectives={"next_token": 1.0, "blank_copy": 1.0}, steps=1)
     batch_fn = MemoryBatches(
@@ -90,7 +92,7 @@ def training_step(settings: MemoryModelSettings, *, batch_size: int, kept: bool,
     return step
 
 
-def full_pass(settings: MemoryModelSettings, *, batch_size: int, parallel: bool, bf16: bool) -> Callable[[], None]:
+def full_pass(settings: MemoryModelConfig, *, batch_size: int, parallel: bool, bf16: bool) -> Callable[[], None]:
     """Forward and backward over documents, asked for their next tokens."""
     model = model_of(settings, frozen=False)
     ids = torch.randint(2, _VOCABULARY, (batch_size, settings.document_length))
@@ -172,7 +174,7 @@ def _size(written: str) -> tuple[int, int]:
     return int(layers), int(width)
 
 
-def _size_of(autoencoder: ModelConfig) -> tuple[int, int]:
+def _size_of(autoencoder: Any) -> tuple[int, int]:
     return autoencoder.num_encoder_layers, autoencoder.hidden_size
 
 

@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memlm.models.runtime import wants_bf16
 from memlm.recipes import RECIPES, get_recipe
-from memlm.training import RunConfig, build_model, build_optimizer
+from memlm.training import RunConfig, build_optimizer
+from memlm.training.building import build_model
+from memlm.training.model_settings import TokenIds
 
 _AUTOENCODERS = [name for name in RECIPES if name.startswith("autoencoder")]
 
@@ -56,7 +58,7 @@ def main() -> None:
     config = cast(RunConfig, get_recipe(parser.parse_args().recipe))
     bf16 = wants_bf16(config.training.precision)
     vocabulary = config.data.vocab_size
-    model = build_model(config, vocab_size=vocabulary, pad_token_id=0, eos_token_id=1).train()
+    model = build_model(config.model, TokenIds(vocab_size=vocabulary), seed=config.training.seed).train()
     optimizer = build_optimizer(model, config.training.optimizer)
     ids = torch.randint(2, vocabulary, (config.training.batch_size, config.model.chunk_length))
 

@@ -11,9 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from memlm.data import train_tokenizer
-from memlm.training.config import RunConfig
-from memlm.training.kinds import make_run_config
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.config import RunConfig, make_run_config
 
 WORDS = [
     "the",
@@ -112,18 +110,25 @@ def finished_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def memory_config(corpus: Path) -> MemoryRunConfig:
+def memory_config(corpus: Path) -> RunConfig:
     """A memory model's run of two seconds with two stages."""
     return make_run_config(
         {
-            "kind": "memory",
             "data": {"text": str(corpus), "held_out": 0.2, "vocab_size": 300, "short_rows": 0.0},
             "model": {
+                "model_type": "memlm_memory",
                 "chunk_length": 4,
                 "num_chunks": 4,
                 "slots_per_chunk": 2,
-                "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1, "bottleneck_size": 8, "noise_bits": 6},
-                "decoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},
+                "encoder": {
+                    "hidden_size": 16,
+                    "num_heads": 2,
+                    "num_encoder_layers": 1,
+                    "bottleneck_size": 8,
+                    "noise_bits": 6,
+                    "memory_activation": "rms_norm",
+                },
+                "decoder": {"hidden_size": 16, "num_heads": 2, "num_hidden_layers": 1},
             },
             "stages": [
                 {"name": "first", "objectives": {"blank_copy": 1.0}, "steps": 6},
@@ -138,11 +143,11 @@ def memory_config(corpus: Path) -> MemoryRunConfig:
                 "log_every": 3,
             },
         }
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.fixture(scope="session")
-def memory_run(memory_config: MemoryRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def memory_run(memory_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained memory model; tests that change it take a copy."""
     from memlm.training import train_run
 

@@ -14,8 +14,7 @@ import pytest
 
 from memlm.cli import COMMANDS, main
 from memlm.measurement import Measurement, read_journal
-from memlm.training.config import RunConfig
-from memlm.training.kinds import make_run_config
+from memlm.training.config import RunConfig, make_run_config
 
 
 def cpu_seconds() -> float:

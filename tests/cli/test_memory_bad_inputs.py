@@ -88,10 +88,17 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "a decoder's width beside its heads": (
         train("--model.decoder.hidden_size", "100"),
-        ("hidden_size (100)", "twice num_heads (4)"),
+        ("hidden_size (100)", "twice num_attention_heads (4)"),
     ),
     "a mixer's width beside its heads": (
-        train("--model.decoder.hidden_size", "102", "--model.decoder.backbone", "mixer"),
+        train(
+            "--model.decoder.hidden_size",
+            "102",
+            "--model.decoder.model_type",
+            "memlm_mixer",
+            "--model.decoder.num_heads",
+            "4",
+        ),
         ("hidden_size (102)", "by num_heads (4)"),
     ),
     "documents longer than the text": (train("--model.num_chunks", "4000"), ("64000",)),
@@ -103,7 +110,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         train("--model.layout", "variable", "--model.filler", "learned"),
         ("filler ('learned')", "variable"),
     ),
-    "unknown kind of run": (stages(STAGE, kind="memroy"), ("memroy", "'memory'")),
+    "unknown kind of model": (stages(STAGE, model={"model_type": "memlm_memroy"}), ("memlm_memroy", "'memlm_memory'")),
     "unknown setting": (train("--model.slot_per_chunk", "2"), ("slot_per_chunk", "slots_per_chunk")),
     # stages
     "no stages": (stages(), ("stages (none)",)),

@@ -21,9 +21,9 @@ from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
 from memlm.training import train_run
-from memlm.training.kinds import merge_run
-from memlm.training.memory.building import build_from_sizes
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.building import build_model
+from memlm.training.config import RunConfig, merge_run
+from memlm.training.model_settings import TokenIds
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_evaluate_measures_reading_copying_and_what_memories_keep(
 
 
 def test_an_autoencoder_is_probed_as_within_the_memory_model_that_reads_it(
-    finished_run: Path, memory_config: MemoryRunConfig, tmp_path: Path
+    finished_run: Path, memory_config: RunConfig, tmp_path: Path
 ) -> None:
     changes = {
         "encoder_run": str(finished_run),
@@ -180,9 +180,9 @@ def test_an_autoencoder_is_probed_as_within_the_memory_model_that_reads_it(
     assert alone["memories/token_accuracy"] != alone["memories/untrained/token_accuracy"]
 
 
-def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: MemoryRunConfig, rows: PackedRows) -> None:
-    settings = memory_config.model.model_copy(update={"layout": "oracle"})
-    oracle = build_from_sizes(settings, vocabulary=300, pad_token_id=0, eos_token_id=1, seed=0)
+def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: RunConfig, rows: PackedRows) -> None:
+    settings = merge_run(memory_config, {"model": {"layout": "oracle"}}).model
+    oracle = build_model(settings, TokenIds(vocab_size=300), seed=0)
     assert isinstance(oracle, MemoryModelForCausalLM)
     found = {m.name: m for m in oracle_measurements(oracle, rows, split_name="s")}
     # 6 rows of 4, 3, 4, 2, 4, 4 chunks with text, 8 numbers each; one token less than text is asked for in each row

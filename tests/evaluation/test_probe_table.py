@@ -12,7 +12,7 @@ from memlm.errors import RunFolderError
 from memlm.reproduction import paper_table as table
 from memlm.reproduction.paper_rows import ROWS
 from memlm.reproduction.paper_table import TableSettings, measure_table
-from memlm.training.config import checked
+from memlm.training.schema import checked
 
 
 def settings(corpus: Path, **changes: object) -> TableSettings:

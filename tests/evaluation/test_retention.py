@@ -28,7 +28,7 @@ from memlm.evaluation.probe.dataset import dataset_of_passages, split_train_val_
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
-from memlm.training.config import checked
+from memlm.training.schema import checked
 from tests.conftest import speech
 
 LENGTH = 8

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from memlm.recipes import get_recipe
-from memlm.training import RunConfig, build_model, train_run
-from memlm.training.kinds import merge_run
-from memlm.training.memory.building import build_from_sizes
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training import train_run
+from memlm.training.building import build_model
+from memlm.training.config import merge_run
+from memlm.training.model_settings import TokenIds
 
 VOCABULARY = 8000
 
@@ -22,10 +22,7 @@ def built(name: str, **model: Any) -> nn.Module:
     """On the meta device: sizes without numbers."""
     config = merge_run(get_recipe(name), {"model": model})
     with torch.device("meta"):
-        if isinstance(config, RunConfig):
-            return build_model(config, vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=1)
-        assert isinstance(config, MemoryRunConfig)
-        return build_from_sizes(config.model, vocabulary=VOCABULARY, pad_token_id=0, eos_token_id=1, seed=0)
+        return build_model(config.model, TokenIds(vocab_size=VOCABULARY), seed=0)
 
 
 def millions(model: nn.Module) -> float:
@@ -45,14 +42,14 @@ def test_parameters_are_those_the_notes_count() -> None:
     ("name", "model"),
     [
         ("autoencoder-paper", {"num_encoder_layers": 1, "num_decoder_layers": 1}),
-        ("memory-paper", {"encoder": {"num_layers": 1}, "decoder": {"num_layers": 1}}),
+        ("memory-paper", {"encoder": {"num_encoder_layers": 1}, "decoder": {"num_hidden_layers": 1}}),
     ],
 )
 def test_two_steps_at_reduced_depth(name: str, model: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     config = get_recipe(name)
     training = {"batch_size": 1, "steps": 2, "evaluate_rows": 1, "evaluate_every": 2, "checkpoint_every": 2}
     changes: dict[str, Any] = {"model": model, "training": training, "data": {"text": str(corpus), "vocab_size": 300}}
-    if isinstance(config, MemoryRunConfig):
+    if not config.is_autoencoder:
         # shorter chunks: the little corpus holds no document of 1,024 tokens
         changes["model"] = {**model, "chunk_length": 64}
         changes["stages"] = [{"name": "mixture", "objectives": {"next_token": 1.0, "copy": 0.5}, "steps": 2}]

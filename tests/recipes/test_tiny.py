@@ -9,9 +9,7 @@ import pytest
 from memlm.evaluation import evaluate_run
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import train_run
-from memlm.training.config import RunConfig
-from memlm.training.kinds import merge_run
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.config import merge_run
 
 TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith("-tiny")]
 
@@ -19,8 +17,8 @@ TINY = [name for name in RECIPES if name.startswith("memory-") and name.endswith
 @pytest.mark.parametrize("name", ["autoencoder-chunk-tiny", "autoencoder-chunk-small", "autoencoder-chunk-deep"])
 def test_encoders_fit_the_curriculum(name: str) -> None:
     config, curriculum = get_recipe(name), get_recipe("memory-curriculum-tiny")
-    assert isinstance(config, RunConfig)
-    assert isinstance(curriculum, MemoryRunConfig)
+    assert config.is_autoencoder
+    assert not curriculum.is_autoencoder
     assert config.model.chunk_length == curriculum.model.chunk_length
     assert config.model.bottleneck_size == curriculum.model.encoder.bottleneck_size
 
@@ -28,7 +26,7 @@ def test_encoders_fit_the_curriculum(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_step_of_every_stage(name: str, corpus: Path, tmp_path: Path) -> None:
     config = get_recipe(name)
-    assert isinstance(config, MemoryRunConfig)
+    assert not config.is_autoencoder
     changes = {
         "data": {"text": str(corpus), "vocab_size": 300},
         "stages": [{**stage.model_dump(), "steps": 1} for stage in config.stages],

@@ -24,7 +24,6 @@ from memlm.reproduction import (
 )
 from memlm.reproduction.runs import Experiment, combined, config_of
 from memlm.training.config import RunConfig
-from memlm.training.memory.config import MemoryRunConfig
 
 GOOD = {
     ("last_token_next", "memories/token_accuracy"): 0.13,
@@ -118,10 +117,8 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
     configs = {name: config_of(name, 2, settings, tmp_path) for name in EXPERIMENTS}
     assert all(config.training.seed == 2 for config in configs.values())
     mixture, alone, curriculum = (configs[n] for n in ("mixture", "next_token", "curriculum"))
-    assert isinstance(mixture, MemoryRunConfig)
-    assert isinstance(alone, MemoryRunConfig)
-    assert isinstance(curriculum, MemoryRunConfig)
-    assert isinstance(configs["autoencoder"], RunConfig)
+    assert configs["autoencoder"].is_autoencoder
+    assert not any(config.is_autoencoder for config in (mixture, alone, curriculum))
     # equal next-token steps, or the price of retention would be one of fewer steps
     assert alone.steps == mixture.steps_of("next_token") == configs["none"].steps
     assert list(alone.stages[0].objectives) == ["next_token"]
@@ -133,11 +130,11 @@ def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
 
 
 def test_runs_are_kept_one_by_one_and_other_settings_are_refused(
-    memory_config: MemoryRunConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory_config: RunConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "EXPERIMENTS", {"recurrent": Experiment("memory-recurrent-tiny")})
-    recurrent = memory_config.model.model_copy(update={"memory": "recurrent"})
-    monkeypatch.setattr(runs, "get_recipe", lambda _: memory_config.model_copy(update={"model": recurrent}))
+    recurrent = merge_run(memory_config, {"model": {"model_type": "memlm_recurrent_memory"}})
+    monkeypatch.setattr(runs, "get_recipe", lambda _: recurrent)
     settings = ClaimSettings(text=str(corpus), seeds=2)
     said: list[str] = []
     found, records = measure_experiments(settings, tmp_path, say=said.append)

@@ -16,8 +16,7 @@ from memlm.models import MemoryModelForCausalLM
 from memlm.session import MemorySession
 from memlm.store import TextStore
 from memlm.training import train_run
-from memlm.training.kinds import merge_run
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.config import RunConfig, merge_run
 from tests.conftest import speech
 from tests.models.test_memory import memory_model
 from tests.variants import GPT2_DECODER, LLAMA_DECODER
@@ -30,9 +29,12 @@ READABLE: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def llama_run(memory_config: MemoryRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_run(memory_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A memory model whose decoder is a Llama."""
-    config = merge_run(memory_config, {"model": {"decoder": {"backbone": "llama"}}})
+    config = merge_run(
+        memory_config,
+        {"model": {"decoder": {"model_type": "llama", "num_attention_heads": 2, "intermediate_size": 64}}},
+    )
     return train_run(config, tmp_path_factory.mktemp("llama") / "run", progress=False).path
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from memlm.models.runtime import ShortAttentionInFp32
 from memlm.training import train_run
-from memlm.training.config import RunConfig
+from memlm.training.config import RunConfig, merge_run
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 
@@ -63,11 +63,9 @@ def test_only_short_attention_under_autocast_changes(length: int, bf16: bool, as
 
 
 def test_training_in_bf16_attends_in_fp32(tiny_config: RunConfig, tmp_path: Path) -> None:
-    model = tiny_config.model.model_copy(update={"backbone": "llama"})
+    config = merge_run(tiny_config, {"model": {"backbone": "llama"}})
     training = tiny_config.training.model_copy(update={"precision": "bf16", "steps": 2, "evaluate_every": 10})
     with Spy() as spy:
-        train_run(
-            tiny_config.model_copy(update={"model": model, "training": training}), tmp_path / "run", progress=False
-        )
+        train_run(config.model_copy(update={"training": training}), tmp_path / "run", progress=False)
     # both steps, two layers each; looks at held-out text need no way back
     assert spy.asked.count((torch.float32, False)) >= 4

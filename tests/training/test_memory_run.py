@@ -15,22 +15,23 @@ from memlm.data import load_tokenizer
 from memlm.errors import CheckpointError, ConfigError, DataError
 from memlm.evaluation import evaluate_run
 from memlm.models import TextAutoencoder
+from memlm.objectives import LinearSchedule
 from memlm.recipes import get_recipe
 from memlm.shapes import IGNORE_INDEX
 from memlm.training import RunFolder, train_run
-from memlm.training.kinds import make_run_config, merge_run, with_steps
+from memlm.training.building import build_run_model
+from memlm.training.config import RunConfig, make_run_config, merge_run, with_steps
 from memlm.training.loop.callbacks import RunCallback
 from memlm.training.memory.batches import MemoryBatches
-from memlm.training.memory.building import build_memory_model
 from memlm.training.memory.cache import build_memory_cache
-from memlm.training.memory.config import MemoryRunConfig, Stage, Weight
 from memlm.training.prepare import prepare_data
+from memlm.training.stage_config import Stage
 
 MIXTURE = {"next_token": 1.0, "blank_copy": 2.0}
 
 
 @pytest.fixture(scope="module")
-def small(memory_config: MemoryRunConfig) -> MemoryRunConfig:
+def small(memory_config: RunConfig) -> RunConfig:
     return memory_config
 
 
@@ -60,7 +61,7 @@ def test_the_log_names_every_objective_and_counts_on(finished: Path) -> None:
 
 @pytest.mark.parametrize("stop_at", [("first", 5), ("second", 1), ("second", 6)])
 def test_stopped_in_any_stage_it_ends_the_same(
-    stop_at: tuple[str, int], small: MemoryRunConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_at: tuple[str, int], small: RunConfig, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Bang(Exception):
         pass
@@ -81,16 +82,14 @@ def test_stopped_in_any_stage_it_ends_the_same(
     assert log_without_seconds(tmp_path / "run") == log_without_seconds(finished)
 
 
-def frozen(small: MemoryRunConfig, encoder: Path, **training: Any) -> MemoryRunConfig:
+def frozen(small: RunConfig, encoder: Path, **training: Any) -> RunConfig:
     record = RunFolder(encoder).config()
     data = record.data.model_dump(mode="json") | {"short_rows": 0.0}
     changes = {"encoder_run": str(encoder), "data": data, "training": training}
-    return merge_run(small, changes)  # type: ignore[return-value]
+    return merge_run(small, changes)
 
 
-def test_a_frozen_encoder_stays_and_its_memories_are_kept(
-    small: MemoryRunConfig, finished_run: Path, tmp_path: Path
-) -> None:
+def test_a_frozen_encoder_stays_and_its_memories_are_kept(small: RunConfig, finished_run: Path, tmp_path: Path) -> None:
     kept = train_run(frozen(small, finished_run, memory_cache=True), tmp_path / "kept", progress=False).path
     # this run is shorter than its text: most of what it kept would never be read
     live = train_run(frozen(small, finished_run), tmp_path / "live", progress=False).path
@@ -105,14 +104,14 @@ def test_a_frozen_encoder_stays_and_its_memories_are_kept(
 
 
 def test_memories_are_kept_where_a_text_is_read_more_than_once(
-    small: MemoryRunConfig, finished_run: Path, tmp_path: Path
+    small: RunConfig, finished_run: Path, tmp_path: Path
 ) -> None:
     run = train_run(frozen(small, finished_run, batch_size=128), tmp_path / "run", progress=False)
     assert len(list(run.path.glob("memories-*/memories.safetensors"))) == 1
 
 
 def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
-    small: MemoryRunConfig, finished_run: Path, tmp_path: Path
+    small: RunConfig, finished_run: Path, tmp_path: Path
 ) -> None:
     stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 2, "random_share": 0.5}
     # kept memories are asked for: it is the random tokens that keep them from being
@@ -122,7 +121,7 @@ def test_random_tokens_around_a_frozen_encoder_are_encoded_in_every_step(
     assert not list(run.path.glob("memories-*"))
 
 
-def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_changed_is_refused(small: RunConfig, finished_run: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     shutil.copytree(finished_run, encoder)
     config = frozen(small, encoder, memory_cache=True)
@@ -136,24 +135,24 @@ def test_an_encoder_that_changed_is_refused(small: MemoryRunConfig, finished_run
         train_run(config, run, resume=True, progress=False)
 
 
-def test_memories_kept_of_another_encoder_or_text_are_refused(small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_memories_kept_of_another_encoder_or_text_are_refused(small: RunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
-    model = build_memory_model(small.model, data.tokenizer, seed=0)
+    model = build_run_model(small, data.tokenizer, seed=0)
     kept = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     again = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     assert torch.equal(kept.memories, again.memories)
     with pytest.raises(CheckpointError, match="are of another text"):
         build_memory_cache(model, data.held_out_rows, tmp_path, blank_id=0)
-    other = build_memory_model(small.model, data.tokenizer, seed=1)
+    other = build_run_model(small, data.tokenizer, seed=1)
     with pytest.raises(CheckpointError, match="are of another encoder"):
         build_memory_cache(other, data.train_rows, tmp_path, blank_id=0)
     record = json.loads((tmp_path / "memories.json").read_text())
     assert record["rows"] == len(data.train_rows)
 
 
-def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_memories_are_kept_in_the_runs_own_precision(small: RunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
-    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    model = build_run_model(small, data.tokenizer, seed=0).eval()
     fp32, bf16 = (
         build_memory_cache(model, data.train_rows, tmp_path / str(asked), blank_id=0, bf16=asked).memories
         for asked in (False, True)
@@ -168,9 +167,9 @@ def test_memories_are_kept_in_the_runs_own_precision(small: MemoryRunConfig, tmp
 
 
 @pytest.mark.parametrize("name", ["next_token", "copy", "blank_copy"])
-def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: RunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
-    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    model = build_run_model(small, data.tokenizer, seed=0).eval()
     kept = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0)
     stage = Stage(name="s", objectives={name: 1.0}, steps=1, distances="every")
     common = {"rows_per_step": 3, "chunk_length": 4, "blank_id": 0, "seed": 0}
@@ -187,9 +186,9 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: Memo
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: RunConfig, tmp_path: Path) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
-    model = build_memory_model(small.model, data.tokenizer, seed=0).eval()
+    model = build_run_model(small, data.tokenizer, seed=0).eval()
     known = build_memory_cache(model, data.train_rows, tmp_path, blank_id=0) if kept else None
     both: dict[str, Any] = {"next_token": 1.0, "blank_copy": 1.0}
     stage = Stage(name="s", objectives=both, steps=4, distances="every", row_share={"blank_copy": 0.5})
@@ -215,11 +214,11 @@ def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: MemoryR
         torch.testing.assert_close(batch["memories"], model.encode(batch["input_ids"], batch["attention_mask"]))
     assert parts[1]["objective"].tolist() == [0]
     assert torch.isfinite(model.train()(**parts[1]).loss)
-    moving = stage.model_copy(update={"row_share": {"blank_copy": Weight(start=1.0, end=0.25, steps=3)}})
+    moving = stage.model_copy(update={"row_share": {"blank_copy": LinearSchedule(start=1.0, end=0.25, steps=3)}})
     assert [moving.row_interval_at("blank_copy", step) for step in range(5)] == [1, 1, 2, 4, 4]
 
 
-def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(small: MemoryRunConfig) -> None:
+def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(small: RunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
     stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=1, distances="every", random_share=0.5)
     common = {
@@ -246,15 +245,17 @@ def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(sm
     halves = [batch_fn(chosen[:4], 12), batch_fn(chosen[4:], 16)]
     assert torch.equal(torch.cat([h["labels"] for h in halves]), found["labels"])
     # a share that moves: none at the first step, all of it from the third on
-    growing = stage.model_copy(update={"random_share": Weight(start=0.0, end=0.5, steps=2)})
+    growing = stage.model_copy(update={"random_share": LinearSchedule(start=0.0, end=0.5, steps=2)})
     batch_fn = MemoryBatches(rows, growing, **common)
     assert torch.equal(batch_fn(chosen, 0)["labels"], plain(chosen, 0)["labels"])
     assert torch.equal(batch_fn(chosen, 12)["labels"], found["labels"])
 
 
-def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: MemoryRunConfig) -> None:
+def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: RunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
-    stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=9, max_targets=Weight(start=1, end=4, steps=6))
+    stage = Stage(
+        name="s", objectives={"blank_copy": 1.0}, steps=9, max_targets=LinearSchedule(start=1.0, end=4.0, steps=6)
+    )
     common: dict[str, Any] = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "seed": 0}
     plain = MemoryBatches(rows, stage.model_copy(update={"max_targets": None}), **common)
     batch_fn, chosen = MemoryBatches(rows, stage, **common), torch.arange(6)
@@ -266,7 +267,7 @@ def test_only_the_first_tokens_of_a_chunk_may_be_asked_for(small: MemoryRunConfi
         assert bool((seen[..., asked:] == IGNORE_INDEX).all())
 
 
-def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunConfig) -> None:
+def test_batches_are_a_pure_function_and_hold_every_objective(small: RunConfig) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
     objectives = {"next_token": 1.0, "token_dropout": 1.0, "reconstruction": {"start": 0.0, "end": 1.0, "steps": 10}}
     stage = Stage.model_validate_json(json.dumps({"name": "s", "objectives": objectives, "steps": 20}))
@@ -284,9 +285,9 @@ def test_batches_are_a_pure_function_and_hold_every_objective(small: MemoryRunCo
 
 
 @pytest.mark.parametrize("accumulated", [2, 4])
-def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, small: MemoryRunConfig) -> None:
+def test_loss_over_accumulated_batches_is_the_loss_of_all(accumulated: int, small: RunConfig) -> None:
     data = prepare_data(small.data, chunk_length=16, seed=0)
-    model = build_memory_model(small.model, data.tokenizer, seed=0).train()
+    model = build_run_model(small, data.tokenizer, seed=0).train()
     model.encoder.eval()  # no noise
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": 0.5}, steps=1)
     batch_fn = MemoryBatches(data.held_out_rows, stage, rows_per_step=8, chunk_length=4, blank_id=0, seed=0)
@@ -316,17 +317,17 @@ def test_stages_keep_their_shares_of_other_steps() -> None:
     )
     assert with_steps(get_recipe("autoencoder-tiny"), 7).training.steps == 7
     growing = with_steps(get_recipe("memory-tiny"), 120).stages[0].random_share
-    assert isinstance(growing, Weight)
+    assert isinstance(growing, LinearSchedule)
     assert growing.steps == 40
     asked = with_steps(get_recipe("memory-pretrained-input"), 99).stages[1].max_targets
-    assert isinstance(asked, Weight)
+    assert isinstance(asked, LinearSchedule)
     assert (asked.start, asked.end, asked.steps) == (2, 16, 70)
     fewer = with_steps(curriculum, curriculum.steps // 10).stages[-1].row_share["blank_copy"]
-    assert isinstance(fewer, Weight)
+    assert isinstance(fewer, LinearSchedule)
     assert fewer.steps == 20
 
 
-def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line(small: RunConfig, finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"num_chunks \(3\) must be even for blank_copy"):
         merge_run(small, {"model": {"num_chunks": 3}})
     stage = {"name": "s", "objectives": {"blank_copy": 1.0}, "steps": 1, "distances": "every"}
@@ -341,8 +342,8 @@ def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_p
         merge_run(small, {"stages": [{"name": "a", "objectives": {}, "steps": 1}]})
     with pytest.raises(ConfigError, match="unknown setting 'model.encoder.hiden_size'. Did you mean 'hidden_size'"):
         merge_run(small, {"model": {"encoder": {"hiden_size": 3}}})
-    with pytest.raises(ConfigError, match="unknown kind 'memori' of run. Did you mean 'memory'"):
-        make_run_config({"kind": "memori"})
+    with pytest.raises(ConfigError, match="unknown model_type 'memlm_memori'. Did you mean 'memlm_memory'"):
+        make_run_config({"model": {"model_type": "memlm_memori"}})
     stage = {"name": "warm", "objectives": {"copy": 1.0}, "steps": 1, "train": "readout"}
     model = {"readout": "repeated", "encoder": {"bottleneck_size": 16}}
     nothing = merge_run(small, {"model": model, "stages": [stage]})
@@ -353,8 +354,8 @@ def test_mistakes_are_one_line(small: MemoryRunConfig, finished_run: Path, tmp_p
         train_run(merge_run(other, {"data": {"held_out": 0.4}}), tmp_path / "leak", progress=False)
 
 
-def test_recurrent_memory_trains_in_stages_and_is_evaluated(small: MemoryRunConfig, tmp_path: Path) -> None:
-    config = merge_run(small, {"model": {"memory": "recurrent", "backpropagation_depth": 2}})
+def test_recurrent_memory_trains_in_stages_and_is_evaluated(small: RunConfig, tmp_path: Path) -> None:
+    config = merge_run(small, {"model": {"model_type": "memlm_recurrent_memory", "backpropagation_depth": 2}})
     folder = train_run(config, tmp_path / "run", progress=False)
     model = AutoModelForCausalLM.from_pretrained(folder.path)
     assert model.config.model_type == "memlm_recurrent_memory"
@@ -367,7 +368,7 @@ def test_recurrent_memory_trains_in_stages_and_is_evaluated(small: MemoryRunConf
             merge_run(config, {"stages": [{"name": "s", "objectives": {"copy": 1.0}, "steps": 1, **stage}]})
 
 
-def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: RunConfig, tmp_path: Path) -> None:
     stages = [
         {"name": "one", "objectives": {"blank_copy": 1.0}, "steps": 3},
         {"name": "two", "objectives": {"reconstruction": 1.0, "copy": 1.0}, "steps": 1, "start": "fresh"},
@@ -382,7 +383,7 @@ def test_a_stage_that_begins_anew_keeps_the_encoder_alone(small: MemoryRunConfig
     assert not torch.allclose(*tables, atol=1e-3)
 
 
-def test_an_oracle_trains_and_is_evaluated(small: MemoryRunConfig, tmp_path: Path) -> None:
+def test_an_oracle_trains_and_is_evaluated(small: RunConfig, tmp_path: Path) -> None:
     model = {"layout": "oracle", "injection": "hidden", "num_chunks": 1, "chunk_length": 16}
     stages = [{"name": "next_token", "objectives": {"next_token": 1.0}, "steps": 2}]
     folder = train_run(merge_run(small, {"model": model, "stages": stages}), tmp_path / "run", progress=False)

@@ -10,9 +10,9 @@ import torch
 from memlm.data import Document, encode_texts
 from memlm.errors import ConfigError, DataError
 from memlm.training import DataConfig, prepare_data, read_split
-from memlm.training.config import RunConfig, settings_names
-from memlm.training.kinds import make_run_config, merge_run
+from memlm.training.config import RunConfig, make_run_config, merge_run, run_settings_help
 from memlm.training.loop.trainer import StepRows, reconstruction_batches
+from memlm.training.model_settings import MODEL_CONFIGS, model_settings_help
 from tests.conftest import speech
 
 
@@ -77,8 +77,12 @@ def test_settings_are_checked_merged_and_named() -> None:
     assert changed.training.optimizer.warmup_steps == 7
     assert changed.training.optimizer.momentum == base.training.optimizer.momentum
     assert make_run_config(base.model_dump(mode="json")) == base
-    assert "training.optimizer.betas" in settings_names()
-    assert all(text for _, text in settings_names().values())
+    named = run_settings_help()
+    assert "training.optimizer.betas" in named
+    for kind in MODEL_CONFIGS.values():
+        named |= model_settings_help(kind)
+    assert named["model.encoder.bottleneck_size"] == (128, "Numbers in one memory.")
+    assert all(text for _, text in named.values())
     with pytest.raises(ConfigError, match=r"unknown setting 'model.hiden_size'. Did you mean 'hidden_size'"):
         merge_run(base, {"model": {"hiden_size": 3}})
     with pytest.raises(ConfigError, match="must be plain numbers"):

@@ -155,7 +155,7 @@ def test_what_learns(adapter: str, decoder: Path, memory_run: Path, tmp_path: Pa
 def test_a_run_is_evaluated_where_its_decoder_is_gone(run: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(run, tmp_path / "run")
     settings = json.loads((moved / "run.json").read_text())
-    settings["model"]["decoder"]["pretrained"] = str(tmp_path / "gone")
+    settings["decoder"]["path"] = str(tmp_path / "gone")
     (moved / "run.json").write_text(json.dumps(settings))
     names = {m.name for m in evaluate_run(str(moved), probe=False, rows=40).measurements}
     assert "bits_per_byte" in names
@@ -168,12 +168,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "another layout": (["--model.layout", "aligned"], "'variable'"),
     "places on tokens": (["--model.learned_positions", "true"], "learned_positions"),
     "a head for blanks": (["--model.blank_head", "true"], "blank_head"),
-    "recurrent memory": (["--model.memory", "recurrent"], "recurrent"),
+    "recurrent memory": (["--model.model_type", "memlm_recurrent_memory"], "recurrent"),
     "chunks that the encoder has no room for": (
         ["--model.chunk_length", "16"],
         "chunks of 16 decoder tokens do not fit the encoder's 4",
     ),
-    "a rank of nothing": (["--model.decoder.lora_rank", "0"], "lora_rank (0)"),
+    "a rank of nothing": (["--model.lora.rank", "0"], "lora's rank (0)"),
     "an objective beside text": (["--objective", "reconstruction"], "reconstruction"),
 }
 
@@ -205,7 +205,7 @@ def test_an_autoencoder_takes_the_decoders_table_and_the_decoder_reads_it(
 ) -> None:
     small = ["--text", str(corpus), "--steps", "3", "--data.held_out", "0.2", "--training.evaluate_rows", "4"]
     sizes = ["--model.hidden_size", "8", "--model.num_heads", "2", "--model.chunk_length", "4"]
-    table = ["--model.table", str(decoder), "--model.bottleneck_size", "16", "--model.num_encoder_layers", "0"]
+    table = ["--data.token_table", str(decoder), "--model.bottleneck_size", "16", "--model.num_encoder_layers", "0"]
     assert main(["train", "autoencoder-tiny", *small, *sizes, *table, "--out", str(tmp_path / "ae")]) == 0
     own = TextAutoencoder.from_pretrained(tmp_path / "ae").embed_tokens.weight.detach().double()
     known = AutoModelForCausalLM.from_pretrained(decoder).get_input_embeddings().weight.detach().double()
@@ -238,9 +238,11 @@ def test_a_table_that_does_not_fit_is_said(
     decoder: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["train", "autoencoder-tiny", "--text", str(corpus), "--out"]
-    assert main([*asked, str(tmp_path / "ae"), "--model.table", str(decoder)]) == 2
+    assert main([*asked, str(tmp_path / "ae"), "--data.token_table", str(decoder)]) == 2
     assert "model.hidden_size (192) must not exceed the width (16)" in capsys.readouterr().err
-    assert main([*asked, str(tmp_path / "b"), "--model.table", str(decoder), "--data.tokenizer", str(decoder)]) == 2
-    assert "has no place beside model.table" in capsys.readouterr().err
-    assert main([*asked, str(tmp_path / "other"), "--model.table", "nowhere/at/all"]) == 2
+    assert (
+        main([*asked, str(tmp_path / "b"), "--data.token_table", str(decoder), "--data.tokenizer", str(decoder)]) == 2
+    )
+    assert "has no place beside data.token_table" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / "other"), "--data.token_table", "nowhere/at/all"]) == 2
     assert "nowhere/at/all" in capsys.readouterr().err

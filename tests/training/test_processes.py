@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from memlm.training import RunFolder, train_run
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.config import RunConfig
 
 ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 120
@@ -91,21 +91,20 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def quiet(memory_config: MemoryRunConfig) -> MemoryRunConfig:
+def quiet(memory_config: RunConfig) -> RunConfig:
     """Without the noise that every process draws for its own rows."""
-    encoder = memory_config.model.encoder.model_copy(update={"noise_bits": None})
-    return memory_config.model_copy(update={"model": memory_config.model.model_copy(update={"encoder": encoder})})
+    return merge_run(memory_config, {"model": {"encoder": {"noise_bits": None}}})
 
 
 @pytest.fixture(scope="module")
-def alone(quiet: MemoryRunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(quiet: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     return train_run(quiet, tmp_path_factory.mktemp("alone") / "run", progress=False).path
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_a_run_under_a_launcher_is_that_of_one_process(
-    sharding: str, quiet: MemoryRunConfig, alone: Path, tmp_path: Path
+    sharding: str, quiet: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "run.yaml").write_text(quiet.model_dump_json())
     flags = ("--config", str(tmp_path / "run.yaml"), "--training.sharding", sharding)
@@ -125,7 +124,7 @@ def test_a_run_under_a_launcher_is_that_of_one_process(
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
-    sharding: str, quiet: MemoryRunConfig, alone: Path, tmp_path: Path
+    sharding: str, quiet: RunConfig, alone: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "two"
     (tmp_path / "run.yaml").write_text(quiet.model_dump_json())
@@ -159,7 +158,7 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(
     ],
 )
 def test_mistakes_end_all_processes(
-    changes: tuple[str, ...], message: str, memory_config: MemoryRunConfig, tmp_path: Path
+    changes: tuple[str, ...], message: str, memory_config: RunConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "run.yaml").write_text(memory_config.model_dump_json())
     flags = ("--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "two"))

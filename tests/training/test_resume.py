@@ -17,16 +17,16 @@ import pytest
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import write_folder_atomic
 from memlm.training import RunFolder, train_run
-from memlm.training.config import RunConfig
-from memlm.training.kinds import merge_run
+from memlm.training.config import RunConfig, merge_run
 from memlm.training.loop.callbacks import Interrupt
 from memlm.training.loop.checkpoint import newest
 from memlm.training.loop.trainer import Interrupted
 
+LOG = Path("stages", "00-reconstruction", "log.jsonl")
 PROGRAM = """
 import sys
 from memlm.training import train_run
-from memlm.training.kinds import make_run_config
+from memlm.training.config import make_run_config
 from memlm.training.run_folder import RunFolder
 import json, pathlib
 out, settings = sys.argv[1], json.loads(sys.argv[2])
@@ -46,7 +46,7 @@ def written(path: Path) -> int:
 def same_end(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert log_without_seconds(one) == log_without_seconds(other)
-    last = [next((folder / "checkpoints").glob("step-12")) for folder in (one, other)]
+    last = [next(folder.glob("stages/00-reconstruction/checkpoints/step-12")) for folder in (one, other)]
     for name in (
         "optimizer.safetensors",
         "random.safetensors",
@@ -89,9 +89,9 @@ def test_killed_again_and_again(tiny_config: RunConfig, finished_run: Path, tmp_
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     generator = random.Random(0)
     for _ in range(3):
-        before = written(out / "log.jsonl")
+        before = written(out / LOG)
         process = subprocess.Popen(command, env=environment)
-        while process.poll() is None and written(out / "log.jsonl") == before:
+        while process.poll() is None and written(out / LOG) == before:
             time.sleep(0.01)  # imports and text come first; the log changes when training does
         time.sleep(generator.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
@@ -164,7 +164,8 @@ def test_a_damaged_checkpoint_is_one_clear_error(tiny_config: RunConfig, tmp_pat
     out = tmp_path / "run"
     train_run(tiny_config, out, progress=False)
     (out / "status.json").unlink()
-    optimizer = out / "checkpoints" / "step-12" / "optimizer.safetensors"
+    shutil.rmtree(out / "stages" / "00-reconstruction" / "end")
+    optimizer = out / "stages" / "00-reconstruction" / "checkpoints" / "step-12" / "optimizer.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"cannot read .*optimizer.safetensors.* damaged"):
         train_run(tiny_config, out, resume=True, progress=False)
@@ -204,7 +205,7 @@ def test_ctrl_c_in_a_real_process_ends_with_130_and_goes_on(tiny_config: RunConf
     command = [sys.executable, "-m", "memlm", "train", "--config", str(settings), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+    while not list(out.glob("stages/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -11,12 +11,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.data import PackedRows
+from memlm.training.building import build_model
 from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.trainer import MemlmTrainer, StepRows
 from memlm.training.memory.batches import MemoryBatches
-from memlm.training.memory.building import build_from_sizes
-from memlm.training.memory.config import DecoderSettings, EncoderSettings, MemoryModelSettings, Stage, Weight
+from memlm.training.model_settings import TokenIds, complete
+from memlm.training.stage_config import Stage
 
 ROWS, STEPS, PER_STEP = 32, 2, 8
 
@@ -37,19 +38,17 @@ class GradientNorms(TrainerCallback):
 def main(out: Path, batch_size: int) -> None:
     """Weights, loss of the last step and this process's rows to `out`."""
     torch.set_num_threads(1)
-    sizes = MemoryModelSettings(
-        chunk_length=4,
-        slots_per_chunk=2,
-        encoder=EncoderSettings(hidden_size=16, num_heads=2, num_layers=1, bottleneck_size=8),
-        decoder=DecoderSettings(hidden_size=16, num_heads=2, num_layers=1),
-    )
-    model = build_from_sizes(sizes, vocabulary=40, pad_token_id=0, eos_token_id=1, seed=0)
+    layers = {"hidden_size": 16, "num_heads": 2}
+    encoder = {**layers, "num_encoder_layers": 1, "bottleneck_size": 8, "memory_activation": "rms_norm"}
+    sizes = {"model_type": "memlm_memory", "chunk_length": 4, "slots_per_chunk": 2, "encoder": encoder}
+    config = complete({**sizes, "decoder": {**layers, "num_hidden_layers": 1}})
+    model = build_model(config, TokenIds(vocab_size=40), seed=0)
     ids = torch.randint(2, 40, (ROWS, 16), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     for row in range(ROWS):  # processes are asked for different numbers of tokens
         mask[row, 16 - row % 7 :] = row % 7 == 0
     rows = PackedRows(ids * mask, mask, torch.zeros(ROWS, dtype=torch.long), ("d",))
-    ramp = Weight(start=1.0, end=0.1, steps=2)
+    ramp = LinearSchedule(start=1.0, end=0.1, steps=2)
     stage = Stage(name="s", objectives={"next_token": 1.0, "blank_copy": ramp}, steps=STEPS, distances="every")
     batch_fn = MemoryBatches(rows, stage, rows_per_step=PER_STEP, chunk_length=4, blank_id=0, seed=0)
     # no clipping: AdamW forgives a gradient of the wrong size, so its norm is printed as it is

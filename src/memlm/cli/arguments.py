@@ -101,3 +101,68 @@ def options_of(settings: type[BaseModel], own: type[Any], *, leave_out: Sequence
     return dataclasses.make_dataclass(
         own.__name__, fields, bases=(own,), namespace={"__doc__": own.__doc__}, frozen=True
     )
+
+
+_DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
+
+
+def take_settings(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings among the arguments by dotted name, as nested changes, and the other arguments in order.
+
+    Raises:
+        ConfigError: a dotted name that no setting has, or no value after it.
+    """
+    known = {name: text for names in _settings_by_title().values() for name, (_, text) in names.items()}
+    changes: dict[str, Any] = {}
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        match = _DOTTED.fullmatch(argument)
+        if match is None or "." not in match.group(1):
+            rest.append(argument)
+            continue
+        name = match.group(1).replace("-", "_")
+        if name not in known:
+            raise ConfigError(
+                f"unknown setting '--{match.group(1)}'. {did_you_mean('--' + name, ['--' + k for k in known])}"
+            )
+        value = match.group(2) if match.group(2) is not None else next(given, None)
+        if value is None or (value.startswith("--") and match.group(2) is None):
+            raise ConfigError(f"--{name} needs a value: {known[name]}")
+        _set(changes, name.split("."), _value(value))
+    return changes, rest
+
+
+def settings_help() -> str:
+    """Return every setting with its default and its help text."""
+    lines: list[str] = []
+    for title, names in _settings_by_title().items():
+        lines += [f"{title}:"]
+        lines += [f"  --{name} {value}\n      {text}" for name, (value, text) in names.items() if "." in name]
+    return "\n".join(lines)
+
+
+def _settings_by_title() -> dict[str, dict[str, tuple[Any, str]]]:
+    from memlm.training.config import run_settings_help
+    from memlm.training.model_settings import MODEL_CONFIGS, model_settings_help
+
+    models = {f"model of type {name}": model_settings_help(kind) for name, kind in MODEL_CONFIGS.items()}
+    return {"every run": run_settings_help(), **models}
+
+
+def _set(changes: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        changes = changes.setdefault(part, {})
+    changes[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    """Return a value as YAML reads it, and floats such as 1e-3, which YAML takes for words."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
+    from memlm.files import read_plain_yaml
+
+    try:
+        return read_plain_yaml(text)
+    except ConfigError:
+        return text

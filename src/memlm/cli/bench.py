@@ -13,8 +13,8 @@ from memlm.evaluation.efficiency import Comparison, EfficiencySettings, compare_
 from memlm.files import write_file_atomic
 from memlm.measurement import to_json_lines
 from memlm.reports import figure
-from memlm.training.config import checked
 from memlm.training.loop.callbacks import ProgressView
+from memlm.training.schema import checked
 
 
 @dataclass(frozen=True)

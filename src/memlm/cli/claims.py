@@ -25,8 +25,8 @@ from memlm.reproduction import (
     spent_on,
 )
 from memlm.training import Interrupted
-from memlm.training.config import checked
 from memlm.training.run_folder import command_line, describe_versions
+from memlm.training.schema import checked
 
 QUICK = {"share": 0.1, "seeds": 1}
 _QUICK_DOCUMENTS = 60

@@ -153,7 +153,7 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
 
 def _settings(options: Probe, *, default: int) -> ProbeSettings:
     from memlm.evaluation.probe.settings import ProbeSettings, check_lengths
-    from memlm.training.config import checked
+    from memlm.training.schema import checked
 
     return checked(
         ProbeSettings,

@@ -16,7 +16,7 @@ from memlm.measurement import append_journal, to_json_lines
 from memlm.reports.tables import with_interval
 from memlm.reproduction.paper_rows import paper_figures
 from memlm.reproduction.paper_table import TableLine, TableSettings, measure_table
-from memlm.training.config import checked
+from memlm.training.schema import checked
 
 QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
 

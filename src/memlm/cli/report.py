@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from memlm.evaluation import Evaluation
     from memlm.measurement import Measurement
     from memlm.training import RunFolder
-    from memlm.training.memory.config import MemoryModelSettings
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """Return the main result in one sentence."""
+    from memlm.models import TextAutoencoderConfig
     from memlm.reports.tables import percent
-    from memlm.training.memory.config import MemoryRunConfig
 
     config = folder.config()
     first = {m.name: m for m in reversed(evaluation.measurements)}
-    if isinstance(config, MemoryRunConfig):
-        return _memory_headline(config.model, first)
+    if not isinstance(config.model, TextAutoencoderConfig):
+        return _memory_headline(config.model.chunk_length, first)
     model = config.model
     accuracy, exact = first["token_accuracy"], first["exact_match"]
     interval = "" if accuracy.low is None else f" [{percent(accuracy.low)}, {percent(accuracy.high or 1.0)}]"
@@ -89,16 +88,16 @@ def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     )
 
 
-def _memory_headline(model: MemoryModelSettings, first: dict[str, Measurement]) -> str:
+def _memory_headline(chunk_length: int, first: dict[str, Measurement]) -> str:
     from memlm.reports.tables import percent
 
     bits, without = first["bits_per_byte"], first["bits_per_byte/no_memory"]
     read = f"{bits.value:.3f} bits per byte of {bits.split} text, {without.value:.3f} with its memories hidden"
     if "token_accuracy/blank_copy" not in first:
-        return f"The decoder reads earlier chunks of {model.chunk_length} tokens as memories: {read}."
+        return f"The decoder reads earlier chunks of {chunk_length} tokens as memories: {read}."
     copied = first["token_accuracy/blank_copy"]
     return (
-        f"From memories of {model.chunk_length} tokens each the decoder gives back {percent(copied.value)} % of them "
+        f"From memories of {chunk_length} tokens each the decoder gives back {percent(copied.value)} % of them "
         f"(blank copy, greedy), and reads on at {read}."
     )
 

@@ -7,13 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memlm.cli.arguments import parse
-from memlm.cli.settings import settings_help, take_settings
+from memlm.cli.arguments import parse, settings_help, take_settings
 from memlm.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from memlm.training.kinds import AnyRunConfig
-    from memlm.training.memory.config import MemoryRunConfig
+    from memlm.training import RunConfig
 
 _EXAMPLES = """examples:
   memlm train autoencoder-tiny --out runs/tiny
@@ -87,10 +85,10 @@ def _recipe_first(rest: list[str]) -> tuple[str, list[str]]:
     return "", rest
 
 
-def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
+def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
     from memlm.recipes import RECIPES, get_recipe
-    from memlm.training.config import RunConfig, read_changes
-    from memlm.training.kinds import make_run_config, merge_run, with_steps
+    from memlm.training.config import RunConfig, make_run_config, merge_run, with_steps
+    from memlm.training.schema import read_changes
 
     if options.out is not None and not options.out.strip():
         raise ConfigError(f"--out ('{options.out}') is empty; name a folder, or leave it out for runs/RECIPE.")
@@ -118,11 +116,11 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[Any, str]:
     return config, options.out or f"runs/{config.recipe}"
 
 
-def _stages_for(objective: str, config: MemoryRunConfig) -> list[dict[str, Any]]:
-    """One stage of this objective in place of the recipe's, which stay where they end in a mixture as asked."""
-    from memlm.recipes import OBJECTIVES
+def _stages_for(objective: str, config: RunConfig) -> list[dict[str, Any]]:
+    """Return one stage of this objective in place of the recipe's, which stay if they end in a mixture as asked."""
+    from memlm.recipes import MIXTURES
 
-    asked, last = OBJECTIVES[objective], config.stages[-1]
+    asked, last = MIXTURES[objective], config.stages[-1]
     stages = [stage.model_dump(mode="json") for stage in config.stages]
     if objective == "mixture" and last.objectives.keys() == asked.keys():
         return stages
@@ -130,28 +128,26 @@ def _stages_for(objective: str, config: MemoryRunConfig) -> list[dict[str, Any]]
     return [stages[-1] | {"name": objective, "objectives": asked, "steps": steps}]
 
 
-def _memory_options(options: Train, config: AnyRunConfig) -> AnyRunConfig:
-    """--objective, --encoder, --decoder and --adapter as settings."""
-    from memlm.recipes import OBJECTIVES
-    from memlm.training.kinds import merge_run
-    from memlm.training.memory.config import MemoryRunConfig
+def _memory_options(options: Train, config: RunConfig) -> RunConfig:
+    """Return the configuration with --objective, --encoder, --decoder and --adapter as settings."""
+    from memlm.recipes import MIXTURES
+    from memlm.training.config import merge_run
     from memlm.training.run_folder import RunFolder
 
     given = [n for n in ("objective", "encoder", "decoder", "adapter") if getattr(options, n) is not None]
     if not given:
         return config
-    if not isinstance(config, MemoryRunConfig):
-        raise ConfigError(f"--{given[0]} is for memory recipes; '{config.recipe}' is of kind '{config.kind}'.")
-    changes: dict[str, Any] = {}
-    decoder = {"pretrained": options.decoder, "adapter": options.adapter}
-    if changed := {name: value for name, value in decoder.items() if value is not None}:
-        changes["model"] = {"decoder": changed}
+    if config.is_autoencoder:
+        raise ConfigError(f"--{given[0]} is for memory recipes; '{config.recipe}' trains a {config.model.model_type}.")
+    decoder = {"path": options.decoder, "adapter": options.adapter}
+    changes: dict[str, Any] = {"decoder": {name: value for name, value in decoder.items() if value is not None}}
     if options.objective is not None:
-        if options.objective not in OBJECTIVES:
-            raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, OBJECTIVES)}")
+        if options.objective not in MIXTURES:
+            raise ConfigError(f"unknown objective '{options.objective}'. {did_you_mean(options.objective, MIXTURES)}")
         changes["stages"] = _stages_for(options.objective, config)
     if options.encoder is not None:
         before = RunFolder.open(options.encoder).config()
-        data = before.data.model_dump(mode="json") | {"short_rows": config.data.short_rows, "tokenizer": None}
+        own = {"short_rows": config.data.short_rows, "tokenizer": None, "token_table": None}
+        data = before.data.model_dump(mode="json") | own
         changes |= {"encoder_run": options.encoder, "data": data, "training": {"seed": before.training.seed}}
     return merge_run(config, changes)

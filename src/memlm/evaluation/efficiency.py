@@ -27,7 +27,7 @@ from memlm.errors import ConfigError
 from memlm.measurement import Measurement
 from memlm.models import MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.base import CACHE_NAME
-from memlm.training.config import Settings
+from memlm.training.schema import Settings
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
 _VOCABULARY = 1024

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from memlm.measurement import (
 from memlm.models import TextAutoencoder
 from memlm.session import TextMemory
 from memlm.store import Bits
-from memlm.training import RunConfig, RunFolder, prepare_data
+from memlm.training import RunFolder, prepare_data
 
 _RANDOM_ROWS = 512
 _SAMPLED_ROWS = 1024
@@ -75,7 +75,7 @@ def evaluate_run(
     """
     folder = RunFolder.open(path)
     folder.require_model()
-    if folder.kind() == "memory":
+    if not folder.config().is_autoencoder:
         return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe, rows=rows)
     memory = TextMemory.from_pretrained(path)
     record = folder.data()
@@ -103,7 +103,7 @@ def _measure_documents(measure: EvalContext, documents: Sequence[Document], *, s
 
 
 def _measure_run(folder: RunFolder, record: dict[str, Any], measure: EvalContext, say: Report) -> Evaluation:
-    config = cast(RunConfig, folder.config())
+    config = folder.config()
     length = config.model.chunk_length
     say("reading the text")
     data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=measure.tokenizer)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
-from typing import Any, ClassVar, cast
+from functools import cache
+from typing import Any, ClassVar, cast, get_origin
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -43,13 +46,25 @@ class MemlmConfig(PreTrainedConfig):
     from_data: ClassVar[frozenset[str]] = frozenset(
         {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings"}
     )
-    # @strict checks the types of fields; jaxtyping's check would refuse the unknown keys before we can name them
+    # jaxtyping's check would refuse the unknown keys before we can name them
     __no_type_check__: ClassVar[bool] = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check_unknown_keys(kwargs)
         super().__post_init__(**kwargs)
+        self.check_types()
         self.check()
+
+    def check_types(self) -> None:
+        """Raise ConfigError for the first value of another type than its field's."""
+        for name, adapter in _field_types(type(self)).items():
+            try:
+                adapter.validate_python(getattr(self, name))
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise ConfigError(
+                    f"{name} ({getattr(self, name)!r}) does not fit: {reason[0].lower()}{reason[1:]}."
+                ) from error
 
     def check_unknown_keys(self, extra: dict[str, Any]) -> None:
         """Raise ConfigError for the first key that is neither a field nor one of transformers' own."""
@@ -61,6 +76,23 @@ class MemlmConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ConfigError where settings do not fit each other; overridden by each family."""
+
+
+@cache
+def _field_types(kind: type[MemlmConfig]) -> dict[str, Any]:
+    """Return checks of fields' types; @strict checks none where annotations are strings."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("memlm."):
+            hints = inspect.get_annotations(base, eval_str=True)
+            # other configurations check themselves
+            own = [name for name in hints if "Config" not in str(hints[name]) and name in vars(base)]
+            found |= {
+                name: TypeAdapter(hints[name], config=ConfigDict(strict=True))
+                for name in own
+                if get_origin(hints[name]) is not ClassVar
+            }
+    return found
 
 
 def require_positive(config: PreTrainedConfig, *names: str, most: int = 2**20) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,7 +122,9 @@ def info_nce(
     return F.cross_entropy(cosines / temperature, own, reduction="none")
 
 
-OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstruction")
+ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction"]
+"""The name of an objective."""
+OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 """The objectives of memory models, in the order of their losses."""
 
 
@@ -129,9 +132,15 @@ OBJECTIVES = ("next_token", "copy", "token_dropout", "blank_copy", "reconstructi
 class LinearSchedule:
     """A number that changes linearly from `start` to `end` over `steps` steps and stays constant afterwards."""
 
-    start: float
-    end: float
-    steps: int
+    # pydantic checks the numbers wherever settings hold a schedule
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
+
+    start: Annotated[float, Field(ge=0)]
+    """Value at the first step."""
+    end: Annotated[float, Field(ge=0)]
+    """Value from `steps` on."""
+    steps: Annotated[int, Field(ge=1)]
+    """Number of steps from `start` to `end`."""
 
     def at(self, step: int) -> float:
         """Return the number at a step; the first step is 0."""

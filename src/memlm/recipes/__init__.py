@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from memlm.errors import ConfigError, did_you_mean
 from memlm.recipes.autoencoder import (
+    autoencoder_chunk_deep,
+    autoencoder_chunk_small,
+    autoencoder_chunk_tiny,
     autoencoder_dense,
     autoencoder_paper_tiny,
     autoencoder_pretrained,
@@ -14,10 +17,7 @@ from memlm.recipes.autoencoder import (
     autoencoder_tiny,
 )
 from memlm.recipes.memory import (
-    OBJECTIVES,
-    autoencoder_chunk_deep,
-    autoencoder_chunk_small,
-    autoencoder_chunk_tiny,
+    MIXTURES,
     memory_curriculum_tiny,
     memory_full_context_tiny,
     memory_last_token_tiny,
@@ -30,7 +30,7 @@ from memlm.recipes.memory import (
     memory_tiny,
 )
 from memlm.recipes.paper import autoencoder_paper, memory_curriculum_paper, memory_paper
-from memlm.training.kinds import AnyRunConfig
+from memlm.training.config import RunConfig
 
 _ALL = (
     *(autoencoder_tiny, autoencoder_quick, autoencoder_small, autoencoder_dense, autoencoder_paper_tiny),
@@ -40,11 +40,11 @@ _ALL = (
     *(memory_next_tiny, memory_none_tiny, memory_full_context_tiny, memory_recurrent_tiny, memory_oracle_tiny),
     *(autoencoder_pretrained, memory_pretrained_input),
 )
-RECIPES: dict[str, Callable[[], AnyRunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
+RECIPES: dict[str, Callable[[], RunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 
 
-def get_recipe(name: str) -> AnyRunConfig:
-    """The configuration of that name.
+def get_recipe(name: str) -> RunConfig:
+    """Return the configuration of a name.
 
     Raises:
         ConfigError: there is none.
@@ -54,4 +54,4 @@ def get_recipe(name: str) -> AnyRunConfig:
     return RECIPES[name]()
 
 
-__all__ = ["OBJECTIVES", "RECIPES", "get_recipe"]
+__all__ = ["MIXTURES", "RECIPES", "get_recipe"]

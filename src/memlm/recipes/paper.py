@@ -1,20 +1,15 @@
-"""The paper's own sizes, for GPUs: what its tables were trained with (its notes, 1.0, 1.1, 2.7). Give them --text.
+"""The sizes with which the tables of arXiv 2602.13466 were made, for GPUs. Give them --text.
 
-Parameters are counted in tests/recipes, without memory for the weights. The tiny twins (autoencoder-paper-tiny,
+Tests count their parameters without memory for the weights. The tiny versions (autoencoder-paper-tiny,
 memory-paper-tiny) run on a laptop.
 """
 
 from __future__ import annotations
 
-from memlm.recipes.memory import OBJECTIVES
-from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
-from memlm.training.memory.config import (
-    DecoderSettings,
-    EncoderSettings,
-    MemoryModelSettings,
-    MemoryRunConfig,
-    Stage,
-)
+from memlm.models import MemoryModelConfig, TextAutoencoderConfig
+from memlm.recipes.memory import ENCODER, MIXTURES
+from memlm.training.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
+from memlm.training.stage_config import Stage
 
 _DATA = DataConfig(vocab_size=8000, short_rows=0.0)
 
@@ -31,7 +26,7 @@ def autoencoder_paper() -> RunConfig:
     return RunConfig(
         recipe="autoencoder-paper",
         data=_DATA,
-        model=ModelConfig(
+        model=TextAutoencoderConfig(
             chunk_length=512,
             hidden_size=1024,
             num_encoder_layers=8,
@@ -46,41 +41,44 @@ def autoencoder_paper() -> RunConfig:
     )
 
 
-def memory_paper() -> MemoryRunConfig:
+def memory_paper() -> RunConfig:
     """The paper's memory transformer, 512/512, 16 layers, 4 chunks of 256, next tokens and copies; 146 M."""
-    return MemoryRunConfig(
+    llama = {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 16, "num_attention_heads": 4}
+    return RunConfig(
         recipe="memory-paper",
         data=_DATA,
-        model=MemoryModelSettings(
+        model=MemoryModelConfig(
             chunk_length=256,
             num_chunks=4,
             slots_per_chunk=1,
             readout="repeated",
             layout="fixed",
             filler="constant",
-            encoder=EncoderSettings(
-                hidden_size=512,
-                backbone="llama",
-                num_layers=16,
-                num_heads=4,
-                bottleneck="last_token",
-                bottleneck_size=512,
-                memory_activation="none",
-            ),
-            decoder=DecoderSettings(hidden_size=512, backbone="llama", num_layers=16, num_heads=4),
+            encoder={
+                **ENCODER,
+                "chunk_length": 256,
+                "hidden_size": 512,
+                "backbone": "llama",
+                "num_encoder_layers": 16,
+                "num_heads": 4,
+                "bottleneck": "last_token",
+                "bottleneck_size": 512,
+                "memory_activation": "none",
+            },
+            decoder={**llama, "intermediate_size": 2048},
         ),
-        # the realised weights of the reference code (its notes, 2.5)
+        # the weights that the paper's reference code applies
         stages=(Stage(name="mixture", objectives={"next_token": 1.0, "copy": 0.5}, steps=100_000),),
         training=_training(learning_rate=2e-4, batch_size=64, steps=100_000),
     )
 
 
-def memory_curriculum_paper() -> MemoryRunConfig:
+def memory_curriculum_paper() -> RunConfig:
     """The same around a frozen encoder (--encoder): blank copy, copy, then both objectives, 100,000 steps each."""
     paper = memory_paper()
     stages = (
-        Stage(name="blank_copy", objectives=OBJECTIVES["blank_copy"], steps=100_000),
-        Stage(name="copy", objectives=OBJECTIVES["copy"], steps=100_000),
+        Stage(name="blank_copy", objectives=MIXTURES["blank_copy"], steps=100_000),
+        Stage(name="copy", objectives=MIXTURES["copy"], steps=100_000),
         *paper.stages,
     )
     return paper.model_copy(update={"recipe": "memory-curriculum-paper", "stages": stages})

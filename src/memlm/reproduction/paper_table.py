@@ -30,7 +30,8 @@ from memlm.files import read_json, write_file_atomic
 from memlm.measurement import DocumentTally, Measurement
 from memlm.reproduction.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
 from memlm.reproduction.scheduler import run_side_by_side
-from memlm.training.config import Count, OptimizerConfig, Settings, TrainingConfig
+from memlm.training.config import OptimizerConfig, TrainingConfig
+from memlm.training.schema import Count, Settings
 
 Say = Callable[[str], None]
 

@@ -21,10 +21,9 @@ from memlm.measurement import Measurement
 from memlm.recipes import get_recipe
 from memlm.reproduction.scheduler import run_side_by_side
 from memlm.training import RunFolder, train_run
-from memlm.training.config import Settings
-from memlm.training.kinds import AnyRunConfig, merge_run, with_steps
+from memlm.training.config import RunConfig, merge_run, with_steps
 from memlm.training.loop.callbacks import ProgressView
-from memlm.training.memory.config import MemoryRunConfig
+from memlm.training.schema import Settings
 
 Say = Callable[[str], None]
 _NINETY_FIVE = 1.96
@@ -137,7 +136,7 @@ def _worked(jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int
             _train_and_measure(job, settings=settings, out=out, progress=progress)
             yield job
         return
-    folders = {_run_folder(*job, out): _steps(config_of(*job, settings, out)) for job in jobs}
+    folders = {_run_folder(*job, out): config_of(*job, settings, out).steps for job in jobs}
     view = ProgressView(sum(folders.values()), shown=progress, noun="step")
     began = {folder: _steps_done(folder) for folder in folders}
     view.start(sum(began.values()))
@@ -158,16 +157,11 @@ def _needs(job: Job) -> Job | None:
 
 
 def _steps_done(folder: Path) -> int:
-    """By the logs of a run's stages, or of a run without."""
-    stages = list(folder.glob("stages/*")) or [folder]
-    return sum(int(line["step"]) for stage in stages for line in RunFolder(stage).log()[-1:])
+    """Return the steps in the logs of a run's stages."""
+    return sum(int(line["step"]) for stage in folder.glob("stages/*") for line in RunFolder(stage).log()[-1:])
 
 
-def _steps(config: AnyRunConfig) -> int:
-    return config.steps if isinstance(config, MemoryRunConfig) else config.training.steps
-
-
-def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRunConfig:
+def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> RunConfig:
     """A cell's training at one seed."""
     experiment = EXPERIMENTS[name]
     changes: dict[str, Any] = {
@@ -178,7 +172,7 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> AnyRu
     if experiment.encoder is not None:
         changes["encoder_run"] = str(_run_folder(experiment.encoder, seed, out))
     config = merge_run(get_recipe(experiment.recipe), changes)
-    return with_steps(config, max(_FEWEST_STEPS, round(_steps(config) * settings.share * experiment.share)))
+    return with_steps(config, max(_FEWEST_STEPS, round(config.steps * settings.share * experiment.share)))
 
 
 def _run_folder(name: str, seed: int, out: Path) -> Path:
@@ -206,7 +200,7 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
 
 def _measured(folder: str, experiment: Experiment) -> list[Measurement]:
     found = evaluate_run(folder, probe=experiment.probed).measurements
-    if not experiment.probed or isinstance(get_recipe(experiment.recipe), MemoryRunConfig):
+    if not experiment.probed or not get_recipe(experiment.recipe).is_autoencoder:
         return found
     return [*found, *probe_autoencoder(folder)]
 

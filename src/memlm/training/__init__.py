@@ -1,7 +1,4 @@
-"""Training: settings, data, optimizer, checkpoints, run folders.
-
-Names are bound when first used: the command line reads settings alone, and must not wait for torch to do so.
-"""
+"""Training: settings, data, optimizer, checkpoints, run folders. Names are bound when they are first used."""
 
 from __future__ import annotations
 
@@ -9,19 +6,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memlm.training.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+    from memlm.training.config import (
+        DataConfig,
+        OptimizerConfig,
+        PretrainedDecoder,
+        RunConfig,
+        TrainingConfig,
+        make_run_config,
+        merge_run,
+        with_steps,
+    )
     from memlm.training.loop.optimizer import MuonAdamW, build_optimizer, learning_rate_factor
     from memlm.training.loop.trainer import Interrupted, MemlmTrainer
     from memlm.training.prepare import PreparedData, prepare_data, read_split
-    from memlm.training.run import build_model, train_run
+    from memlm.training.run import train_run
     from memlm.training.run_folder import RunFolder
+    from memlm.training.stage_config import Stage
 
 _WHERE = {
-    **dict.fromkeys(["DataConfig", "ModelConfig", "OptimizerConfig", "RunConfig", "TrainingConfig"], "config"),
+    **dict.fromkeys(["DataConfig", "OptimizerConfig", "PretrainedDecoder", "RunConfig", "TrainingConfig"], "config"),
+    **dict.fromkeys(["make_run_config", "merge_run", "with_steps"], "config"),
     **dict.fromkeys(["MuonAdamW", "build_optimizer", "learning_rate_factor"], "loop.optimizer"),
     **dict.fromkeys(["PreparedData", "prepare_data", "read_split"], "prepare"),
     **dict.fromkeys(["Interrupted", "MemlmTrainer"], "loop.trainer"),
-    **dict.fromkeys(["build_model", "train_run"], "run"),
+    "train_run": "run",
+    "Stage": "stage_config",
     "RunFolder": "run_folder",
 }
 
@@ -29,19 +38,22 @@ __all__ = [
     "DataConfig",
     "Interrupted",
     "MemlmTrainer",
-    "ModelConfig",
     "MuonAdamW",
     "OptimizerConfig",
     "PreparedData",
+    "PretrainedDecoder",
     "RunConfig",
     "RunFolder",
+    "Stage",
     "TrainingConfig",
-    "build_model",
     "build_optimizer",
     "learning_rate_factor",
+    "make_run_config",
+    "merge_run",
     "prepare_data",
     "read_split",
     "train_run",
+    "with_steps",
 ]
 
 

@@ -1,40 +1,27 @@
-"""Settings of a run, checked when they are made: pydantic models that refuse unknown keys.
-
-Attribute docstrings are the help texts of the command line. No torch is imported here, so that `--help` is quick.
-"""
+"""Settings of a run: data, model, stages and training."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import to_jsonable_python
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
+from transformers import PreTrainedConfig
 
-from memlm.errors import ConfigError, did_you_mean
-
-MAX_CONFIG_BYTES = 2**20
-"""A settings file beyond this is something else."""
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Length = Annotated[int, Field(ge=1, le=2**20)]
-
-
-def _divides(whole: str, dividend: int, part: str, divisor: int) -> None:
-    if dividend % divisor:
-        raise ConfigError(f"{whole} ({dividend}) must be divisible by {part} ({divisor}).")
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values never change."""
-
-    # built when first used: --help reads names and defaults alone
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True, strict=True)
+from memlm.errors import ConfigError
+from memlm.models import MemoryModelConfig, RecurrentMemoryConfig, TextAutoencoderConfig
+from memlm.objectives import ObjectiveName
+from memlm.training.model_settings import (
+    ModelConfig,
+    complete,
+    merged,
+    settings_of,
+)
+from memlm.training.schema import Count, Settings, Share, checked, settings_names
+from memlm.training.stage_config import Stage
 
 
 class DataConfig(Settings):
-    """Where the text comes from and how it becomes tokens."""
+    """Source of the text, and how it becomes tokens."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
@@ -46,243 +33,287 @@ class DataConfig(Settings):
     """Read at most this many documents."""
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
     """Folder or Hub id of an existing tokenizer; by default a byte-level BPE is trained on the training half."""
+    token_table: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or Hub id of a causal language model. An autoencoder takes its tokenizer and the principal components of
+    its token embeddings, which stay fixed, so that this language model can read the memories."""
     vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
     """Size of the trained tokenizer."""
     short_rows: Share = 0.05
-    """Share of training rows cut at a random length, so that short texts are remembered too."""
-
-
-class ModelConfig(Settings):
-    """The autoencoder, as TextAutoencoderConfig has it; the vocabulary comes from the tokenizer."""
-
-    chunk_length: Length = 64
-    """Tokens that one memory group stands for."""
-    hidden_size: Annotated[int, Field(ge=1, le=2**16)] = 192
-    """Width of encoder and decoder."""
-    backbone: Literal["mixer", "llama"] = "mixer"
-    """Layers: learned matrices over positions, or attention."""
-    num_encoder_layers: Annotated[int, Field(ge=0, le=512)] = 2
-    """Layers that read the tokens."""
-    num_decoder_layers: Annotated[int, Field(ge=0, le=512)] = 2
-    """Layers that write them back."""
-    num_heads: Count = 16
-    """Heads of every layer; a mixer with one head is flat."""
-    learned_positions: bool = False
-    """Llama layers get a learnt vector of each position beside their rotary ones."""
-    kernel_size: Count = 1
-    """Taps of a mixer's convolution along the width."""
-    causal: bool = True
-    """Positions see only earlier ones."""
-    intermediate_size: Count | None = None
-    """Width of the feed-forward layers; four times the hidden size by default."""
-    bottleneck: Literal["last_token", "penultimate", "mean", "learned_slots", "positionwise", "slices"] = "slices"
-    """How hidden states become memories."""
-    bottleneck_size: Annotated[int, Field(ge=1, le=2**20)] = 256
-    """Numbers in one memory."""
-    bottleneck_rank: Count = 16
-    """Numbers each position writes before all are joined (positionwise)."""
-    memories_per_chunk: Count = 1
-    """Memories that stand for one chunk."""
-    readout: Literal["prefix", "repeated", "windowed", "positionwise", "slices"] = "slices"
-    """How memories become the decoder's inputs."""
-    readout_rank: Count = 16
-    """Numbers each position reads (positionwise)."""
-    noise_bits: Annotated[int, Field(ge=2, le=16)] | None = None
-    """Train with noise as wide as one step of rounding to this many bits."""
-    memory_activation: Literal["none", "tanh", "rms_norm"] = "none"
-    """What bounds the numbers of a memory."""
-    table: Annotated[str, Field(min_length=1)] | None = None
-    """A causal language model's folder or Hub id: its tokenizer, and the principal components of its token table, which
-    stay as they are. For an encoder whose memories that model shall read."""
+    """Share of training rows that are cut at a random length, so that short texts are learned too."""
 
     @model_validator(mode="after")
-    def _fits(self) -> ModelConfig:
-        _divides("hidden_size", self.hidden_size, "num_heads", self.num_heads)
-        _divides("chunk_length", self.chunk_length, "memories_per_chunk", self.memories_per_chunk)
-        if self.readout == "windowed":
-            _divides("hidden_size", self.hidden_size, "2 (windowed readout)", 2)
-        if self.backbone == "llama":
-            _divides("hidden_size / num_heads", self.hidden_size // self.num_heads, "2 (rotary positions)", 2)
+    def _one_tokenizer(self) -> DataConfig:
+        if self.token_table is not None and self.tokenizer is not None:
+            raise ConfigError(
+                f"data.tokenizer ('{self.tokenizer}') has no place beside data.token_table ('{self.token_table}'), "
+                "which brings its own; leave it out."
+            )
         return self
 
 
 class OptimizerConfig(Settings):
-    """How weights move."""
+    """Optimizer and learning rate schedule."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    """Muon for matrices and AdamW for the rest, or AdamW for all parameters."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
-    """Peak rate of Muon, or of AdamW where it moves everything."""
+    """Peak learning rate of Muon, or of AdamW where it updates all parameters."""
     adamw_learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
-    """Peak rate of what AdamW moves beside Muon: embeddings, head, norms, biases."""
+    """Peak learning rate of AdamW beside Muon: embeddings, head, norms, biases."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Decoupled, of all parameters."""
+    """Decoupled weight decay of all parameters."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's."""
+    """Betas of AdamW."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Muon's."""
+    """Momentum of Muon."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
-    """Steps in which the rate rises from zero."""
+    """Steps in which the learning rate rises from zero."""
     decay: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls to zero at the end."""
+    """Shape of the learning rate's decay to zero."""
     decay_share: Share = 1.0
-    """Share of the steps in which it falls."""
+    """Share of the steps in which the learning rate decays."""
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of all gradients together; 0 clips nothing."""
 
 
 class TrainingConfig(Settings):
-    """How long, how much at once, and what is kept."""
+    """Length, batch size, and what is logged and kept."""
 
     steps: Count = 800
-    """Updates in all."""
+    """Number of updates of a stage that does not set its own."""
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
-    """Rows (chunks) in each update."""
+    """Rows in each update."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Of several processes, each holds all weights (none), or a share of weights, gradients and optimizer states
     (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Of the split, the weights, the order of rows and the noise."""
+    """Seed of the split, the weights, the order of rows and the noise."""
     evaluate_every: Count = 100
-    """Steps between looks at held-out text."""
+    """Steps between validations on held-out text."""
     evaluate_rows: Count = 512
-    """Held-out rows looked at; the final evaluation uses all."""
+    """Number of held-out rows for validation; the final evaluation uses all."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
     memory_cache: bool | None = None
-    """A frozen encoder's memories are computed once and read from disk (memory models); where nothing is said, if the
-    run reads more rows than the text has: a shorter one would compute memories that it never reads."""
+    """Compute a frozen encoder's memories once and read them from disk; by default if the run reads more rows than the
+    text has."""
     keep_checkpoints: Count = 1
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints that are kept."""
     log_every: Count = 20
     """Steps between log lines."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    """How weights move."""
+    """Optimizer and learning rate schedule."""
+
+
+class PretrainedDecoder(Settings):
+    """A pretrained decoder that learns to read memories, in place of the model's own decoder."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or Hub id of a causal language model; its tokenizer comes with it."""
+    adapter: Literal["all", "lora", "gated", "connector"] = "all"
+    """Weights of the pretrained decoder that learn: all, low-rank adapters that are active behind memories only (lora,
+    or gated, each behind a gate that starts shut), or none but those that join it to memories (connector). Rank and
+    alpha of adapters are model.lora.rank and model.lora.alpha."""
+
+
+def _as_model(value: Any) -> ModelConfig:
+    if isinstance(value, PreTrainedConfig):
+        return complete(settings_of(value))
+    if not isinstance(value, dict):
+        raise ConfigError(f"model ({value!r}) must hold settings by name.")
+    return complete(value)
+
+
+def _default_data(values: dict[str, Any]) -> DataConfig:
+    return DataConfig() if isinstance(values.get("model"), TextAutoencoderConfig) else DataConfig(short_rows=0.0)
+
+
+def _default_stages(values: dict[str, Any]) -> tuple[Stage, ...]:
+    if isinstance(values.get("model"), TextAutoencoderConfig):
+        return (Stage(name="reconstruction", objectives={"reconstruction": 1.0}),)
+    return (Stage(name="next_token", objectives={"next_token": 1.0}),)
+
+
+if TYPE_CHECKING:
+    RunModel = ModelConfig
+else:
+    # pydantic would look into transformers' classes otherwise, which it cannot describe
+    RunModel = Annotated[Any, PlainValidator(_as_model), PlainSerializer(settings_of)]
 
 
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    kind: Literal["autoencoder"] = "autoencoder"
-    """What kind of run this is."""
     recipe: str = "custom"
-    """Name of the recipe this began as."""
-    data: DataConfig = Field(default_factory=DataConfig)
+    """Name of the recipe that this began as."""
+    model: RunModel = Field(default_factory=lambda: complete({}))
+    """Configuration of the model; sizes and ids that the data decides are filled in when it is built."""
+    encoder_run: str | None = None
+    """Run folder whose encoder is used, frozen; its text, tokenizer and split come with it."""
+    decoder: PretrainedDecoder = Field(default_factory=PretrainedDecoder)
+    """Pretrained decoder in place of the model's own."""
+    data: DataConfig = Field(default_factory=_default_data)
     """Text and tokens."""
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    """The autoencoder."""
+    stages: tuple[Stage, ...] = Field(default_factory=_default_stages)
+    """Parts of the training, one after the other; an autoencoder has one."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
-    """How long and how."""
+    """Batch, learning rates, seed."""
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the run trains a text autoencoder."""
+        return isinstance(self.model, TextAutoencoderConfig)
+
+    @property
+    def asks_reconstruction(self) -> bool:
+        """Whether any stage has the reconstruction objective."""
+        return any("reconstruction" in stage.objectives for stage in self.stages)
+
+    @property
+    def steps(self) -> int:
+        """Number of updates of all stages together."""
+        return sum(map(self.steps_in, self.stages))
+
+    def steps_in(self, stage: Stage) -> int:
+        """Return the number of updates of a stage."""
+        return self.training.steps if stage.steps is None else stage.steps
+
+    def steps_of(self, objective: ObjectiveName) -> int:
+        """Return the number of updates with this objective, or of all stages where none has it."""
+        return sum(self.steps_in(stage) for stage in self.stages if objective in stage.objectives) or self.steps
 
     @model_validator(mode="after")
-    def _one_tokenizer(self) -> RunConfig:
-        if self.model.table is not None and self.data.tokenizer is not None:
+    def _fits(self) -> RunConfig:
+        if not self.stages:
+            raise ConfigError("stages (none) must hold at least one stage.")
+        if self.encoder_run is not None and self.data.tokenizer is not None:
             raise ConfigError(
-                f"data.tokenizer ('{self.data.tokenizer}') has no place beside model.table ('{self.model.table}'), "
-                "which brings its own; leave it out."
+                f"data.tokenizer ('{self.data.tokenizer}') has no place beside encoder_run ('{self.encoder_run}'), "
+                "whose encoder reads its own tokenizer's tokens; leave it out."
             )
+        names = [stage.name for stage in self.stages]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"two stages are named '{sorted(twice)[0]}'; give each a name of its own.")
+        self._check_row_intervals()
+        if isinstance(self.model, TextAutoencoderConfig):
+            self._check_autoencoder()
+            return self
+        if self.data.token_table is not None:
+            raise ConfigError(f"data.token_table ('{self.data.token_table}') is for autoencoders; leave it out.")
+        self._check_recurrent()
+        self._check_pretrained()
+        self._check_copies(self.model.num_chunks)
         return self
 
+    def _check_autoencoder(self) -> None:
+        for name, value in (("encoder_run", self.encoder_run), ("decoder.path", self.decoder.path)):
+            if value is not None:
+                raise ConfigError(f"{name} ('{value}') is for memory models; an autoencoder trains its own parts.")
+        for stage in self.stages:
+            if stage.train != "all" or [*stage.objectives] != ["reconstruction"]:
+                what = (
+                    f"train ('{stage.train}')" if stage.train != "all" else f"objective ({', '.join(stage.objectives)})"
+                )
+                raise ConfigError(f"{what} of stage '{stage.name}' has no place in an autoencoder; it reconstructs.")
 
-Checked = TypeVar("Checked", bound=Settings)
+    def _check_row_intervals(self) -> None:
+        """Check that every step has at least one row for every objective."""
+        rows = self.training.batch_size
+        for stage in self.stages:
+            for name in stage.row_share:
+                longest = max(stage.row_interval_at(name, step) for step in (0, self.steps_in(stage)))
+                if longest > rows:
+                    raise ConfigError(
+                        f"row_share of {name} in stage '{stage.name}' asks each {longest}th row, more than "
+                        f"training.batch_size ({rows}); raise either."
+                    )
 
-
-def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
-    """Any settings from nested values.
-
-    Raises:
-        ConfigError: the first thing that is wrong, in one line.
-    """
-    try:
-        return kind.model_validate_json(_as_json(values))
-    except ValidationError as error:
-        raise ConfigError(_in_one_line(error, kind)) from error
-
-
-def read_changes(path: str | Path) -> dict[str, Any]:
-    """Nested settings of a YAML file.
-
-    Raises:
-        ConfigError: missing, too large, not YAML, not a mapping.
-    """
-    file = Path(path)
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
+    def _check_copies(self, num_chunks: int) -> None:
+        objectives = {name for stage in self.stages for name in stage.objectives}
+        halves = {
+            "blank_copy" for stage in self.stages if "blank_copy" in stage.objectives and stage.distances == "half"
+        }
+        copies = objectives & {"copy", "token_dropout"} | halves
+        if copies and num_chunks % 2:
             raise ConfigError(
-                f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?"
+                f"num_chunks ({num_chunks}) must be even for {sorted(copies)[0]}: "
+                "the second half of the chunks repeats the first."
             )
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
-        ) from error
-    try:
-        from memlm.files import read_plain_yaml  # --help must not wait for it
+        if "blank_copy" in objectives and num_chunks == 1:
+            raise ConfigError("num_chunks (1) must be at least 2 for blank_copy: text and blanks.")
 
-        values = read_plain_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"cannot use the settings in '{path}': {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"'{path}' holds a {type(values).__name__}, not settings by name (as `memlm recipes NAME` prints them)."
-        )
-    return cast("dict[str, Any]", values)
+    def _check_recurrent(self) -> None:
+        if not isinstance(self.model, RecurrentMemoryConfig):
+            return
+        if self.encoder_run is not None:
+            raise ConfigError(
+                f"encoder_run ('{self.encoder_run}') has no place in recurrent memory, which has no encoder."
+            )
+        for stage in self.stages:
+            if stage.train != "all" or "reconstruction" in stage.objectives:
+                what = f"train ('{stage.train}')" if stage.train != "all" else "reconstruction"
+                raise ConfigError(f"{what} of stage '{stage.name}' has no place in recurrent memory; leave it out.")
 
-
-def settings_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Dotted name of every setting -> (type, help)."""
-    names: dict[str, tuple[Any, str]] = {}
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names |= settings_names(kind, f"{prefix}{name}.")
-        else:
-            names[f"{prefix}{name}"] = (kind, field.description or "")
-    return names
+    def _check_pretrained(self) -> None:
+        if self.decoder.path is None:
+            return
+        model = self.model
+        if not isinstance(model, MemoryModelConfig):
+            raise ConfigError("a pretrained decoder (decoder.path) has no recurrent memory; use memlm_memory.")
+        if model.layout != "variable" or model.learned_positions or model.blank_head:
+            raise ConfigError(
+                "a pretrained decoder (decoder.path) reads text at the positions that it knows: model.layout must be "
+                "'variable', learned_positions and blank_head false."
+            )
 
 
-def defaults_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Nested defaults as JSON has them, without making a model where a model's own defaults are meant."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        made = field.default_factory
-        if isinstance(made, type) and issubclass(made, BaseModel):
-            found[name] = defaults_of(made)
-        else:
-            found[name] = to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
-    return found
+def make_run_config(values: dict[str, Any]) -> RunConfig:
+    """Return checked settings of a run from nested plain values.
+
+    Raises:
+        ConfigError: the first value that does not fit, in one line.
+    """
+    return checked(RunConfig, values)
 
 
-def _as_json(values: dict[str, Any]) -> str:
-    import json
-
-    try:
-        return json.dumps(values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
+def merge_run(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """Return `base` with nested changes over it, checked."""
+    return make_run_config(merged(base.model_dump(mode="json"), changes))
 
 
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested values with others over them."""
-    out = dict(base)
-    for key, value in changes.items():
-        old = out.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        out[key] = merged(cast("dict[str, Any]", old), cast("dict[str, Any]", value)) if both else value
-    return out
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Return the same run of another length; stages and their schedules keep their shares, at least one step each."""
+    share = steps / config.steps
+    changes: dict[str, Any] = {"stages": [_scaled(stage.model_dump(mode="json"), share) for stage in config.stages]}
+    if any(stage.steps is None for stage in config.stages):
+        changes["training"] = {"steps": max(1, round(config.training.steps * share))}
+    return merge_run(config, changes)
 
 
-def _in_one_line(error: ValidationError, kind: type[BaseModel]) -> str:
-    problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        named = [name.split(".") for name in settings_names(kind)]
-        known = {parts[len(path) - 1] for parts in named if parts[: len(path) - 1] == path[:-1]}
-        return f"unknown setting '{'.'.join(path)}'. {did_you_mean(path[-1], known)}"
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        return str(cause)
-    where = ".".join(part for part in path if part.isidentifier() and part not in ("int", "float"))
-    return f"{where} ({problem['input']!r}) does not fit: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+def _scaled(stage: dict[str, Any], share: float) -> dict[str, Any]:
+    def moved(value: Any) -> Any:
+        return {**value, "steps": max(1, round(value["steps"] * share))} if isinstance(value, dict) else value
+
+    return {
+        **stage,
+        "steps": None if stage["steps"] is None else max(1, round(stage["steps"] * share)),
+        "objectives": {name: moved(weight) for name, weight in stage["objectives"].items()},
+        "random_share": moved(stage["random_share"]),
+        "max_targets": moved(stage["max_targets"]),
+        "row_share": {name: moved(share) for name, share in stage["row_share"].items()},
+    }
+
+
+def run_settings_help() -> dict[str, tuple[Any, str]]:
+    """Return the dotted name of every setting of a run, apart from its model's, with its default and help text."""
+    values = RunConfig().model_dump(mode="json")
+    found: dict[str, tuple[Any, str]] = {}
+    for name, text in settings_names(RunConfig).items():
+        value: Any = values
+        for part in name.split("."):
+            value = value[part]
+        found[name] = (value, " ".join(text.split()))
+    return {name: value for name, value in found.items() if name not in ("recipe", "model")}

@@ -1,69 +1,54 @@
-"""A run from its settings to its folder: text, model, training, all resumable.
-
-The kinds of runs differ in `_train_autoencoder` and `train_stages`; what lies around them is the same.
-"""
+"""A run from its settings to its folder: text, model, stages, all resumable."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from memlm.data import PackedRows, eos_id, load_tokenizer, pad_id
-from memlm.errors import ConfigError, DataError, RunFolderError
-from memlm.models import TextAutoencoder, TextAutoencoderConfig
+from memlm.data import load_tokenizer
+from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from memlm.files import read_json
+from memlm.models import ChunkEncoder, MemoryModelConfig
 from memlm.models.runtime import no_shard_bars
-from memlm.objectives import Task, reconstruction
+from memlm.training.building import build_run_model, encoder_of_run
 from memlm.training.config import RunConfig
-from memlm.training.kinds import AnyRunConfig
 from memlm.training.loop import distributed
-from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
-from memlm.training.loop.fit import fit
-from memlm.training.loop.trainer import Interrupted, MemlmTrainer, reconstruction_batches
-from memlm.training.loop.validation import held_out_score
-from memlm.training.memory.config import MemoryRunConfig
-from memlm.training.memory.stages import train_stages
+from memlm.training.loop.trainer import Interrupted
 from memlm.training.prepare import PreparedData, prepare_data
 from memlm.training.run_folder import RunFolder, command_line, describe_versions
-from memlm.training.table import take_table
+from memlm.training.stages import StageRunner
 
-_LOOK_ROWS = 256
-
-
-def build_model(config: RunConfig, *, vocab_size: int, pad_token_id: int, eos_token_id: int) -> TextAutoencoder:
-    """The autoencoder of a run, its weights drawn from the run's seed."""
-    settings = config.model.model_dump(exclude={"table"})
-    torch.manual_seed(config.training.seed)
-    return TextAutoencoder(
-        TextAutoencoderConfig(vocab_size=vocab_size, pad_token_id=pad_token_id, eos_token_id=eos_token_id, **settings)
-    )
+_SAMPLE = 64
+"""Rows that show whether chunks fit an encoder."""
 
 
 def train_run(
-    config: AnyRunConfig,
+    config: RunConfig,
     out: str | Path,
     *,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> RunFolder:
-    """Train what a configuration describes, into a run folder; nothing is lost on Ctrl-C or worse.
+    """Train what a configuration describes, into a run folder; Ctrl-C or a crash loses nothing.
 
     Args:
-        config: the checked settings; with `resume` the folder's own settings are used instead.
+        config: checked settings; with `resume` the folder's own settings are used instead.
         out: the run folder.
-        resume: go on from the newest checkpoint (or from the start where there is none yet).
+        resume: continue from the newest checkpoint, or from the start where there is none yet.
         overwrite: replace an older run in the folder.
         progress: show progress on stderr.
 
     Raises:
         RunFolderError: the folder is taken, in use or cannot be written.
-        DataError, TokenizerError, ConfigError: what the run is made of does not fit.
+        DataError, TokenizerError, ConfigError: parts of the run do not fit each other.
+        CheckpointError: the encoder's run has changed since this one began.
         Interrupted: Ctrl-C.
     """
     with distributed.joined():
@@ -85,113 +70,84 @@ def train_run(
             _check_changed_text(folder, data)
             there = folder.path / "data.json"
             distributed.first_does(lambda: None if there.is_file() else _write_records(folder, data))
-            train = train_stages if isinstance(config, MemoryRunConfig) else _train_autoencoder
             try:
-                model = train(config, folder, data, progress=progress)  # type: ignore[arg-type]
+                model = _train(config, folder, data, progress=progress)
             except RuntimeError as error:
                 if not distributed.is_loss_of_another(error):
                     raise
-                raise Interrupted(f"another process has ended; {_again(folder)}") from error
+                again = f"go on with: memlm train --resume --out {folder.path}"
+                raise Interrupted(f"another process has ended; {again}") from error
             distributed.first_does(lambda: _finish(folder, model))
     return folder
 
 
-def _again(folder: RunFolder) -> str:
-    return f"go on with: memlm train --resume --out {folder.path}"
+def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> PreTrainedModel:
+    encoder = None if config.encoder_run is None else encoder_of_run(config.encoder_run)
+    model = build_run_model(config, data.tokenizer, encoder=encoder)
+    if encoder is not None:
+        _check_changed_encoder(folder, str(model.config.encoder_fingerprint))
+        _check_long_chunks(model, data)
+
+    def renew(seed: int) -> dict[str, torch.Tensor]:
+        # without stages, so that there is no new head for reconstruction: the old one belongs to the encoder
+        bare = config.model_copy(update={"stages": ()})
+        own: ChunkEncoder | None = getattr(model, "encoder", None)
+        weights = build_run_model(bare, data.tokenizer, seed=seed, encoder=own).state_dict()
+        return {name: value for name, value in weights.items() if not name.startswith("encoder.")}
+
+    StageRunner(model, data, config, folder, renew, progress).run()
+    return model
 
 
 @contextmanager
 def _first_locks(folder: RunFolder) -> Generator[None]:
-    """The first process keeps others' trainings out of the folder."""
+    """Let the first process keep other trainings out of the folder."""
     with ExitStack() as stack:
         distributed.first_does(lambda: stack.enter_context(folder.locked()))
         yield
 
 
-def _prepared(config: AnyRunConfig) -> PreparedData:
-    seed = config.training.seed
-    if isinstance(config, RunConfig):
-        tokenizer = None if config.model.table is None else load_tokenizer(config.model.table)
-        return prepare_data(config.data, chunk_length=config.model.chunk_length, seed=seed, tokenizer=tokenizer)
-    length = config.model.document_length
-    decoder = config.model.decoder
-    if decoder.pretrained is None and decoder.adapter != "all":
-        raise ConfigError(
-            f"decoder.adapter ('{decoder.adapter}') is for a pretrained decoder; give one (--decoder PATH_OR_HUB_ID)."
-        )
-    if decoder.pretrained is not None and config.encoder_run is None:
-        raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN).")
+def _prepared(config: RunConfig) -> PreparedData:
+    _check_decoder(config)
     # a pretrained decoder's tokens are its own; else those of the encoder's run, or new ones
-    place = decoder.pretrained or config.encoder_run
+    place = config.decoder.path or config.encoder_run or config.data.token_table
     if config.encoder_run is not None:
         RunFolder.open(config.encoder_run).require_model()
     tokenizer = None if place is None else load_tokenizer(place)
-    data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
-    if config.encoder_run is None:
-        return data
-    _check_text_the_encoder_saw(config, data)
+    length = config.model.document_length
+    data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=tokenizer)
+    if config.encoder_run is not None:
+        _check_text_the_encoder_saw(config.encoder_run, data)
     return data
 
 
-def _check_text_the_encoder_saw(config: MemoryRunConfig, data: PreparedData) -> None:
-    """What is held out here must be held out there, or the encoder has learnt the answers."""
-    before = RunFolder.open(str(config.encoder_run)).data()
+def _check_decoder(config: RunConfig) -> None:
+    """Check that a pretrained decoder has an encoder, and that its settings have a pretrained decoder."""
+    decoder = config.decoder
+    if decoder.path is not None and config.encoder_run is None:
+        raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN).")
+    if decoder.path is not None:
+        return
+    adapted = isinstance(config.model, MemoryModelConfig) and config.model.lora is not None
+    if decoder.adapter != "all" or adapted:
+        name = f"decoder.adapter ('{decoder.adapter}')" if decoder.adapter != "all" else "model.lora"
+        raise ConfigError(f"{name} is for a pretrained decoder; give one (--decoder PATH_OR_HUB_ID).")
+
+
+def _check_text_the_encoder_saw(encoder_run: str, data: PreparedData) -> None:
+    """Check that held-out text was held out from the encoder's training too."""
+    before = RunFolder.open(encoder_run).data()
     same_text = before["source"] == data.record["source"]
     if same_text and before["fingerprint_held_out"] != data.record["fingerprint_held_out"]:
         there, here = str(before["fingerprint_held_out"])[:8], str(data.record["fingerprint_held_out"])[:8]
         raise DataError(
-            f"'{config.encoder_run}' may have trained on text that is held out here (held-out {there} there, "
+            f"'{encoder_run}' may have trained on text that is held out here (held-out {there} there, "
             f"{here} here); give the same data.held_out, data.max_documents and training.seed as its run."
         )
 
 
-def _train_autoencoder(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress: bool) -> TextAutoencoder:
-    tokenizer = data.tokenizer
-    model = build_model(
-        config,
-        vocab_size=len(tokenizer),
-        pad_token_id=pad_id(tokenizer),
-        eos_token_id=eos_id(tokenizer),
-    )
-    if config.model.table is not None:
-        take_table(model, config.model.table)
-    settings = config.training
-    sample = data.held_out_rows.sample(settings.evaluate_rows, seed=0)
-
-    def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
-        return RunCallback(settings, log, view, _evaluator(trainer, sample), interrupt)
-
-    fit(
-        model,
-        reconstruction_batches(data.train_rows),
-        settings,
-        folder.path,
-        rows=len(data.train_rows),
-        tokens_per_row=config.model.chunk_length,
-        make_callback=make_callback,
-        progress=progress,
-        again=_again(folder),
-        keep_checkpoints=True,
-    )
-    return model
-
-
-def _evaluator(trainer: MemlmTrainer, rows: PackedRows) -> Callable[[], dict[str, float]]:
-    """A look at held-out rows."""
-
-    def look() -> dict[str, float]:
-        accuracy, nats = held_out_score(trainer, rows, _reconstructed, at_once=_LOOK_ROWS)
-        return {"held_out_token_accuracy": accuracy, "held_out_cross_entropy": nats}
-
-    return look
-
-
-def _reconstructed(batch: PackedRows) -> Task:
-    return reconstruction(batch.input_ids, batch.attention_mask)
-
-
 def _check_changed_text(folder: RunFolder, data: PreparedData) -> None:
-    """A resumed run goes on with the text it began with, or held-out text might be trained on."""
+    """Check that a resumed run has the text that it began with, or held-out text might be trained on."""
     if not (folder.path / "data.json").is_file():
         return
     before = folder.data()
@@ -203,8 +159,30 @@ def _check_changed_text(folder: RunFolder, data: PreparedData) -> None:
             )
 
 
+def _check_changed_encoder(folder: RunFolder, fingerprint: str) -> None:
+    """Check that a frozen encoder is the one with which the run began."""
+    path = folder.path / "encoder.json"
+    now = {"fingerprint": fingerprint}
+    distributed.first_does(lambda: None if path.is_file() else folder.write("encoder.json", now))
+    before = read_json(path)
+    if before != now:
+        raise CheckpointError(
+            f"the encoder has changed since this run began ({str(before.get('fingerprint'))[:12]}, now "
+            f"{fingerprint[:12]}); restore it or begin a new run with another --out."
+        )
+
+
+def _check_long_chunks(model: PreTrainedModel, data: PreparedData) -> None:
+    """Check that an encoder with a tokenizer of its own has room for the text of most chunks."""
+    translation = getattr(model, "translation", None)
+    if translation is not None:
+        chunks = data.train_rows.sample(_SAMPLE, seed=0).input_ids.reshape(-1, model.config.chunk_length)
+        translation(chunks, torch.ones_like(chunks))
+        translation.require_fitting(model.config.chunk_length)
+
+
 def _write_records(folder: RunFolder, data: PreparedData) -> None:
-    """How the run began; data.json last, so that where it is, all is."""
+    """Write how the run began, data.json last: where it is, all records are."""
     data.tokenizer.save_pretrained(folder.path)
     folder.write("versions.json", describe_versions())
     folder.write(
@@ -214,7 +192,7 @@ def _write_records(folder: RunFolder, data: PreparedData) -> None:
 
 
 def _finish(folder: RunFolder, model: PreTrainedModel) -> None:
-    """The model to the folder's root, the weights last, so that what can be loaded is whole."""
+    """Write the model to the folder's root, the weights last, so that a model that can be loaded is complete."""
     draft = folder.path / ".model.draft"
     try:
         model.save_pretrained(draft)

@@ -23,10 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from memlm.errors import CheckpointError, RunFolderError
+from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_json, write_file_atomic
-from memlm.training.config import Settings
-from memlm.training.kinds import AnyRunConfig, make_run_config
+from memlm.training.config import RunConfig, make_run_config
 from memlm.version import __version__
 
 _RUN_FILE = "run.json"
@@ -47,7 +46,7 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, config: Settings, *, overwrite: bool = False) -> RunFolder:
+    def create(cls, path: str | Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
         """A fresh folder for a run.
 
         Raises:
@@ -91,13 +90,19 @@ class RunFolder:
             )
         return cls(folder)
 
-    def config(self) -> AnyRunConfig:
-        """The settings the run began with."""
-        return make_run_config(read_json(self.path / _RUN_FILE))
+    def config(self) -> RunConfig:
+        """Return the settings with which the run began.
 
-    def kind(self) -> str:
-        """What kind of run this is."""
-        return str(read_json(self.path / _RUN_FILE).get("kind", "autoencoder"))
+        Raises:
+            ConfigError: settings that this version does not know.
+        """
+        values = read_json(self.path / _RUN_FILE)
+        if "stages" not in values or "kind" in values:
+            raise ConfigError(
+                f"'{self.path / _RUN_FILE}' is of memlm's first edition, whose runs this version does not read; "
+                "train again."
+            )
+        return make_run_config(values)
 
     def data(self) -> dict[str, Any]:
         """Source, fingerprints and counts of the text."""

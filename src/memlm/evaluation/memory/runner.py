@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,7 +23,6 @@ from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryFor
 from memlm.models.loading import load_model
 from memlm.models.memory.slots import reads_own_chunk
 from memlm.training import RunFolder, prepare_data
-from memlm.training.memory.config import MemoryRunConfig
 from memlm.training.memory.pretrained import load_decoder
 from memlm.training.prepare import read_documents
 
@@ -44,11 +42,11 @@ def evaluate_memory_run(
     if text is not None:
         return _measured(model, tokenizer, load_documents(text), split=Path(text).name, say=say, most=rows)
     say("reading the text")
-    config = cast(MemoryRunConfig, folder.config())
+    config = folder.config()
     length, seed = model.config.document_length, config.training.seed
     data = prepare_data(config.data, chunk_length=length, seed=seed, tokenizer=tokenizer)
     check_text_unchanged(folder.data(), data.record, config.data.text)
-    decoder = config.model.decoder.pretrained
+    decoder = config.decoder.path
     found = _measured(model, tokenizer, data.held_out, split="held_out", say=say, most=rows, original=decoder)
     if not probe or not isinstance(model, MemoryModelForCausalLM):
         return found

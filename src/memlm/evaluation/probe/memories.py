@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from memlm.data import Document
 from memlm.encoders import MemoryEncoder
@@ -13,7 +12,6 @@ from memlm.measurement import Measurement
 from memlm.models.memory.encoder import encoder_of
 from memlm.session import TextMemory
 from memlm.training import RunConfig, RunFolder
-from memlm.training.kinds import AnyRunConfig
 from memlm.training.prepare import read_documents
 
 FEWEST_DOCUMENTS = 3
@@ -33,13 +31,13 @@ def probe_autoencoder(path: str) -> list[Measurement]:
     """
     memory = TextMemory.from_pretrained(path)
     folder = RunFolder.open(path)
-    config = cast(RunConfig, folder.config())
+    config = folder.config()
     encoder = MemoryEncoder(encoder_of(memory.model), memory.tokenizer, name=config.recipe)
     return probe_memories(encoder, read_documents(config.data), config, folder.path)
 
 
 def probe_memories(
-    encoder: MemoryEncoder, documents: list[Document], config: AnyRunConfig, folder: Path
+    encoder: MemoryEncoder, documents: list[Document], config: RunConfig, folder: Path
 ) -> list[Measurement]:
     """Measure token accuracy and retention of one chunk's memories with a small probe, trained and untrained.
 

@@ -27,8 +27,9 @@ from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.evaluation.result import passages_of
 from memlm.files import write_file_atomic
 from memlm.measurement import Measurement, Passage
+from memlm.models import TextAutoencoderConfig
 from memlm.store import rounded
-from memlm.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, train_run
+from memlm.training import OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.loop.callbacks import ProgressView
 
 PartVectors = dict[str, Float[Tensor, "_ numbers"]]
@@ -199,8 +200,9 @@ def _control_config(length: int, width: int, settings: ProbeSettings) -> RunConf
     numbers = numbers // length * length or numbers
     return RunConfig(
         recipe="probe-positive-control",
-        data=DataConfig(),
-        model=ModelConfig(chunk_length=length, bottleneck_size=numbers, noise_bits=4, memory_activation="rms_norm"),
+        model=TextAutoencoderConfig(
+            chunk_length=length, bottleneck_size=numbers, noise_bits=4, memory_activation="rms_norm"
+        ),
         training=TrainingConfig(
             steps=settings.control_steps,
             seed=settings.seed,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from memlm.errors import ConfigError
-from memlm.training.config import Count, Settings
+from memlm.training.schema import Count, Settings
 
 Size = Literal["small", "medium", "large"]
 SIZES: dict[Size, dict[str, int]] = {

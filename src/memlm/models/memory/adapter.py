@@ -25,21 +25,17 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Settings of low-rank adapters.
-
-    Attributes:
-        rank: inner size of each adapter.
-        alpha: the output of an adapter is scaled by alpha / rank.
-        targets: names of linear layers; all but the output layer by default.
-        gated: multiply the output of each adapter by the tanh of a learned number that starts at zero (as in
-            LLaMA-Adapter, arXiv 2303.16199), with both of its layers random at first. Otherwise the second layer
-            starts at zero.
-    """
+    """Settings of low-rank adapters."""
 
     rank: int = 16
+    """Rank of each adapter."""
     alpha: float = 32.0
+    """Adapters' outputs are scaled by alpha / rank."""
     targets: list[str] | str = field(default=ALL_LINEAR)
+    """Names of linear layers; all except the output layer by default."""
     gated: bool = False
+    """Multiply each adapter's output by the tanh of a gate that starts at zero (as in LLaMA-Adapter, arXiv 2303.16199)
+    and start both of its maps at random; without a gate the second map starts at zero."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> LoraSettings:

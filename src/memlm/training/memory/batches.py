@@ -14,7 +14,7 @@ from memlm.objectives import Task, blank_copy, copy, next_token, reconstruction,
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.loop.trainer import Batch
 from memlm.training.memory.cache import MemoryCache
-from memlm.training.memory.config import Stage
+from memlm.training.stage_config import Stage
 
 
 class MemoryBatches:

@@ -1,29 +1,32 @@
-"""Memory models around a pretrained decoder: any causal language model of transformers."""
+"""Pretrained causal language models: memory models around them, and autoencoders with their token embeddings."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, ConfigError
-from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM
-from memlm.models.memory.adapter import base_weights_into
+from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder
+from memlm.models.memory.adapter import LoraSettings, base_weights_into
 from memlm.models.memory.encoder import Translation, same_tokens
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
-from memlm.training.memory.config import MemoryModelSettings
+from memlm.training.config import RunConfig
+from memlm.training.model_settings import settings_of
 
-_OURS = {"encoder", "decoder", "memory", "backpropagation_depth"}
+_REPLACED = ("model_type", "encoder", "decoder", "lora")
+"""Settings that an encoder and a pretrained decoder bring themselves."""
 _SAMPLE = 256
+"""Random memories that show how long slots are."""
 
 
 def load_decoder(path_or_id: str) -> PreTrainedModel:
-    """A causal language model in fp32.
+    """Return a causal language model in fp32.
 
     Raises:
-        CheckpointError: none there, or one that runs code of its own.
+        CheckpointError: there is none, or it needs code of its own.
     """
     try:
         with no_shard_bars():
@@ -41,40 +44,37 @@ def load_decoder(path_or_id: str) -> PreTrainedModel:
 
 
 def build_around_pretrained(
-    settings: MemoryModelSettings,
+    config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
     encoder: ChunkEncoder | None,
     encoder_tokenizer: PreTrainedTokenizerBase | None,
 ) -> MemoryModelForCausalLM:
-    """The decoder as it is, what joins it to memories drawn anew.
+    """Return a memory model around a pretrained decoder; what joins it to memories has new weights.
 
     Args:
-        settings: of chunks, slots and adapters.
-        tokenizer: of the decoder.
-        encoder: frozen into the model.
-        encoder_tokenizer: of the encoder; where it differs, chunks reach the encoder through their text.
+        config: settings of the run.
+        tokenizer: tokenizer of the decoder.
+        encoder: trained encoder that is frozen into the model.
+        encoder_tokenizer: tokenizer of the encoder; where it differs, chunks reach the encoder as text.
 
     Raises:
         CheckpointError: the decoder cannot be loaded.
-        ConfigError: no encoder; sizes that do not fit each other.
+        ConfigError: no encoder, or sizes that do not fit each other.
     """
     if encoder is None or encoder_tokenizer is None:
         raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give encoder_run (--encoder).")
-    base = load_decoder(str(settings.decoder.pretrained))
-    table = base.get_input_embeddings()
-    if not isinstance(table, torch.nn.Embedding):
-        raise ConfigError(f"the decoder '{settings.decoder.pretrained}' has no table of token embeddings; use another.")
+    base = load_decoder(str(config.decoder.path))
+    table = _token_embeddings(base, f"use another decoder than '{config.decoder.path}'")
     apart = not same_tokens(tokenizer, encoder_tokenizer)
-    adapter = settings.decoder.adapter
-    rank, alpha = settings.decoder.lora_rank, settings.decoder.lora_alpha
+    settings = {n: v for n, v in settings_of(config.model).items() if n not in _REPLACED}
     model = MemoryModelForCausalLM(
         MemoryModelConfig(
+            **settings,
             encoder=encoder.config,
             decoder=base.config,
-            **settings.model_dump(exclude=_OURS),
-            lora={"rank": rank, "alpha": alpha, "gated": adapter == "gated"} if adapter in ("lora", "gated") else None,
-            freeze_decoder=adapter != "all",
+            lora=_lora(config),
+            freeze_decoder=config.decoder.adapter != "all",
             own_blank=True,
             first_token_id=_first_token(tokenizer),
             encoder_tokens="own" if apart else "shared",
@@ -93,8 +93,57 @@ def build_around_pretrained(
     return model
 
 
+def _lora(config: RunConfig) -> dict[str, Any] | None:
+    adapter = config.decoder.adapter
+    if adapter not in ("lora", "gated"):
+        return None
+    given = cast(MemoryModelConfig, config.model).lora or LoraSettings().to_dict()
+    return {**given, "gated": adapter == "gated"}
+
+
+def _token_embeddings(model: PreTrainedModel, remedy: str) -> torch.nn.Embedding:
+    found = model.get_input_embeddings()
+    if not isinstance(found, torch.nn.Embedding):
+        raise ConfigError(f"the model has no table of token embeddings; {remedy}.")
+    return found
+
+
+@torch.no_grad()
+def take_token_table(model: TextAutoencoder, path_or_id: str) -> None:
+    """Give an autoencoder the principal components of a language model's token embeddings, which training leaves fixed.
+
+    A decoder reads a memory sooner if tokens that are alike for it are alike in the memory (LOG.md). The output layer
+    starts from the same components; a padding token that the language model does not have gets zeros.
+
+    Args:
+        model: untrained, with the language model's vocabulary.
+        path_or_id: folder or Hub id of the language model.
+
+    Raises:
+        CheckpointError: the language model cannot be loaded.
+        ConfigError: it has no token embeddings, or they are narrower than the autoencoder.
+    """
+    found = _token_embeddings(load_decoder(path_or_id), f"leave data.token_table ('{path_or_id}') out")
+    words, width = model.embed_tokens.weight.shape
+    if found.embedding_dim < width:
+        raise ConfigError(
+            f"model.hidden_size ({width}) must not exceed the width ({found.embedding_dim}) of '{path_or_id}', whose "
+            "token table it takes."
+        )
+    table = found.weight[:words].float()
+    table = table - table.mean(0)
+    components = torch.linalg.eigh(table.T @ table).eigenvectors.flip(1)[:, :width]
+    projected = table @ components
+    projected = torch.nn.functional.pad(projected / projected.std(), (0, 0, 0, words - len(table)))
+    model.embed_tokens.weight.copy_(projected)
+    # a token's own logit then begins as the square root of the width, others about one
+    model.lm_head.weight.copy_(projected * width**-0.5)
+    model.config.freeze_embeddings = True
+    model.set_trainable()
+
+
 def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What texts begin with, or are parted by: attention rests there, and nothing is lost."""
+    """Return a token that texts start with or are separated by, which serves as an attention sink."""
     blank = pad_id(tokenizer)
     candidates = (tokenizer.bos_token_id, eos_id(tokenizer), *encode_texts(tokenizer, ["\n"])[0])
     return next(i for i in candidates if isinstance(i, int) and i != blank)
@@ -102,7 +151,7 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @torch.no_grad()
 def _start_like_tokens(model: MemoryModelForCausalLM, table: torch.Tensor) -> None:
-    """Slots as long as tokens, blanks about where tokens are: what a decoder was never given it reads badly."""
+    """Scale slots to the length of tokens and draw blanks near them, since decoders read unfamiliar inputs badly."""
     writer = model.encoder.config
     memories = torch.randn(_SAMPLE, writer.memories_per_chunk, writer.bottleneck_size)
     length = float(model.readout(memories).square().mean().sqrt())

@@ -1,0 +1,103 @@
+"""Checked settings: pydantic models that refuse unknown keys, and nested changes over them.
+
+Attribute docstrings are the help texts of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memlm.errors import ConfigError, did_you_mean
+from memlm.files import read_plain_yaml
+
+MAX_CONFIG_BYTES = 2**20
+"""Largest settings file that is read."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base class of all settings; unknown keys are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True, strict=True)
+
+
+Checked = TypeVar("Checked", bound=Settings)
+
+
+def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
+    """Return settings made of nested plain values.
+
+    Raises:
+        ConfigError: the first value that does not fit, in one line.
+    """
+    try:
+        return kind.model_validate_json(_as_json(values))
+    except ValidationError as error:
+        raise ConfigError(_in_one_line(error, kind)) from error
+
+
+def read_changes(path: str | Path) -> dict[str, Any]:
+    """Return the nested settings of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, too large, not YAML, or not a mapping.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(
+                f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?"
+            )
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
+        ) from error
+    try:
+        values = read_plain_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"cannot use the settings in '{path}': {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"'{path}' holds a {type(values).__name__}, not settings by name (as `memlm recipes NAME` prints them)."
+        )
+    return cast("dict[str, Any]", values)
+
+
+def settings_names(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Return the dotted name of every setting with its help text."""
+    names: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names |= settings_names(kind, f"{prefix}{name}.")
+        else:
+            names[f"{prefix}{name}"] = field.description or ""
+    return names
+
+
+def _as_json(values: dict[str, Any]) -> str:
+    try:
+        return json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
+
+
+def _in_one_line(error: ValidationError, kind: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        named = [name.split(".") for name in settings_names(kind)]
+        known = {parts[len(path) - 1] for parts in named if parts[: len(path) - 1] == path[:-1]}
+        return f"unknown setting '{'.'.join(path)}'. {did_you_mean(path[-1], known)}"
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return str(cause)
+    where = ".".join(part for part in path if part.isidentifier() and part not in ("int", "float"))
+    return f"{where} ({problem['input']!r}) does not fit: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -1,0 +1,201 @@
+"""Stages of a run, one after the other, each in a folder of its own, each resumable.
+
+stages/00-NAME/log.jsonl          the stage's log           stages/00-NAME/end/     the model at its end
+stages/00-NAME/checkpoints/       to resume from            memories-FINGERPRINT/   cached memories
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from memlm.data import ordinary_ids, pad_id
+from memlm.errors import CheckpointError, ConfigError, RunFolderError
+from memlm.files import read_tensors, write_file_atomic, write_folder_atomic
+from memlm.models.runtime import wants_bf16, weights_fingerprint
+from memlm.training.config import RunConfig, TrainingConfig
+from memlm.training.loop import distributed
+from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
+from memlm.training.loop.fit import fit
+from memlm.training.loop.trainer import BatchFn, MemlmTrainer, reconstruction_batches
+from memlm.training.memory.batches import MemoryBatches
+from memlm.training.memory.cache import MemoryCache, build_memory_cache
+from memlm.training.prepare import PreparedData
+from memlm.training.run_folder import RunFolder
+from memlm.training.stage_config import Stage
+from memlm.training.validation import validation_of
+
+
+@dataclass(frozen=True)
+class StageRunner:
+    """Train a model in the stages of a run.
+
+    Attributes:
+        model: model with its first weights, or those of the last stage that has ended.
+        data: rows to train on and held-out rows.
+        config: settings of the run.
+        folder: run folder, in which every stage has a folder of its own.
+        renew: draw new weights for everything but the encoder, from a seed.
+        progress: whether progress is shown on stderr.
+    """
+
+    model: PreTrainedModel
+    data: PreparedData
+    config: RunConfig
+    folder: RunFolder
+    renew: Callable[[int], dict[str, torch.Tensor]]
+    progress: bool
+
+    def run(self) -> None:
+        """Run all stages that have not ended; a stage that was stopped continues from its checkpoint.
+
+        Raises:
+            Interrupted: Ctrl-C; a checkpoint was kept.
+            ConfigError: a stage that trains nothing.
+        """
+        for number, stage in enumerate(self.config.stages):
+            end = self._place(number) / "end"
+            if not end.is_dir():
+                self._train(number, stage)
+            load_weights(self.model, end / "model.safetensors")
+            distributed.first_does(self._join_logs)
+        self._set_trainable("all")
+
+    def _place(self, number: int) -> Path:
+        return self.folder.path / "stages" / f"{number:02d}-{self.config.stages[number].name}"
+
+    def _set_trainable(self, part: str) -> None:
+        self.model.set_trainable(part, freeze_encoder=self.config.encoder_run is not None)  # type: ignore[operator]
+
+    def _train(self, number: int, stage: Stage) -> None:
+        training = self._training(number)
+        if stage.start == "fresh" and number:
+            self.model.load_state_dict(self.renew(training.seed), strict=False)
+        self._set_trainable(stage.train)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ConfigError(
+                f"stage '{stage.name}' trains nothing: the {self.model.config.readout} readout has no weights of its "
+                "own here; train 'decoder' or 'all'."
+            )
+        place, last = self._place(number), number == len(self.config.stages) - 1
+        batch_fn = self._batches(stage, training)
+        fit(
+            self.model,
+            batch_fn,
+            training,
+            place,
+            rows=len(self.data.train_rows),
+            tokens_per_row=self.config.model.document_length,
+            make_callback=self._callbacks(stage, training),
+            progress=self.progress,
+            noun=f"{stage.name} ({number + 1} of {len(self.config.stages)}), step",
+            again=f"go on with: memlm train --resume --out {self.folder.path}",
+            keep_checkpoints=last,
+        )
+        distributed.first_does(lambda: write_folder_atomic(place / "end", self.model.save_pretrained))
+
+    def _training(self, number: int) -> TrainingConfig:
+        """Return the run's training settings with those of a stage over them."""
+        stage, training = self.config.stages[number], self.config.training
+        optimizer = training.optimizer
+        if stage.learning_rate is not None:
+            share = optimizer.adamw_learning_rate / optimizer.learning_rate
+            rates = {"learning_rate": stage.learning_rate, "adamw_learning_rate": share * stage.learning_rate}
+            optimizer = optimizer.model_copy(update=rates)
+        if stage.decay_share is not None:
+            optimizer = optimizer.model_copy(update={"decay_share": stage.decay_share})
+        # another order of rows in every stage
+        seed = training.seed + 7919 * number
+        return training.model_copy(update={"steps": self.config.steps_in(stage), "seed": seed, "optimizer": optimizer})
+
+    def _batches(self, stage: Stage, training: TrainingConfig) -> BatchFn:
+        rows = self.data.train_rows
+        if self.config.is_autoencoder:
+            return reconstruction_batches(rows)
+        return MemoryBatches(
+            rows,
+            stage,
+            rows_per_step=training.batch_size,
+            chunk_length=self.config.model.chunk_length,
+            blank_id=pad_id(self.data.tokenizer),
+            seed=training.seed,
+            kept=self._memory_cache(stage),
+            ordinary=ordinary_ids(self.data.tokenizer),
+        )
+
+    def _callbacks(
+        self, stage: Stage, training: TrainingConfig
+    ) -> Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]:
+        sample = self.data.held_out_rows.sample(training.evaluate_rows, seed=0)
+
+        def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
+            log.names = stage.mixture.names
+            validate = validation_of(trainer, sample, self.config, stage, blank_id=pad_id(self.data.tokenizer))
+            return RunCallback(training, log, view, validate, interrupt)
+
+        return make_callback
+
+    def _memory_cache(self, stage: Stage) -> MemoryCache | None:
+        """Compute memories once where the encoder cannot change in a stage."""
+        rows, training, model = self.data.train_rows, self.config.training, self.model
+        wanted = training.memory_cache
+        if wanted is None:
+            wanted = self.config.steps * training.batch_size > len(rows)
+        frozen = self.config.encoder_run is not None or stage.train != "all"
+        if not (wanted and frozen and model.config.use_memory) or stage.changes_chunks:
+            return None
+        place = self.folder.path / f"memories-{weights_fingerprint(model.encoder)[:16]}"  # type: ignore[arg-type]
+        view = ProgressView(len(rows), shown=self.progress and distributed.is_first(), noun="cached memories of row")
+        view.start(0)
+        try:
+            return build_memory_cache(
+                model,  # type: ignore[arg-type]
+                rows,
+                place,
+                blank_id=model.config.pad_token_id or 0,
+                bf16=wants_bf16(training.precision),
+                progress=lambda done, _: view.update(done, ""),
+            )
+        finally:
+            view.stop()
+
+    def _join_logs(self) -> None:
+        """Write the stages' logs as one, with steps and tokens counted on."""
+        lines: list[str] = []
+        step, tokens, seconds = 0, 0, 0.0
+        for number, stage in enumerate(self.config.stages):
+            path = self._place(number) / "log.jsonl"
+            if not path.is_file():
+                break
+            last: dict[str, Any] = {}
+            for text in path.read_text(encoding="utf-8").splitlines():
+                last = json.loads(text)
+                moved = {"step": last["step"] + step, "tokens": last["tokens"] + tokens}
+                lines.append(json.dumps({**last, **moved, "seconds": last["seconds"] + seconds, "stage": stage.name}))
+            step, tokens = step + last.get("step", 0), tokens + last.get("tokens", 0)
+            seconds += last.get("seconds", 0.0)
+        try:
+            write_file_atomic(self.folder.log_path, "".join(line + "\n" for line in lines))
+        except OSError as error:
+            raise RunFolderError(f"cannot write to '{self.folder.path}': {error.strerror or error}.") from error
+
+
+def load_weights(model: PreTrainedModel, file: Path) -> None:
+    """Load the weights of a stage's end; tied weights are saved once.
+
+    Raises:
+        CheckpointError: weights of another model.
+    """
+    saved = read_tensors(file)
+    missing, unexpected = model.load_state_dict(saved, strict=False)
+    own = model.state_dict()
+    there = {own[name].data_ptr() for name in saved if name in own}
+    lost = [*unexpected, *(name for name in missing if own[name].data_ptr() not in there)]
+    if lost:
+        raise CheckpointError(f"'{file}' is not this run's ({lost[0]} is in one only); restore it or train again.")
