@@ -13,13 +13,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from memlm.cli import main
 from memlm.data import encode_texts, load_tokenizer, train_tokenizer
+from memlm.errors import ConfigError
 from memlm.evaluation import evaluate_run
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder
 from memlm.models.memory.adapter import plain_decoder
 from memlm.models.memory.encoder import Translation
+from memlm.recipes import get_recipe
 from memlm.session import MemorySession
 from memlm.store import TextStore
 from memlm.training import RunFolder
+from memlm.training.config import merge_run
 from tests.conftest import speech
 
 
@@ -168,7 +171,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "another layout": (["--model.layout", "aligned"], "'variable'"),
     "places on tokens": (["--model.learned_positions", "true"], "learned_positions"),
     "a head for blanks": (["--model.blank_head", "true"], "blank_head"),
-    "recurrent memory": (["--model.model_type", "memlm_recurrent_memory"], "recurrent"),
     "chunks that the encoder has no room for": (
         ["--model.chunk_length", "16"],
         "chunks of 16 decoder tokens do not fit the encoder's 4",
@@ -188,6 +190,13 @@ def test_mistakes_are_one_line(
     assert said in error
     assert error.count("memlm: error:") == 1
     assert "Traceback" not in error
+
+
+def test_a_pretrained_decoder_has_no_recurrent_memory() -> None:
+    recurrent = {"model": {"model_type": "memlm_recurrent_memory"}, "decoder": {"path": "anywhere"}}
+    stages = [{"name": "s", "objectives": {"next_token": 1.0}}]
+    with pytest.raises(ConfigError, match=r"a pretrained decoder \(decoder.path\) has no recurrent memory"):
+        merge_run(get_recipe("memory-pretrained-input"), {**recurrent, "stages": stages})
 
 
 def test_a_decoder_and_an_encoder_are_asked_for(

@@ -171,7 +171,7 @@ class MemoryModelConfig(MemlmConfig):
             self.lora = LoraSettings.of(self.lora).to_dict()
             if self.layout != "variable":
                 raise ConfigError(
-                    f"lora needs the variable layout, not '{self.layout}': where no memory is read, text must stand "
+                    f"lora needs layout 'variable', not '{self.layout}': where no memory is read, text must stand "
                     "where the decoder knows it."
                 )
         if self.first_token_id is not None and (self.layout != "variable" or self.first_token_id < 0):
