@@ -3,8 +3,8 @@
     python -m benchmarks.ablation --out runs/ablation            # 11 variants, 3 seeds; may be interrupted
     python -m benchmarks.ablation --out runs/ablation --steps 400
 
-Prints a Markdown table of the held-out token accuracy (mean over seeds, lowest and highest) and of the training tokens
-after which it first reached 50, 90 and 99 %.
+Prints a Markdown table of the validation token accuracy (mean over seeds, lowest and highest) and of the training
+tokens after which it first reached 50, 90 and 99 %.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def run(name: str, *, seed: int, steps: int, out: Path) -> list[dict[str, Any]]:
     folder = out / f"{name.replace(' ', '-').replace('(', '').replace(')', '').replace(',', '')}-{steps}-seed{seed}"
     begun = (folder / "run.json").is_file()
     train_run(variant(name, seed=seed, steps=steps), folder, resume=begun, progress=False)
-    return [line for line in RunFolder(folder).log() if "held_out_token_accuracy" in line]
+    return [line for line in RunFolder(folder).log() if "validation_token_accuracy" in line]
 
 
 def tokens_to(log: list[dict[str, Any]], share: float) -> float | None:
-    """Return the training tokens after which held-out accuracy first reached a share."""
-    reached = [line["tokens"] for line in log if line["held_out_token_accuracy"] >= share]
+    """Return the training tokens after which validation accuracy first reached a share."""
+    reached = [line["tokens"] for line in log if line["validation_token_accuracy"] >= share]
     return reached[0] if reached else None
 
 
 def row(name: str, logs: list[list[dict[str, Any]]]) -> str:
     """Return one row of the table."""
-    ends = sorted(100 * log[-1]["held_out_token_accuracy"] for log in logs)
+    ends = sorted(100 * log[-1]["validation_token_accuracy"] for log in logs)
     cells = [name, f"{sum(ends) / len(ends):.2f} % ({ends[0]:.2f} to {ends[-1]:.2f})"]
     for share in SHARES:
         reached = [tokens_to(log, share) for log in logs]
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     given = parser.parse_args()
-    print(f"| {given.steps} steps, {given.seeds} seeds | held-out token accuracy | to 50 % | to 90 % | to 99 % |")
+    print(f"| {given.steps} steps, {given.seeds} seeds | validation token accuracy | to 50 % | to 90 % | to 99 % |")
     print("| --- | --- | --- | --- | --- |")
     for name in given.only:
         logs = [run(name, seed=seed, steps=given.steps, out=given.out) for seed in range(given.seeds)]

@@ -1,8 +1,8 @@
-"""Cost of retention: held-out next-token loss of a mixture relative to next tokens alone, at equal steps.
+"""Cost of retention: validation next-token loss of a mixture relative to next tokens alone, at equal steps.
 
     python -m benchmarks.retention_cost runs/next runs/memory
 
-Reads the runs' logs, whose loss is measured on `evaluate_rows` held-out rows every `evaluate_every` steps, and shows
+Reads the runs' logs, whose loss is measured on `evaluate_rows` validation rows every `evaluate_every` steps, and shows
 the second run's blank-copy accuracy beside it. `memlm evaluate` measures bits per byte on all held-out text.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from memlm.training import RunFolder
 
-_LOSS, _COPY = "held_out_loss/next_token", "held_out_accuracy/blank_copy"
+_LOSS, _COPY = "validation_loss/next_token", "validation_accuracy/blank_copy"
 
 
 def looks(path: str) -> dict[int, dict[str, Any]]:
-    """Return the lines of a log with a held-out next-token loss, by step."""
+    """Return the lines of a log with a validation next-token loss, by step."""
     return {line["step"]: line for line in RunFolder.open(path).log() if _LOSS in line}
 
 

@@ -114,13 +114,17 @@ def test_the_hub_is_one_line_when_it_is_not_there() -> None:
 
 def test_splits_keep_documents_whole_and_apart() -> None:
     documents = [Document(str(i), f"text {i}") for i in range(20)]
-    split = split_documents(documents, held_out=0.2, seed=3)
-    assert len(split.held_out) == 4
-    assert sorted(split.train + split.held_out, key=lambda d: int(d.id)) == documents
-    assert split == split_documents(documents, held_out=0.2, seed=3)
-    assert split != split_documents(documents, held_out=0.2, seed=4)
-    with pytest.raises(DataError, match="1 document cannot be split"):
-        split_documents(documents[:1])
+    split = split_documents(documents, held_out=0.2, validation=0.1, seed=3)
+    assert [len(part) for part in (split.train, split.validation, split.held_out)] == [14, 2, 4]
+    assert sorted(split.train + split.validation + split.held_out, key=lambda d: int(d.id)) == documents
+    assert split == split_documents(documents, held_out=0.2, validation=0.1, seed=3)
+    assert split != split_documents(documents, held_out=0.2, validation=0.1, seed=4)
+    # a larger validation part changes nothing about what figures come from
+    assert split.held_out == split_documents(documents, held_out=0.2, validation=0.5, seed=3).held_out
+    with pytest.raises(DataError, match="2 documents cannot be split three ways; give at least 3"):
+        split_documents(documents[:2])
+    with pytest.raises(DataError, match=r"validation \(0.0\)"):
+        split_documents(documents, validation=0.0)
     with pytest.raises(DataError, match=r"held_out \(1.5\)"):
         split_documents(documents, held_out=1.5)
 

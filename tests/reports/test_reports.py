@@ -48,9 +48,9 @@ PASSAGES = [
 
 def content(title: str = "a run & its page") -> PageContent:
     log = [
-        {"step": 1, "tokens": 100, "loss": 5.0, "held_out_token_accuracy": 0.1},
+        {"step": 1, "tokens": 100, "loss": 5.0, "validation_token_accuracy": 0.1},
         {"step": 2, "tokens": 200, "loss": 2.0},
-        {"step": 3, "tokens": 300, "loss": 0.1, "held_out_token_accuracy": 0.999},
+        {"step": 3, "tokens": 300, "loss": 0.1, "validation_token_accuracy": 0.999},
     ]
     costs = [Cost("memory fp16", 22.0), Cost("gzip -9, whole text", 2.7)]
     return PageContent(

@@ -50,7 +50,7 @@ def test_the_log_names_every_objective_and_counts_on(finished: Path) -> None:
     assert {line["stage"] for line in log} == {"first", "second"}
     assert all("loss/blank_copy" in line and "accuracy/blank_copy" in line for line in log)
     assert ["loss/next_token" in line for line in log] == [False] * 3 + [True] * 4
-    assert log[-1]["held_out_loss/next_token"] > 0
+    assert log[-1]["validation_loss/next_token"] > 0
     second = [line for line in log if line["stage"] == "second"]
     for line in second:
         mixed = (line["loss/next_token"] + 2 * line["loss/blank_copy"]) / 3

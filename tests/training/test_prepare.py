@@ -23,11 +23,12 @@ def config(tmp_path: Path) -> DataConfig:
     return DataConfig(text=str(tmp_path), held_out=0.2, vocab_size=300)
 
 
-def test_a_marked_held_out_document_leaves_no_trace(config: DataConfig) -> None:
-    marked = read_split(config, seed=0).held_out[0]
+@pytest.mark.parametrize("part", ["validation", "held_out"])
+def test_a_marked_document_leaves_no_trace_in_training(config: DataConfig, part: str) -> None:
+    marked = getattr(read_split(config, seed=0), part)[0]
     Path(marked.id).write_text("zyzzyva " * 300)
     data = prepare_data(config, chunk_length=8, seed=0)
-    assert any("zyzzyva" in d.text for d in data.held_out)
+    assert any("zyzzyva" in d.text for d in data.held_out) == (part == "held_out")
     pieces = set(data.tokenizer.get_vocab())
     assert not any("zyz" in piece for piece in pieces)
     rare = encode_texts(data.tokenizer, ["z"])[0][0]
@@ -47,7 +48,9 @@ def test_one_long_document_is_cut_so_that_some_is_held_out(tmp_path: Path) -> No
     path.write_text("\n\n".join(speech(i) for i in range(12)))
     split = read_split(DataConfig(text=str(path)), seed=0)
     assert len(split.held_out) >= 1
-    assert "".join(d.text for d in sorted(split.train + split.held_out, key=number)) == path.read_text()
+    assert (
+        "".join(d.text for d in sorted(split.train + split.validation + split.held_out, key=number)) == path.read_text()
+    )
 
 
 def number(document: Document) -> int:
@@ -67,7 +70,7 @@ def test_every_epoch_sees_every_row_once_in_its_own_order(config: DataConfig) ->
 
 def test_too_little_to_split(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
-    with pytest.raises(DataError, match="1 document cannot be split"):
+    with pytest.raises(DataError, match="1 documents cannot be split"):
         prepare_data(DataConfig(text=str(tmp_path)), chunk_length=8, seed=0)
 
 

@@ -108,7 +108,11 @@ def _facts(folder: RunFolder) -> list[tuple[str, str]]:
     seconds = [("training time", f"{last[0]['seconds']:.0f} s, without evaluation and set-up")] if last else []
     return [
         ("text", str(data["source"])),
-        ("documents", f"{data['train_documents']} for training, {data['held_out_documents']} held out"),
+        (
+            "documents",
+            f"{data['train_documents']} for training, {data['validation_documents']} for validation, "
+            f"{data['held_out_documents']} held out",
+        ),
         ("tokens", f"{data['train_tokens']:,} for training, {data['held_out_tokens']:,} held out"),
         ("held-out text", str(data["fingerprint_held_out"])),
         ("training text", str(data["fingerprint_train"])),

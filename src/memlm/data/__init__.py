@@ -2,7 +2,7 @@
 
 from memlm.data.corpus import (
     Document,
-    Split,
+    TrainValTestSplit,
     bundled_notice,
     fingerprint,
     has_surrogates,
@@ -38,7 +38,7 @@ __all__ = [
     "Passages",
     "Planted",
     "SeenVocabulary",
-    "Split",
+    "TrainValTestSplit",
     "bundled_notice",
     "cut_passages",
     "decode_ids",

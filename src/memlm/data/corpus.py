@@ -43,10 +43,11 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Documents for training and held-out documents."""
+class TrainValTestSplit:
+    """Three lists of whole documents; no document is in two of them."""
 
     train: tuple[Document, ...]
+    validation: tuple[Document, ...]
     held_out: tuple[Document, ...]
 
 
@@ -266,27 +267,41 @@ def pieces_of(document: Document, *, piece_bytes: int) -> list[Document]:
     return pieces
 
 
-def split_documents(documents: Sequence[Document], *, held_out: float = 0.05, seed: int = 0) -> Split:
-    """Split documents at random into training and held-out documents.
+def split_documents(
+    documents: Sequence[Document], *, held_out: float = 0.05, validation: float = 0.05, seed: int = 0
+) -> TrainValTestSplit:
+    """Split whole documents at random into training, validation and held-out documents.
+
+    Choices are made on validation documents; figures come from held-out documents.
 
     Args:
-        documents: at least two.
+        documents: at least three.
         held_out: the share of held-out documents, between 0 and 1; at least one document is held out.
-        seed: the seed of the choice.
+        validation: the share of validation documents among the others, between 0 and 1; at least one document.
+        seed: the seed of the choice; which documents are held out does not depend on `validation`.
 
     Raises:
-        DataError: the share lies outside (0, 1), or there are fewer than two documents.
+        DataError: a share lies outside (0, 1), or there are fewer than three documents.
     """
-    if not 0 < held_out < 1:
-        raise DataError(f"held_out ({held_out}) must lie between 0 and 1; 0.05 holds out one document in twenty.")
-    if len(documents) < 2:
-        raise DataError(f"{len(documents)} document cannot be split in two; give at least 2 documents.")
+    for name, share in (("held_out", held_out), ("validation", validation)):
+        if not 0 < share < 1:
+            raise DataError(f"{name} ({share}) must lie between 0 and 1; 0.05 takes one document in twenty.")
+    if len(documents) < 3:
+        raise DataError(
+            f"{len(documents)} documents cannot be split three ways; give at least 3 (a file or a JSONL line each)."
+        )
+    others, tested = _drawn(documents, held_out, seed)
+    train, validated = _drawn(others, validation, seed + 1)
+    return TrainValTestSplit(train, validated, tested)
+
+
+def _drawn(documents: Sequence[Document], share: float, seed: int) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
+    """Return the documents that stay and a share that is drawn, both in their order and at least one each."""
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)  # noqa: S311 (a split, not a secret)
-    count = min(max(1, round(held_out * len(documents))), len(documents) - 1)
-    chosen = set(order[:count])
-    train = tuple(d for i, d in enumerate(documents) if i not in chosen)
-    return Split(train, tuple(d for i, d in enumerate(documents) if i in chosen))
+    drawn = set(order[: min(max(1, round(share * len(documents))), len(documents) - 1)])
+    stay = tuple(d for i, d in enumerate(documents) if i not in drawn)
+    return stay, tuple(d for i, d in enumerate(documents) if i in drawn)
 
 
 def fingerprint(documents: Iterable[Document]) -> str:

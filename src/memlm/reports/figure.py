@@ -37,13 +37,13 @@ _STYLE: dict[str, Any] = {
 
 
 def learning_curve(tokens: Sequence[float], accuracy: Sequence[float], loss: Sequence[float]) -> str:
-    """Draw held-out token accuracy and training loss over training tokens."""
+    """Draw validation token accuracy and training loss over training tokens."""
 
     def draw(axes: Any) -> None:
         millions = [t / 1e6 for t in tokens]
         axes.plot(millions, [100 * a for a in accuracy], color=_FIRST, linewidth=2.2, marker="o", markersize=3.5)
         axes.set_xlabel("training tokens, millions")
-        axes.set_ylabel("held-out token accuracy, %", color=_FIRST)
+        axes.set_ylabel("validation token accuracy, %", color=_FIRST)
         axes.set_ylim(0, 102)
         other = axes.twinx()
         other.plot(millions, loss, color=_SECOND, linewidth=1.6, linestyle=(0, (4, 2)))

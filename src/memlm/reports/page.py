@@ -27,7 +27,7 @@ class PageContent:
         measurements: all figures.
         by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
-        log: lines of the training log with "tokens" and "loss", some with "held_out_token_accuracy".
+        log: lines of the training log with "tokens" and "loss", some with "validation_token_accuracy".
         figures: (title, SVG) of figures that come first.
         costs: bits per byte of the memories and of general compressors.
         facts: (name, value) of versions, data and seed.
@@ -64,12 +64,12 @@ def render(content: PageContent) -> str:
 
 
 def _figures(content: PageContent) -> list[tuple[str, str]]:
-    looked = [line for line in content.log if line.get("held_out_token_accuracy") is not None]
+    looked = [line for line in content.log if line.get("validation_token_accuracy") is not None]
     figures = list(content.figures)
     if looked:
         curve = learning_curve(
             [float(line["tokens"]) for line in looked],
-            [line["held_out_token_accuracy"] for line in looked],
+            [line["validation_token_accuracy"] for line in looked],
             [line["loss"] for line in looked],
         )
         figures.append(("Learning curve", curve))

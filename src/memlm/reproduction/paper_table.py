@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from memlm.data import PackedRows, load_documents, pack, train_tokenizer
-from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents, split_train_val_test
+from memlm.data import PackedRows, load_documents, pack, split_documents, train_tokenizer
+from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents
 from memlm.evaluation.probe.folders import claim_folder
 from memlm.evaluation.probe.metrics import CapacityFigures
 from memlm.evaluation.probe.settings import ProbeTraining
@@ -163,7 +163,9 @@ def _prepared(settings: TableSettings) -> tuple[PackedRows, ProbeDataset]:
 @lru_cache(maxsize=1)
 def _prepared_from(text: str) -> tuple[PackedRows, ProbeDataset]:
     settings = TableSettings.model_validate_json(text)
-    split = split_train_val_test(load_documents(settings.text), held_out=settings.held_out, seed=0)
+    split = split_documents(
+        load_documents(settings.text), held_out=settings.held_out, validation=settings.held_out, seed=0
+    )
     tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=settings.vocab_size)
     limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
     dataset = dataset_of_documents(split, tokenizer, length=settings.length, limits=limits, seed=0)

@@ -28,8 +28,10 @@ class DataConfig(Settings):
     text_field: str = "text"
     """Field of a JSONL or Parquet record that holds the text."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of documents that are never trained on."""
-    max_documents: Annotated[int, Field(ge=2)] | None = None
+    """Share of documents that figures come from; nothing is trained or chosen on them."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the other documents that choices are made on, and that training is watched on."""
+    max_documents: Annotated[int, Field(ge=3)] | None = None
     """Read at most this many documents."""
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
     """Folder or Hub id of an existing tokenizer; by default a byte-level BPE is trained on the training half."""
@@ -91,9 +93,9 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the split, the weights, the order of rows and the noise."""
     evaluate_every: Count = 100
-    """Steps between validations on held-out text."""
+    """Steps between validations."""
     evaluate_rows: Count = 512
-    """Number of held-out rows for validation; the final evaluation uses all."""
+    """Number of validation rows that are read each time."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
     memory_cache: bool | None = None

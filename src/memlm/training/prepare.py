@@ -1,4 +1,4 @@
-"""Text becomes rows to train on and rows held out, split by whole document before anything else sees it."""
+"""Text becomes rows for training, validation and held-out figures, split by whole document before anything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data import (
     Document,
     PackedRows,
-    Split,
+    TrainValTestSplit,
     eos_id,
     fingerprint,
     load_documents,
@@ -28,8 +28,10 @@ from memlm.data import (
 from memlm.errors import DataError
 from memlm.training.config import DataConfig
 
+_FEWEST_DOCUMENTS = 3
+"""One for training, one for validation, and one held out."""
 _PIECES = 40
-"""A single document is cut into about this many, so that some can be held out."""
+"""Fewer documents are cut into about this many pieces."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class PreparedData:
     Attributes:
         tokenizer: trained on the training half, or given.
         train_rows: one stream across documents, a share of rows cut short.
+        validation_rows: as held_out_rows, of the documents that choices are made on.
         held_out_rows: document by document, the last row of each padded.
         held_out: the documents themselves.
         unigram_counts: (vocabulary,), how often each id occurs in the training rows.
@@ -47,6 +50,7 @@ class PreparedData:
 
     tokenizer: PreTrainedTokenizerBase
     train_rows: PackedRows
+    validation_rows: PackedRows
     held_out_rows: PackedRows
     held_out: tuple[Document, ...]
     unigram_counts: Int[Tensor, " vocabulary"]
@@ -54,25 +58,25 @@ class PreparedData:
 
 
 def read_documents(config: DataConfig) -> list[Document]:
-    """The documents of a run; pieces of it where there is a single one.
+    """Return the documents of a run; where there are fewer than three, they are cut into pieces.
 
     Raises:
         DataError: the source cannot be read.
     """
     documents = load_documents(config.text, text_field=config.text_field, max_documents=config.max_documents)
-    if len(documents) == 1:
-        size = len(documents[0].text)
-        documents = pieces_of(documents[0], piece_bytes=max(256, size // _PIECES))
+    if len(documents) < _FEWEST_DOCUMENTS:
+        size = max(256, sum(len(document.text) for document in documents) // _PIECES)
+        documents = [piece for document in documents for piece in pieces_of(document, piece_bytes=size)]
     return documents
 
 
-def read_split(config: DataConfig, seed: int) -> Split:
-    """The documents of a run on their two sides; the same settings give the same sides.
+def read_split(config: DataConfig, seed: int) -> TrainValTestSplit:
+    """Return the documents of a run in three parts; the same settings give the same parts.
 
     Raises:
         DataError: the source cannot be read or is too small.
     """
-    return split_documents(read_documents(config), held_out=config.held_out, seed=seed)
+    return split_documents(read_documents(config), held_out=config.held_out, validation=config.validation, seed=seed)
 
 
 def prepare_data(
@@ -94,7 +98,10 @@ def prepare_data(
     tokenizer = tokenizer or _tokenizer(config, split)
     # every document ends with an eos; a text shorter than one chunk cannot be packed
     train = pack(split.train, tokenizer, row_length=chunk_length, across_documents=True)
-    held_out = pack(split.held_out, tokenizer, row_length=chunk_length, across_documents=False)
+    validation, held_out = (
+        pack(documents, tokenizer, row_length=chunk_length, across_documents=False)
+        for documents in (split.validation, split.held_out)
+    )
     counts = torch.bincount(train.input_ids.flatten(), minlength=len(tokenizer))
     short = shorten_rows(
         train,
@@ -103,12 +110,11 @@ def prepare_data(
         pad_token_id=pad_id(tokenizer),
         eos_token_id=eos_id(tokenizer),
     )
-    return PreparedData(
-        tokenizer, short, held_out, split.held_out, counts, _record(config, split, train, held_out, tokenizer)
-    )
+    record = _record(config, split, train, held_out, tokenizer)
+    return PreparedData(tokenizer, short, validation, held_out, split.held_out, counts, record)
 
 
-def _tokenizer(config: DataConfig, split: Split) -> PreTrainedTokenizerBase:
+def _tokenizer(config: DataConfig, split: TrainValTestSplit) -> PreTrainedTokenizerBase:
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
     return train_tokenizer((d.text for d in split.train), vocab_size=config.vocab_size)
@@ -116,7 +122,7 @@ def _tokenizer(config: DataConfig, split: Split) -> PreTrainedTokenizerBase:
 
 def _record(
     config: DataConfig,
-    split: Split,
+    split: TrainValTestSplit,
     train: PackedRows,
     held_out: PackedRows,
     tokenizer: PreTrainedTokenizerBase,
@@ -128,8 +134,10 @@ def _record(
     return {
         "source": config.text,
         "fingerprint_train": fingerprint(split.train),
+        "fingerprint_validation": fingerprint(split.validation),
         "fingerprint_held_out": fingerprint(split.held_out),
         "train_documents": len(split.train),
+        "validation_documents": len(split.validation),
         "held_out_documents": len(split.held_out),
         "train_tokens": int(train.attention_mask.sum()),
         "held_out_tokens": int(held_out.attention_mask.sum()),

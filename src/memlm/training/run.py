@@ -142,7 +142,7 @@ def _check_text_the_encoder_saw(encoder_run: str, data: PreparedData) -> None:
         there, here = str(before["fingerprint_held_out"])[:8], str(data.record["fingerprint_held_out"])[:8]
         raise DataError(
             f"'{encoder_run}' may have trained on text that is held out here (held-out {there} there, "
-            f"{here} here); give the same data.held_out, data.max_documents and training.seed as its run."
+            f"{here} here); give data.held_out, data.max_documents and training.seed as its run has them."
         )
 
 
@@ -151,11 +151,11 @@ def _check_changed_text(folder: RunFolder, data: PreparedData) -> None:
     if not (folder.path / "data.json").is_file():
         return
     before = folder.data()
-    for half in ("fingerprint_train", "fingerprint_held_out"):
-        if before[half] != data.record[half]:
+    for part in ("fingerprint_train", "fingerprint_validation", "fingerprint_held_out"):
+        if before[part] != data.record[part]:
             raise DataError(
-                f"'{data.record['source']}' has changed since this run began ({half} {str(before[half])[:8]}, now "
-                f"{str(data.record[half])[:8]}); restore the text or begin a new run with another --out."
+                f"'{data.record['source']}' has changed since this run began ({part} {str(before[part])[:8]}, now "
+                f"{str(data.record[part])[:8]}); restore the text or begin a new run with another --out."
             )
 
 

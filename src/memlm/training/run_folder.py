@@ -29,7 +29,10 @@ from memlm.training.config import RunConfig, make_run_config
 from memlm.version import __version__
 
 _RUN_FILE = "run.json"
-_DATA_KEYS = ("source", "fingerprint_train", "fingerprint_held_out", "unigram_counts", "command")
+_DATA_KEYS = (
+    *("source", "fingerprint_train", "fingerprint_validation", "fingerprint_held_out"),
+    *("unigram_counts", "command"),
+)
 _OURS = (
     *("run.json", "data.json", "versions.json", "status.json", "log.jsonl", "measurements.jsonl", "report.html"),
     *("README.md", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map*"),

@@ -38,7 +38,7 @@ class StageRunner:
 
     Attributes:
         model: model with its first weights, or those of the last stage that has ended.
-        data: rows to train on and held-out rows.
+        data: rows to train on and validation rows.
         config: settings of the run.
         folder: run folder, in which every stage has a folder of its own.
         renew: draw new weights for everything but the encoder, from a seed.
@@ -132,7 +132,7 @@ class StageRunner:
     def _callbacks(
         self, stage: Stage, training: TrainingConfig
     ) -> Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]:
-        sample = self.data.held_out_rows.sample(training.evaluate_rows, seed=0)
+        sample = self.data.validation_rows.sample(training.evaluate_rows, seed=0)
 
         def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
             log.names = stage.mixture.names

@@ -1,4 +1,4 @@
-"""Validation on held-out rows during training; it draws no random numbers and selects nothing."""
+"""Validation during training, on documents that are neither trained on nor held out; it draws no random numbers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class _Ask(NamedTuple):
 def validation_of(
     trainer: MemlmTrainer, rows: PackedRows, config: RunConfig, stage: Stage, *, blank_id: int
 ) -> Validate:
-    """Return a function that measures accuracy and cross-entropy on held-out rows.
+    """Return a function that measures accuracy and cross-entropy on validation rows.
 
     Autoencoders are asked for their input. Memory models are asked for next tokens, and for blank copies where rows
     are full and have two halves; the figures without an objective's name are those of the stage's main one.
     """
     if config.is_autoencoder:
         ask = _Ask(rows, lambda batch: reconstruction(batch.input_ids, batch.attention_mask), 256)
-        return lambda: _main_figures(*held_out_score(trainer, ask))
+        return lambda: _main_figures(*validation_score(trainer, ask))
     full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
     main = "next_token" if "next_token" in stage.objectives else "blank_copy"
     asks = {"next_token": _Ask(rows, lambda batch: next_token(batch.input_ids, batch.attention_mask))}
@@ -45,8 +45,8 @@ def validation_of(
     def validate() -> dict[str, float]:
         found: dict[str, float] = {}
         for name, ask in asks.items():
-            accuracy, nats = held_out_score(trainer, ask)
-            found |= {f"held_out_accuracy/{name}": accuracy, f"held_out_loss/{name}": nats}
+            accuracy, nats = validation_score(trainer, ask)
+            found |= {f"validation_accuracy/{name}": accuracy, f"validation_loss/{name}": nats}
             if name == main:
                 found |= _main_figures(accuracy, nats)
         return found
@@ -55,11 +55,11 @@ def validation_of(
 
 
 def _main_figures(accuracy: float, nats: float) -> dict[str, float]:
-    return {"held_out_token_accuracy": accuracy, "held_out_cross_entropy": nats}
+    return {"validation_token_accuracy": accuracy, "validation_cross_entropy": nats}
 
 
 @torch.no_grad()
-def held_out_score(trainer: MemlmTrainer, ask: _Ask) -> tuple[float, float]:
+def validation_score(trainer: MemlmTrainer, ask: _Ask) -> tuple[float, float]:
     """Return the share of correct tokens and the nats per token, in the training's own precision.
 
     Where a task has inputs of its own, every position is text.

@@ -6,7 +6,6 @@ the third, which neither the tokenizer nor the probe has seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,44 +14,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import (
-    Document,
     PackedRows,
     Passages,
     SeenVocabulary,
+    TrainValTestSplit,
     cut_passages,
     near_duplicates,
     passage_rows,
-    split_documents,
 )
 from memlm.errors import DataError
 from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
 
 PARTS = ("train", "validation", "held_out")
-
-
-@dataclass(frozen=True)
-class TrainValTestSplit:
-    """Three lists of whole documents; no document is in two of them."""
-
-    train: tuple[Document, ...]
-    validation: tuple[Document, ...]
-    held_out: tuple[Document, ...]
-
-
-def split_train_val_test(documents: Sequence[Document], *, held_out: float, seed: int) -> TrainValTestSplit:
-    """Hold out documents as `split_documents` does, and validation documents from the others in the same way.
-
-    Raises:
-        DataError: fewer than three documents.
-    """
-    if len(documents) < 3:
-        raise DataError(
-            f"{len(documents)} documents cannot be split three ways; give at least 3 (a file or a JSONL line each)."
-        )
-    first = split_documents(documents, held_out=held_out, seed=seed)
-    second = split_documents(first.train, held_out=held_out, seed=seed + 1)
-    return TrainValTestSplit(second.train, second.held_out, first.held_out)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memlm.data import Document, Passages
+from memlm.data import Document, Passages, split_documents
 from memlm.errors import DataError
-from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, split_train_val_test
+from memlm.evaluation.probe.dataset import PARTS, ProbeDataset
 from memlm.files import read_tensors
 
 MAX_TEXTS_BYTES = 2**31
@@ -133,7 +133,9 @@ def _rows_by_part(records: Sequence[dict[str, str]], path: str, *, held_out: flo
     declared = {r["split"] for r in records}
     if declared == {""}:
         names = list(dict.fromkeys(r["document"] for r in records))
-        split = split_train_val_test([Document(name, "x") for name in names], held_out=held_out, seed=seed)
+        split = split_documents(
+            [Document(name, "x") for name in names], held_out=held_out, validation=held_out, seed=seed
+        )
         part_of = {d.id: part for part in PARTS for d in getattr(split, part)}
         found = [part_of[r["document"]] for r in records]
     elif "" in declared:

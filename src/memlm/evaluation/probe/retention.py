@@ -21,11 +21,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import Document, load_tokenizer, train_tokenizer
+from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.encoders import Encoder
 from memlm.encoders.vector_cache import default_cache
 from memlm.evaluation.probe.audit import audit_sentences
-from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages, split_train_val_test
+from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
 from memlm.evaluation.probe.metrics import CapacityPoint
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
@@ -88,7 +88,7 @@ class Retention:
         """
         chosen = settings or ProbeSettings()
         documents = [t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts)]
-        split = split_train_val_test(documents, held_out=chosen.held_out, seed=chosen.seed)
+        split = split_documents(documents, held_out=chosen.held_out, validation=chosen.held_out, seed=chosen.seed)
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in split.train])
         limits: dict[str, int] = dict(
             zip(PARTS, (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages), strict=True)

@@ -83,7 +83,7 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
     start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
 
     def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
-        stopper = EarlyStop(training, log, view, _Validation(trainer, data), interrupt, split="validation")
+        stopper = EarlyStop(training, log, view, _Validation(trainer, data), interrupt)
         stopper.follow(model, folder / "best", settings.patience)
         return stopper
 

@@ -116,7 +116,7 @@ class RunLog:
                 found |= {f"loss/{name}": nats[i] / asked[i], f"accuracy/{name}": right[i] / asked[i]}
         return found
 
-    def write(self, step: int, learning_rate: float, held_out: dict[str, float]) -> dict[str, Any]:
+    def write(self, step: int, learning_rate: float, validated: dict[str, float]) -> dict[str, Any]:
         """Append one line, and begin the next mean."""
         line = {
             "step": step,
@@ -125,7 +125,7 @@ class RunLog:
             "loss": self.loss_sum / max(self.loss_count, 1),
             "learning_rate": learning_rate,
             **self._by_objective(),
-            **held_out,
+            **validated,
         }
         if distributed.is_first():
             with self.path.open("a", encoding="utf-8") as file:
@@ -142,7 +142,7 @@ def _step_of(line: str) -> float:
 
 
 class RunCallback(TrainerCallback):
-    """Logs, looks at held-out text, shows progress, and asks for checkpoints at their steps."""
+    """Logs, validates, shows progress, and asks for checkpoints at their steps."""
 
     def __init__(
         self,
@@ -151,10 +151,7 @@ class RunCallback(TrainerCallback):
         view: ProgressView,
         evaluate: Callable[[], dict[str, float]],
         interrupt: Interrupt,
-        *,
-        split: str = "held_out",
     ) -> None:
-        self.split = split
         self.config = config
         self.run_log = log
         self.view = view
@@ -185,7 +182,7 @@ class RunCallback(TrainerCallback):
         looked = step % self.config.evaluate_every == 0 or last
         self.looked = self.evaluate() if looked else {}
         if looked or step % self.config.log_every == 0:
-            self.accuracy = self.looked.get(f"{self.split}_token_accuracy", self.accuracy)
+            self.accuracy = self.looked.get("validation_token_accuracy", self.accuracy)
             self.run_log.write(step, extra["lr_scheduler"].get_last_lr()[0], self.looked)
         self.view.update(step, self._facts(step, loss))
         control.should_save = step % self.config.checkpoint_every == 0 or last or self.stopping
@@ -208,9 +205,7 @@ class RunCallback(TrainerCallback):
 
     def _facts(self, step: int, loss: float) -> str:
         speed = step * self.run_log.tokens_per_step / max(self.run_log.seconds, 1e-9)
-        accuracy = (
-            "" if self.accuracy is None else f"  {self.split.replace('_', '-')} accuracy {100 * self.accuracy:.2f} %"
-        )
+        accuracy = "" if self.accuracy is None else f"  validation accuracy {100 * self.accuracy:.2f} %"
         return f"loss {loss:.3f}{accuracy}  {speed:,.0f} tok/s"
 
 
