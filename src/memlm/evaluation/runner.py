@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -146,11 +144,11 @@ def measure_rows(
         measure_ratio("token_accuracy", "fraction", scores.tokens, split),
         measure_ratio("exact_match", "fraction", scores.chunks, split),
         measure_ratio("cross_entropy", "nats/token", scores.nats, split),
-        measure_bits("bits_per_byte", "bits/byte", scores.nats.sums, per_document(rows, sizes).sums, tokens, split),
+        measure_bits("bits_per_byte", "bits/byte", scores.nats, per_document(rows, sizes), tokens, split),
         measure_bits(
             "bits_per_dim",
             "bits/number",
-            floor.sums - scores.nats.sums,
+            floor.minus(scores.nats),
             _whole_chunks(rows, numbers),
             tokens,
             split,
@@ -166,11 +164,11 @@ def measure_rows(
     return found + [measure_retention(name, scores.nats, tally, tokens, split) for name, tally in baselines.items()]
 
 
-def _whole_chunks(rows: PackedRows, values: Tensor) -> NDArray[np.float64]:
+def _whole_chunks(rows: PackedRows, values: Tensor) -> DocumentTally:
     """Values summed by document, padding included: a short chunk's memory costs as much as a full one's."""
     tally = DocumentTally(len(rows.document_ids))
     tally.add(rows.document_index, values.sum(1), torch.ones(len(rows)))
-    return tally.sums
+    return tally
 
 
 def _rounded(measure: EvalContext, rows: PackedRows, memories: Tensor, split: str) -> list[Measurement]:

@@ -11,7 +11,7 @@ from memlm.measurement.information import (
     unigram_log_probabilities,
     unigram_nats,
 )
-from memlm.measurement.intervals import bootstrap_interval, t_interval
+from memlm.measurement.intervals import binomial_interval, bootstrap_interval, ratio_interval, t_interval, units_of
 from memlm.measurement.record import (
     Baseline,
     Cost,
@@ -43,6 +43,7 @@ __all__ = [
     "Measurement",
     "Passage",
     "append_journal",
+    "binomial_interval",
     "bootstrap_interval",
     "constant_nats",
     "correct",
@@ -51,6 +52,7 @@ __all__ = [
     "measure_ratio",
     "measure_retention",
     "paper_nats",
+    "ratio_interval",
     "read_journal",
     "retention",
     "rows_with_targets",
@@ -61,4 +63,5 @@ __all__ = [
     "uniform_nats",
     "unigram_log_probabilities",
     "unigram_nats",
+    "units_of",
 ]

@@ -30,7 +30,9 @@ class Measurement(BaseModel):
         name: the measured quantity, e.g. "token_accuracy".
         value: the figure, in `unit`; shares are fractions between 0 and 1.
         unit: e.g. "fraction", "nats/token", "bits/byte".
-        low, high: 95 % interval, None where there is none.
+        low, high: 95 % interval over documents or pieces of documents, None where there are too few.
+        exact_low, exact_high: exact binomial 95 % interval of a share, which takes tokens or chunks as independent.
+        interval_note: the units that `low` and `high` resample, or the reason why there is no interval.
         count: the number of tokens or chunks that the figure is a mean over.
         baseline: the reference value, None where the figure stands alone.
         split: "held_out", "train", "out_of_distribution", "random_tokens", or the name of another text.
@@ -44,6 +46,9 @@ class Measurement(BaseModel):
     unit: str
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
+    exact_low: FiniteFloat | None = None
+    exact_high: FiniteFloat | None = None
+    interval_note: str = ""
     count: int
     baseline: Baseline | None = None
     split: str

@@ -1,4 +1,4 @@
-"""Sums and counts by document, and the measurements that are made from them."""
+"""Sums and counts over rows of documents, and the measurements that are made from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memlm.measurement.information import NATS_PER_BIT, retention
-from memlm.measurement.intervals import bootstrap_interval
+from memlm.measurement.intervals import Interval, binomial_interval, ratio_interval, sum_by, units_of
 from memlm.measurement.record import Baseline, Measurement
 
 PARALLEL = "one_pass"
@@ -21,17 +21,19 @@ GREEDY = "greedy"
 
 
 class DocumentTally:
-    """A ratio of sums, kept apart by document so that intervals can resample documents.
+    """A ratio of sums over the rows of documents, kept by row so that intervals can resample documents or pieces.
 
-    The rows of a document may come in any number of batches: sums are divided once, at the end.
+    Rows may be added in any number of batches, in the order of the text: sums are divided once, at the end.
 
     Args:
         num_documents: the number of documents.
     """
 
     def __init__(self, num_documents: int) -> None:
-        self.sums = np.zeros(num_documents)
-        self.counts = np.zeros(num_documents)
+        self.num_documents = num_documents
+        self.document_index: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.row_sums = np.zeros(0)
+        self.row_counts = np.zeros(0)
 
     def add(
         self,
@@ -39,10 +41,31 @@ class DocumentTally:
         sums: Float[Tensor, " rows"] | Int[Tensor, " rows"],
         counts: Float[Tensor, " rows"] | Int[Tensor, " rows"],
     ) -> None:
-        """Add each row's sum and count to its document."""
-        index = document_index.cpu().numpy()
-        np.add.at(self.sums, index, sums.detach().to("cpu", torch.float64).numpy())
-        np.add.at(self.counts, index, counts.detach().to("cpu", torch.float64).numpy())
+        """Add the sum and count of each row."""
+        self.document_index = np.concatenate([self.document_index, document_index.cpu().numpy()])
+        self.row_sums = np.concatenate([self.row_sums, sums.detach().to("cpu", torch.float64).numpy()])
+        self.row_counts = np.concatenate([self.row_counts, counts.detach().to("cpu", torch.float64).numpy()])
+
+    def with_rows(self, sums: NDArray[np.float64], counts: NDArray[np.float64] | None = None) -> DocumentTally:
+        """Return a tally of the same rows with other sums, and other counts where they are given."""
+        tally = DocumentTally(self.num_documents)
+        tally.document_index = self.document_index
+        tally.row_sums, tally.row_counts = sums, self.row_counts if counts is None else counts
+        return tally
+
+    def minus(self, other: DocumentTally) -> DocumentTally:
+        """Return a tally of the differences of the sums over the same rows."""
+        return self.with_rows(self.row_sums - other.row_sums)
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """The sum of each document."""
+        return sum_by(self.document_index, self.row_sums, self.num_documents)
+
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """The count of each document."""
+        return sum_by(self.document_index, self.row_counts, self.num_documents)
 
     @property
     def count(self) -> float:
@@ -52,6 +75,17 @@ class DocumentTally:
     def ratio(self) -> float:
         """Return sum over count, NaN where the count is zero."""
         return float(self.sums.sum() / self.counts.sum()) if self.count else float("nan")
+
+    def interval(self) -> Interval:
+        """Return the interval of the ratio over documents, or over pieces of few documents."""
+        return ratio_interval(units_of(self.document_index, self.row_sums, self.row_counts, self.num_documents))
+
+    def exact_interval(self) -> tuple[float, float] | tuple[None, None]:
+        """Return the exact binomial interval, or (None, None) where the sums are no numbers of successes."""
+        successes, trials = self.sums.sum(), self.counts.sum()
+        if not trials or successes != np.floor(successes) or not 0 <= successes <= trials:
+            return None, None
+        return binomial_interval(int(successes), int(trials))
 
 
 def measure_ratio(
@@ -67,19 +101,28 @@ def measure_ratio(
         protocol: how predictions were made.
         count: the denominator that the measurement reports; the tally's count by default.
     """
-    low, high = document_interval(tally.sums, tally.counts)
-    count = int(tally.count) if count is None else count
-    value = float(tally.sums.sum() / tally.counts.sum())
+    interval = tally.interval()
+    exact_low, exact_high = tally.exact_interval() if unit == "fraction" else (None, None)
     return Measurement(
-        name=name, value=value, unit=unit, low=low, high=high, count=count, split=split, protocol=protocol
+        name=name,
+        value=tally.ratio(),
+        unit=unit,
+        low=interval.low,
+        high=interval.high,
+        exact_low=exact_low,
+        exact_high=exact_high,
+        interval_note=interval.note,
+        count=int(tally.count) if count is None else count,
+        split=split,
+        protocol=protocol,
     )
 
 
 def measure_bits(
     name: str,
     unit: str,
-    nats: NDArray[np.float64],
-    sizes: NDArray[np.float64],
+    nats: DocumentTally,
+    sizes: DocumentTally,
     count: int,
     split: str,
     *,
@@ -90,14 +133,13 @@ def measure_bits(
     Args:
         name: the measured quantity.
         unit: e.g. "bits/byte".
-        nats: (documents,), summed nats.
-        sizes: (documents,), the denominators, such as bytes.
+        nats: summed nats.
+        sizes: sums over the same rows that are the denominators, such as bytes.
         count: the number of tokens, for the record.
         split: the text that was measured.
         protocol: how predictions were made.
     """
-    tally = DocumentTally(len(nats))
-    tally.sums, tally.counts = nats / NATS_PER_BIT, sizes
+    tally = nats.with_rows(nats.row_sums / NATS_PER_BIT, sizes.row_sums)
     return measure_ratio(name, unit, tally, split, protocol=protocol, count=count)
 
 
@@ -107,13 +149,14 @@ def measure_retention(name: str, nats: DocumentTally, baseline: DocumentTally, c
     Raises:
         UserError: the baseline is not above zero.
     """
-    low, high = document_interval(baseline.sums - nats.sums, baseline.sums)
+    interval = baseline.with_rows(baseline.row_sums - nats.row_sums, baseline.row_sums).interval()
     return Measurement(
         name=f"retention/{name}",
         value=retention(nats.ratio(), baseline.ratio()),
         unit="fraction",
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
+        interval_note=interval.note,
         count=count,
         baseline=Baseline(name=name, value=baseline.ratio(), unit="nats/token"),
         split=split,
@@ -121,23 +164,12 @@ def measure_retention(name: str, nats: DocumentTally, baseline: DocumentTally, c
     )
 
 
-def document_interval(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """Return the bootstrap interval over documents, or (None, None) where fewer than two documents count anything."""
-    return bootstrap_interval(sums, counts) if np.count_nonzero(counts) > 1 else (None, None)
-
-
 def constant_nats(counted: DocumentTally, nats: float) -> DocumentTally:
     """Return a tally with the same cross-entropy for every token that another tally counts."""
-    tally = DocumentTally(len(counted.counts))
-    tally.counts = counted.counts
-    tally.sums = counted.counts * nats
-    return tally
+    return counted.with_rows(counted.row_counts * nats)
 
 
 def sum_tallies(tallies: list[DocumentTally]) -> DocumentTally:
-    """Return the sums and counts of several tallies over the same documents together."""
-    total = DocumentTally(len(tallies[0].sums))
-    for tally in tallies:
-        total.sums = total.sums + tally.sums
-        total.counts = total.counts + tally.counts
-    return total
+    """Return the sums and counts of several tallies over the same rows together."""
+    sums, counts = (np.sum(rows, axis=0) for rows in zip(*((t.row_sums, t.row_counts) for t in tallies), strict=True))
+    return tallies[0].with_rows(sums, counts)

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from memlm.measurement import Measurement, Passage
 
-HEADINGS = ("measurement", "value", "95 % interval", "count", "baseline")
-Cells = tuple[str, str, str, str, str]
+HEADINGS = ("measurement", "value", "95 % interval", "exact binomial", "count", "baseline")
+Cells = tuple[str, str, str, str, str, str]
+_EXACT = "exact binomial: for independent tokens or chunks, as those of one text are not"
 
 
 def with_interval(m: Measurement) -> str:
@@ -24,40 +25,51 @@ def with_interval(m: Measurement) -> str:
 
 
 def cells(m: Measurement) -> Cells:
-    """Return the texts of a row: name, value with unit, interval, denominator, baseline."""
-    interval = "" if m.low is None or m.high is None else f"{_number(m.low, m.unit)} – {_number(m.high, m.unit)}"
+    """Return the texts of a row: name, value with unit, interval, exact interval, denominator, baseline."""
+    interval, exact = (_ends(*ends, m.unit) for ends in ((m.low, m.high), (m.exact_low, m.exact_high)))
     baseline = "" if m.baseline is None else f"{m.baseline.name} {m.baseline.value:.3f} {m.baseline.unit}"
-    return m.name, f"{_number(m.value, m.unit)} {_unit(m.unit)}".strip(), interval, f"{m.count:,}", baseline
+    return m.name, f"{_number(m.value, m.unit)} {_unit(m.unit)}".strip(), interval, exact, f"{m.count:,}", baseline
 
 
-def by_split(measurements: Sequence[Measurement]) -> list[tuple[str, list[Cells]]]:
-    """Return the rows of each split, splits in the order in which they first occur."""
+def _ends(low: float | None, high: float | None, unit: str) -> str:
+    return "" if low is None or high is None else f"{_number(low, unit)} – {_number(high, unit)}"
+
+
+def notes(measurements: Sequence[Measurement]) -> list[str]:
+    """Return what the intervals of a table are computed from, and why there are none."""
+    found = list(dict.fromkeys(m.interval_note for m in measurements if m.interval_note))
+    return [*found, _EXACT] if any(m.exact_low is not None for m in measurements) else found
+
+
+def by_split(measurements: Sequence[Measurement]) -> list[tuple[str, list[Cells], list[str]]]:
+    """Return the rows and the notes of each split, splits in the order in which they first occur."""
     order = {split: i for i, split in reversed(list(enumerate(m.split for m in measurements)))}
     ordered = sorted(measurements, key=lambda m: order[m.split])
-    return [(split, [cells(m) for m in group]) for split, group in groupby(ordered, key=lambda m: m.split)]
+    groups = [(split, list(group)) for split, group in groupby(ordered, key=lambda m: m.split)]
+    return [(split, [cells(m) for m in group], notes(group)) for split, group in groups]
 
 
 def terminal(measurements: Sequence[Measurement]) -> RenderableType:
     """Return a table for each split, at most 80 columns wide, without baselines: names of retentions include them."""
     tables: list[RenderableType] = []
-    for split, rows in by_split(measurements):
+    for split, rows, below in by_split(measurements):
         table = Table(title=split, title_justify="left", title_style="bold", box=None, pad_edge=False)
         # long names are folded, so that no figure is cut
         table.add_column(HEADINGS[0], overflow="fold")
-        for heading in HEADINGS[1:4]:
+        for heading in HEADINGS[1:5]:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*map(Text, row[:4]))
-        tables += [table, Text()]
+            table.add_row(*map(Text, row[:5]))
+        tables += [table, *(Text(note, style="dim") for note in below), Text()]
     return Group(*tables)
 
 
 def markdown(measurements: Sequence[Measurement]) -> str:
     """Return one Markdown table with a column for the split."""
     lines = ["| split | " + " | ".join(HEADINGS) + " |", "|" + " --- |" * (len(HEADINGS) + 1)]
-    for split, rows in by_split(measurements):
+    for split, rows, _ in by_split(measurements):
         lines += [f"| {split} | " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes(measurements))]).rstrip() + "\n"
 
 
 def percent(fraction: float) -> str:

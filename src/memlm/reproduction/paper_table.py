@@ -15,7 +15,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -210,9 +209,9 @@ _TALLIES = ("tokens", "chunks", "nats")
 
 
 def _written(scores: ReconstructionScores) -> dict[str, Any]:
-    """Return sums and counts by document for JSON, which keeps every bit of a float."""
+    """Return sums and counts by row for JSON, which keeps every bit of a float."""
     tallies = {name: getattr(scores, name) for name in _TALLIES}
-    return {name: {"sums": t.sums.tolist(), "counts": t.counts.tolist()} for name, t in tallies.items()} | {
+    return {name: {"sums": t.row_sums.tolist(), "counts": t.row_counts.tolist()} for name, t in tallies.items()} | {
         "num_correct_at": scores.num_correct_at.tolist(),
         "num_targets_at": scores.num_targets_at.tolist(),
         "predictions": scores.predictions.tolist(),
@@ -221,9 +220,13 @@ def _written(scores: ReconstructionScores) -> dict[str, Any]:
 
 def _read(record: dict[str, Any], dataset: ProbeDataset) -> ReconstructionScores:
     def tally(name: str) -> DocumentTally:
-        found = DocumentTally(len(dataset.passages["held_out"].document_ids))
-        found.sums, found.counts = np.array(record[name]["sums"]), np.array(record[name]["counts"])
+        found, rows = DocumentTally(len(passages.document_ids)), record[name]
+        found.add(
+            passages.document_index, *(torch.tensor(rows[key], dtype=torch.float64) for key in ("sums", "counts"))
+        )
         return found
+
+    passages = dataset.passages["held_out"]
 
     at = [torch.tensor(record[name]) for name in ("num_correct_at", "num_targets_at", "predictions")]
     tokens, chunks, nats = map(tally, _TALLIES)

@@ -173,8 +173,7 @@ def original_measurements(
 def _bits_saved(context: str, with_memory: ReadingScores, without: ReadingScores, split: str) -> Measurement:
     """Bits per byte that memory saves from the second chunk on, paired document by document."""
     after, before = sum_tallies(with_memory.nats[1:]), sum_tallies(without.nats[1:])
-    sizes = sum_tallies(without.sizes[1:]).sums
-    name, saved = f"bits_saved_over/{context}", before.sums - after.sums
+    name, saved, sizes = f"bits_saved_over/{context}", before.minus(after), sum_tallies(without.sizes[1:])
     return measure_bits(name, "bits/byte", saved, sizes, int(after.count), split, protocol=TEACHER_FORCED)
 
 
@@ -184,4 +183,4 @@ def _next_token(batch: PackedRows, _: Tensor) -> Task:
 
 def _bits(name: str, nats: list[DocumentTally], sizes: list[DocumentTally], split: str) -> Measurement:
     top, bottom = sum_tallies(nats), sum_tallies(sizes)
-    return measure_bits(name, "bits/byte", top.sums, bottom.sums, int(top.count), split, protocol=TEACHER_FORCED)
+    return measure_bits(name, "bits/byte", top, bottom, int(top.count), split, protocol=TEACHER_FORCED)

@@ -64,12 +64,12 @@ class CapacityFigures:
         """
         tokens, chunks, nats = (_mean(runs, name) for name in ("tokens", "chunks", "nats"))
         count, split = int(tokens.count), self.split
-        size = np.array(chunks.counts) * float(numbers)
+        size = chunks.with_rows(chunks.row_counts * float(numbers))
         found = [
             measure_ratio("token_accuracy", "fraction", tokens, split),
             measure_ratio("exact_match", "fraction", chunks, split),
             measure_ratio("cross_entropy", "nats/token", nats, split),
-            measure_bits("bits_per_dim", "bits/number", self.unigram.sums - nats.sums, size, count, split),
+            measure_bits("bits_per_dim", "bits/number", self.unigram.minus(nats), size, count, split),
         ]
         found += [
             measure_retention(name, nats, tally, count, split) for name, tally in self.baselines(controls).items()
@@ -114,7 +114,4 @@ class CapacityFigures:
 def _mean(runs: list[ReconstructionScores], name: str) -> DocumentTally:
     """Return the mean over seeds of each document's sum; the counts are the same for all seeds."""
     tallies = [cast(DocumentTally, getattr(run, name)) for run in runs]
-    mean = DocumentTally(len(tallies[0].counts))
-    mean.counts = tallies[0].counts
-    mean.sums = np.mean([t.sums for t in tallies], axis=0)
-    return mean
+    return tallies[0].with_rows(np.mean([t.row_sums for t in tallies], axis=0))
