@@ -24,9 +24,9 @@ class Evaluate:
     text: str | None = None
     """Measure this text instead: file, folder, glob, JSONL, Parquet, Hub id."""
     probe: bool = True
-    """Of a memory run: a probe reads its memories too, which takes most of the time."""
+    """Train a probe on the memories of a memory run too, which takes most of the time."""
     rows: int | None = None
-    """Of a memory run: only so many rows of the text, drawn at random (a large decoder is slow)."""
+    """Read only so many rows of the text of a memory run, drawn at random (a large decoder is slow)."""
     json: bool = False
     """Print measurements as JSON lines on stdout, and nothing else there."""
 

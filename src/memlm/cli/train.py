@@ -37,15 +37,16 @@ class Train:
     text: str | None = None
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     objective: str | None = None
-    """Of a memory recipe: next_token, copy, blank_copy, token_dropout or reconstruction in one stage, or mixture."""
+    """Objective of a memory recipe: next_token, copy, blank_copy, token_dropout or reconstruction in one stage, or
+    mixture."""
     steps: int | None = None
     """Updates in all; the stages of a memory recipe keep their shares of them."""
     encoder: str | None = None
-    """Of a memory recipe: run whose encoder is used, frozen, with its tokenizer, text and split."""
+    """Run whose encoder a memory recipe uses, frozen, with its tokenizer, text and split."""
     decoder: str | None = None
-    """Of a memory recipe: a pretrained causal language model's folder or Hub id."""
+    """Folder or Hub id of a pretrained causal language model that a memory recipe teaches to read memories."""
     adapter: str | None = None
-    """What learns in a pretrained decoder: lora or gated (adapters for memories alone), connector (nothing), or all."""
+    """Weights that learn in a pretrained decoder: lora or gated (adapters for memories), connector (none), or all."""
     out: str | None = None
     """Run folder; runs/RECIPE by default."""
     resume: bool = False

@@ -1,4 +1,4 @@
-"""What comes back from memories: predictions for rows of tokens, counted per document."""
+"""Reconstruction from memories: predictions for rows of tokens, counted per document."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def score_decoder(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ReconstructionScores:
-    """What a decoder writes from the memory of each row, counted; arguments as for `reconstruct`."""
+    """Score what a decoder writes from the memory of each row; arguments as for `reconstruct`."""
     model.eval()
     batch_size = batch_size or _rows_at_once(rows.input_ids.shape[1], model.config.vocab_size)
     documents = len(rows.document_ids)

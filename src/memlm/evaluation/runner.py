@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
 from memlm.evaluation.cost import chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.memory.runner import evaluate_memory_run
+from memlm.evaluation.memory.measured import evaluate_memory_run
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
 from memlm.evaluation.result import Evaluation, Report, check_text_unchanged, passages_of, per_document
 from memlm.measurement import (
@@ -43,7 +43,7 @@ _CHUNKS_COMPRESSED = 2000
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What figures of one run are measured against."""
+    """The model, tokenizer and token counts that figures of one run are measured with."""
 
     model: TextAutoencoder
     tokenizer: PreTrainedTokenizerBase

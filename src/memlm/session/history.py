@@ -21,7 +21,7 @@ ChunkMemory = Float[Tensor, "memories numbers"]
 
 @dataclass
 class History:
-    """What was read of one text, oldest first.
+    """The memories and tokens that were read of one text, oldest first.
 
     Attributes:
         chunks: a memory (memories, numbers) or a list of token ids for each older chunk.

@@ -36,7 +36,7 @@ _RESERVED = ("input_ids", "attention_mask", "memories", "max_length", "num_retur
 
 @dataclass(frozen=True)
 class SessionStats:
-    """What the decoder of a session reads of one text.
+    """Numbers of memories and tokens that the decoder of a session reads of one text.
 
     Attributes:
         memories: number of chunks that are read as memories.

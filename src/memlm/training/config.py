@@ -86,7 +86,7 @@ class TrainingConfig(Settings):
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Rows in each update."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """Of several processes, each holds all weights (none), or a share of weights, gradients and optimizer states
+    """Each of several processes holds all weights (none), or a share of weights, gradients and optimizer states
     (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""

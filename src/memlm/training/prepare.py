@@ -36,7 +36,7 @@ _PIECES = 40
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What a run reads.
+    """The text of a run as rows of tokens.
 
     Attributes:
         tokenizer: trained on the training half, or given.

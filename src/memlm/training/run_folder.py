@@ -39,7 +39,7 @@ _OURS = (
     *("vocab.*", "merges.txt", "added_tokens.json", "chat_template*", "checkpoints", ".*.draft"),
     *("stages", "memories-*", "encoder.json", "probe"),
 )
-"""What a run writes into its folder, and so what --overwrite may remove."""
+"""Files that a run writes into its folder, which are those that --overwrite may remove."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RunFolder:
         return record
 
     def versions(self) -> dict[str, Any]:
-        """What the run was made with."""
+        """Return the versions that the run was made with."""
         return read_json(self.path / "versions.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ class ChunkCodingConfig(LayersConfig):
     noise_bits: int | None = None
     """Train with uniform noise as wide as one step of rounding to this many bits."""
     memory_activation: str = "none"
-    """What bounds the numbers of a memory: `none`, `tanh` or `rms_norm`."""
+    """Function that bounds the numbers of a memory: `none`, `tanh` or `rms_norm`."""
 
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""

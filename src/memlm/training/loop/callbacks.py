@@ -1,4 +1,4 @@
-"""What is shown and kept while a run goes on: a progress bar on stderr and one JSON line per log step."""
+"""Progress of a run: a bar on stderr and one JSON line per log step."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RunLog:
         self.sums: list[list[float]] = []
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state that a checkpoint keeps."""
         kept = {"loss_sum": self.loss_sum, "loss_count": self.loss_count, "seconds": self.seconds}
         return {**kept, "sums": self.sums} if self.sums else kept
 

@@ -54,7 +54,7 @@ def _whole(folder: Path) -> list[Path]:
 
 
 def full_state(optimizer: Optimizer) -> dict[str, Any]:
-    """What `save_optimizer` writes; where weights are sharded, every process must come here."""
+    """Return the state that `save_optimizer` writes; where weights are sharded, every process must call this."""
     state = optimizer.state_dict()
     entries = {
         index: {name: whole(v) if isinstance(v, Tensor) else v for name, v in own.items()}

@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if _together() else 0
 
 
 def count() -> int:
-    """Of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if _together() else 1
 
 
@@ -142,7 +142,7 @@ def _shares(stacks: Sequence[Tensor], number: int) -> list[Tensor]:
 
 
 def share_of(rows: int) -> int:
-    """Of so many rows in a step, those of each process.
+    """Return how many of the rows of a step each process has.
 
     Raises:
         ConfigError: they cannot be shared out evenly.

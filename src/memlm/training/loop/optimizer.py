@@ -140,7 +140,7 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> Optimize
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """What the peak rate is multiplied by at a step: up in the warm-up, level, then down to zero."""
+    """Return the factor of the peak rate at a step: it rises in the warm-up, stays level, then falls to zero."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     start = max(config.warmup_steps, total_steps * (1 - config.decay_share))

@@ -208,7 +208,7 @@ class MemlmTrainer(Trainer):
 
 
 def _asked_for(batch: Batch) -> Tensor:
-    """Of each objective; a reconstruction's labels are its own."""
+    """Return the number of targets of each objective; reconstruction has labels of its own."""
     apart = "reconstruction_labels" in batch
     counts = targets_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
     return torch.cat([counts, target_mask(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts

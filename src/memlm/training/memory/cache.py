@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MemoryCache:
-    """What the encoder wrote for every chunk of every row.
+    """Memories that the encoder wrote for every chunk of every row.
 
     Attributes:
         memories: (rows, chunks, memories, numbers).
@@ -41,7 +41,7 @@ class MemoryCache:
     def of(
         self, objective: str, rows: Int[Tensor, " chosen"], distances: Int[Tensor, " chosen"]
     ) -> Float[Tensor, "chosen chunks memories numbers"]:
-        """Of the chunks that an objective's inputs have, for these rows; blanks begin at their distance."""
+        """Return the memories of the chunks of an objective's inputs; blanks begin at their distance."""
         found = self.memories[rows]
         if objective == "copy":
             half = found.shape[1] // 2

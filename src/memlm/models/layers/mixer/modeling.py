@@ -1,10 +1,10 @@
 """The masked mixer: a transformer whose attention is a learned matrix over positions.
 
 Departures from a Llama-style transformer:
-- a head mixes tokens with one trained lower-triangular matrix per tap, the same for every input (paper 2.11)
+- a head mixes tokens with one trained lower-triangular matrix per tap, the same for every input (arXiv 2602.13466)
 - positions are absolute and bounded by `max_position_embeddings`; there is no other positional encoding
 - biases everywhere, GELU, LayerNorm, no final norm by default
-Departures from the reference code (its defects are listed in the paper's notes, 3.1):
+Departures from the reference code of arXiv 2602.13466:
 - the mask is applied in the forward pass and never written into weights, so masked entries get no gradient
 - every head has its own matrices; `causal=False` is honoured with any number of heads; shorter inputs are allowed
 - generation has a cache: a layer's mixing inputs take the place of keys, and values have no width

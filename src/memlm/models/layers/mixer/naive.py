@@ -1,4 +1,4 @@
-"""Token mixing as the definition reads it (paper 2.11), position by position: the oracle of the tests."""
+"""Token mixing as it is defined (arXiv 2602.13466), position by position: the oracle of the tests."""
 
 from __future__ import annotations
 
