@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from memlm.models.runtime import wants_bf16
 from memlm.recipes import RECIPES, get_recipe
 from memlm.training import RunConfig, build_optimizer
-from memlm.training.building import build_model
 from memlm.training.model_settings import TokenIds
+from memlm.training.run import build_model
 
 _AUTOENCODERS = [name for name in RECIPES if name.startswith("autoencoder")]
 

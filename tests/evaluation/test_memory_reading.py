@@ -21,9 +21,9 @@ from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
 from memlm.training import train_run
-from memlm.training.building import build_model
 from memlm.training.config import RunConfig, merge_run
 from memlm.training.model_settings import TokenIds
+from memlm.training.run import build_model
 
 
 @pytest.fixture(scope="module")

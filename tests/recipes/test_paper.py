@@ -11,9 +11,9 @@ from torch import nn
 
 from memlm.recipes import get_recipe
 from memlm.training import train_run
-from memlm.training.building import build_model
 from memlm.training.config import merge_run
 from memlm.training.model_settings import TokenIds
+from memlm.training.run import build_model
 
 VOCABULARY = 8000
 

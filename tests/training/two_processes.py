@@ -11,12 +11,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.data import PackedRows
-from memlm.training.building import build_model
 from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.trainer import MemlmTrainer, StepRows
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.model_settings import TokenIds, complete
+from memlm.training.run import build_model
 from memlm.training.stage_config import Stage
 
 ROWS, STEPS, PER_STEP = 32, 2, 8

@@ -1,9 +1,8 @@
 """Evaluation: runs models over text and turns their output into measurements."""
 
-from memlm.evaluation.cost import chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.probe.memories import probe_autoencoder
 from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
-from memlm.evaluation.result import Evaluation
+from memlm.evaluation.result import Evaluation, chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.runner import EvalContext, evaluate_run, measure_rows
 
 __all__ = [

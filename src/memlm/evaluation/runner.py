@@ -14,10 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
-from memlm.evaluation.cost import chunkwise_costs, compressor_costs, memory_costs
 from memlm.evaluation.memory.measured import evaluate_memory_run
 from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
-from memlm.evaluation.result import Evaluation, Report, check_text_unchanged, passages_of, per_document
+from memlm.evaluation.result import (
+    Evaluation,
+    Report,
+    check_text_unchanged,
+    chunkwise_costs,
+    compressor_costs,
+    memory_costs,
+    passages_of,
+    per_document,
+)
 from memlm.measurement import (
     Cost,
     DocumentTally,

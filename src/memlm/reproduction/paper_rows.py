@@ -16,8 +16,7 @@ from memlm.models import PassageEncoder, PassageEncoderConfig, TextAutoencoder, 
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import next_token
 from memlm.training.config import TrainingConfig
-from memlm.training.loop.fit import fit
-from memlm.training.loop.trainer import Batch, BatchFn, reconstruction_batches
+from memlm.training.loop.trainer import Batch, BatchFn, fit, reconstruction_batches
 
 Trained = Literal["untrained", "next_token", "autoencoder"]
 _QUERY = 7

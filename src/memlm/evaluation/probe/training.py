@@ -25,8 +25,7 @@ from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
-from memlm.training.loop.fit import fit
-from memlm.training.loop.trainer import Batch, BatchFn, MemlmTrainer
+from memlm.training.loop.trainer import Batch, BatchFn, MemlmTrainer, fit
 
 _VALIDATION_BATCH = 128
 
