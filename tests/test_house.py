@@ -95,3 +95,29 @@ def test_the_house_tool_finds_what_is_planted(tmp_path: Path, name: str, file: s
     assert code == 1
     assert line in output
     assert re.search(rf"house: {name} is [\d.]+, recorded is [\d.]+", output)
+
+
+_REPLACED = "asked_tokens|Shelf|TokenPlaces|ThreeWays|Yardstick|Ramp|write_whole|_refuse_"
+
+
+@pytest.mark.parametrize(
+    ("folders", "pattern"),
+    [
+        # a docstring begins with a verb or with the thing it names
+        (["src"], r'"""(Of|What) '),
+        # readers have no private notes on the paper
+        (["src", "docs", "benchmarks"], r"(paper's|its)\s+notes"),
+        (["src"], _REPLACED),
+        # the setting, not the word in a sentence
+        (["src"], r"\bintroduction\s*[:=]|[.`\"']introduction\b"),
+    ],
+    ids=["docstrings", "notes", "names", "introduction"],
+)
+def test_words_of_the_first_edition_are_gone(folders: list[str], pattern: str) -> None:
+    left: list[str] = []
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*")):
+        if path.suffix in {".py", ".md", ".j2", ".html", ".json", ".yaml"}:
+            text = path.read_text(encoding="utf-8")
+            lines = [text.count("\n", 0, found.start()) + 1 for found in re.finditer(pattern, text)]
+            left += [f"{path.relative_to(ROOT)}:{line}" for line in lines]
+    assert not left, "\n".join(left)
