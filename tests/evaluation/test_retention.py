@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from memlm.cli import main
-from memlm.data import Document, Passages, encode_texts, pad_id
+from memlm.data import Document, Passages, encode_texts, pad_id, split_documents
 from memlm.errors import RunFolderError
 from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
 from memlm.evaluation.probe.audit import recovered_spans
-from memlm.evaluation.probe.dataset import dataset_of_passages, split_train_val_test
+from memlm.evaluation.probe.dataset import dataset_of_passages
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
@@ -186,7 +186,7 @@ def test_vectors_from_a_file_give_the_same_figures_to_the_last_digit(
 def test_held_out_texts_reach_no_tokenizer_no_probe_and_no_stopping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    sides = split_train_val_test(DOCUMENTS, held_out=0.2, seed=0)
+    sides = split_documents(DOCUMENTS, held_out=0.2, validation=0.2, seed=0)
     marked = {d.id for d in sides.held_out}
     assert marked
     mark = "XYZZY "

@@ -23,7 +23,7 @@ from memlm.reproduction import (
     spent_on,
 )
 from memlm.reproduction.runs import Experiment, combined, config_of
-from memlm.training.config import RunConfig
+from memlm.training.config import RunConfig, merge_run
 
 GOOD = {
     ("last_token_next", "memories/token_accuracy"): 0.13,

@@ -70,7 +70,7 @@ def test_every_epoch_sees_every_row_once_in_its_own_order(config: DataConfig) ->
 
 def test_too_little_to_split(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
-    with pytest.raises(DataError, match="1 documents cannot be split"):
+    with pytest.raises(DataError, match="1 document cannot be split"):
         prepare_data(DataConfig(text=str(tmp_path)), chunk_length=8, seed=0)
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from memlm.training import RunFolder, train_run
-from memlm.training.config import RunConfig
+from memlm.training.config import RunConfig, merge_run
 
 ROOT = Path(__file__).parent.parent.parent
 _SECONDS = 120

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.data import PackedRows
+from memlm.objectives import LinearSchedule
 from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.trainer import MemlmTrainer, StepRows

@@ -287,9 +287,8 @@ def split_documents(
         if not 0 < share < 1:
             raise DataError(f"{name} ({share}) must lie between 0 and 1; 0.05 takes one document in twenty.")
     if len(documents) < 3:
-        raise DataError(
-            f"{len(documents)} documents cannot be split three ways; give at least 3 (a file or a JSONL line each)."
-        )
+        found = "1 document" if len(documents) == 1 else f"{len(documents)} documents"
+        raise DataError(f"{found} cannot be split three ways; give at least 3 (a file or a JSONL line each).")
     others, tested = _drawn(documents, held_out, seed)
     train, validated = _drawn(others, validation, seed + 1)
     return TrainValTestSplit(train, validated, tested)

@@ -70,7 +70,11 @@ def _needed(kind: type[PreTrainedConfig], values: dict[str, Any]) -> dict[str, A
     """Leave out values that the class derives from the others, so that changes to those are not contradicted."""
     for name in list(values):
         rest = {other: value for other, value in values.items() if other != name}
-        if getattr(kind(**rest), name) == values[name]:
+        try:
+            derived = getattr(kind(**rest), name)
+        except (StrictDataclassError, ValueError):  # its default does not fit the other values
+            continue
+        if derived == values[name]:
             values = rest
     return values
 
