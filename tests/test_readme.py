@@ -74,12 +74,14 @@ def test_the_lines_for_engineers(
     places: dict[str, str],  # noqa: F811
     decoder: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # names are folded in 80
     places["PATH_OR_HUB_ID"] = str(decoder)
     lines = typed("For engineers")
     assert len(lines) == 5
     printed = [run(line, places, capsys) for line in lines]
-    assert "original_decoder" in printed[2] or "bits per byte" in printed[2]
+    assert "original_decoder" in printed[2]
     assert printed[-1].strip()
 
 
