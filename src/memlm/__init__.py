@@ -20,47 +20,90 @@ if TYPE_CHECKING:
     from memlm.encoders import FunctionEncoder, open_encoder
     from memlm.errors import MemlmError, UserError
     from memlm.evaluation import evaluate_run
+    from memlm.evaluation.efficiency import EfficiencySettings
     from memlm.evaluation.probe.retention import Retention
-    from memlm.evaluation.probe.settings import ProbeSettings
+    from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining
     from memlm.measurement import Measurement
     from memlm.models import (
+        ChunkEncoderConfig,
         MemoryModelConfig,
         MemoryModelForCausalLM,
         MixerConfig,
         MixerForCausalLM,
         MixerModel,
+        PassageEncoderConfig,
+        ProbeConfig,
+        RecurrentMemoryConfig,
         RecurrentMemoryForCausalLM,
         TextAutoencoder,
         TextAutoencoderConfig,
     )
+    from memlm.objectives import LinearSchedule
     from memlm.recipes import RECIPES, get_recipe
     from memlm.session import MemorySession, TextMemory, load
     from memlm.store import MemoryStore, TextStore, dequantize, quantize
-    from memlm.training import RunConfig, RunFolder, train_run
+    from memlm.training import (
+        DataConfig,
+        OptimizerConfig,
+        PretrainedDecoder,
+        RunConfig,
+        RunFolder,
+        Stage,
+        TrainingConfig,
+        train_run,
+    )
 
 _WHERE = {
+    **dict.fromkeys(["FunctionEncoder", "open_encoder"], "encoders"),
     **dict.fromkeys(["MemlmError", "UserError"], "errors"),
+    "evaluate_run": "evaluation",
+    "EfficiencySettings": "evaluation.efficiency",
+    "Retention": "evaluation.probe.retention",
+    **dict.fromkeys(["ProbeSettings", "ProbeTraining"], "evaluation.probe.settings"),
+    "Measurement": "measurement",
     **dict.fromkeys(
         [
-            *("MemoryModelConfig", "MemoryModelForCausalLM", "RecurrentMemoryForCausalLM"),
-            *("MixerConfig", "MixerForCausalLM", "MixerModel", "TextAutoencoder", "TextAutoencoderConfig"),
+            "ChunkEncoderConfig",
+            "MemoryModelConfig",
+            "MemoryModelForCausalLM",
+            "MixerConfig",
+            "MixerForCausalLM",
+            "MixerModel",
+            "PassageEncoderConfig",
+            "ProbeConfig",
+            "RecurrentMemoryConfig",
+            "RecurrentMemoryForCausalLM",
+            "TextAutoencoder",
+            "TextAutoencoderConfig",
         ],
         "models",
     ),
-    **dict.fromkeys(["FunctionEncoder", "open_encoder"], "encoders"),
-    **dict.fromkeys(["MemoryStore", "TextStore", "dequantize", "quantize"], "store"),
-    **dict.fromkeys(["MemorySession", "TextMemory", "load"], "session"),
+    "LinearSchedule": "objectives",
     **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
-    **dict.fromkeys(["RunConfig", "RunFolder", "train_run"], "training"),
-    "Measurement": "measurement",
-    "evaluate_run": "evaluation",
-    "ProbeSettings": "evaluation.probe.settings",
-    "Retention": "evaluation.probe.retention",
+    **dict.fromkeys(["MemorySession", "TextMemory", "load"], "session"),
+    **dict.fromkeys(["MemoryStore", "TextStore", "dequantize", "quantize"], "store"),
+    **dict.fromkeys(
+        [
+            "DataConfig",
+            "OptimizerConfig",
+            "PretrainedDecoder",
+            "RunConfig",
+            "RunFolder",
+            "Stage",
+            "TrainingConfig",
+            "train_run",
+        ],
+        "training",
+    ),
 }
 
 __all__ = [
     "RECIPES",
+    "ChunkEncoderConfig",
+    "DataConfig",
+    "EfficiencySettings",
     "FunctionEncoder",
+    "LinearSchedule",
     "Measurement",
     "MemlmError",
     "MemoryModelConfig",
@@ -70,15 +113,23 @@ __all__ = [
     "MixerConfig",
     "MixerForCausalLM",
     "MixerModel",
+    "OptimizerConfig",
+    "PassageEncoderConfig",
+    "PretrainedDecoder",
+    "ProbeConfig",
     "ProbeSettings",
+    "ProbeTraining",
+    "RecurrentMemoryConfig",
     "RecurrentMemoryForCausalLM",
     "Retention",
     "RunConfig",
     "RunFolder",
+    "Stage",
     "TextAutoencoder",
     "TextAutoencoderConfig",
     "TextMemory",
     "TextStore",
+    "TrainingConfig",
     "UserError",
     "__version__",
     "dequantize",
