@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ),
         ("document 'same'", "train", "one part"),
     ),
-    "texts of one document": (of_files(None, lines(document="one")), ("1 documents", "three ways")),
+    "texts of one document": (of_files(None, lines(document="one")), ("1 document ", "three ways")),
     # the table
     "a table too narrow": (
         lambda f: ["probe-table", "--out", str(f / "o"), "--hidden-size", "4"],
