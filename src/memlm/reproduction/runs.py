@@ -53,7 +53,7 @@ class Experiment:
     recipe: str
     encoder: str | None = None
     probed: bool = False
-    """Whether a probe reads its memories: a claim rests on it."""
+    """Train a probe on its memories, since a claim rests on it."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Settings in which its model differs from the recipe's."""
     share: float = 1.0

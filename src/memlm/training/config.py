@@ -165,12 +165,12 @@ class RunConfig(Settings):
 
     @property
     def is_autoencoder(self) -> bool:
-        """Whether the run trains a text autoencoder."""
+        """True if the run trains a text autoencoder."""
         return isinstance(self.model, TextAutoencoderConfig)
 
     @property
     def asks_reconstruction(self) -> bool:
-        """Whether any stage has the reconstruction objective."""
+        """True if any stage has the reconstruction objective."""
         return any("reconstruction" in stage.objectives for stage in self.stages)
 
     @property

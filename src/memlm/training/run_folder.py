@@ -145,7 +145,7 @@ class RunFolder:
         return [line for text in self.log_path.read_text(encoding="utf-8").splitlines() if (line := _parsed(text))]
 
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Return whether training came to its end."""
         path = self.path / "status.json"
         return path.is_file() and read_json(path).get("state") == "finished"
 
@@ -191,7 +191,7 @@ def _require_replaceable(folder: Path, *, overwrite: bool) -> None:
 
 
 def _occupied(folder: Path) -> bool:
-    """Whether anything but the traces of a start that failed lies there."""
+    """Return whether the folder holds more than the traces of a start that failed."""
     return folder.is_dir() and any(p.name != ".lock" and not fnmatch(p.name, ".*.draft") for p in folder.iterdir())
 
 

@@ -51,7 +51,7 @@ class Stage(Settings):
 
     @property
     def draws_random(self) -> bool:
-        """Whether any of blank_copy's tokens are replaced by random ones."""
+        """True if any of blank_copy's tokens are replaced by random ones."""
         share = self.random_share
         return max(share.start, share.end) > 0 if isinstance(share, LinearSchedule) else share > 0
 

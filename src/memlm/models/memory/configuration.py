@@ -116,7 +116,7 @@ class MemoryModelConfig(MemlmConfig):
     encoder_fingerprint: str | None = None
     """Fingerprint of a frozen encoder's weights."""
     use_memory: bool = True
-    """Whether slots ever hold memories; false gives the `no_memory` baseline."""
+    """Fill slots with memories; false gives the `no_memory` baseline."""
     blank_head: bool = False
     """Predict blanks (padding ids within text) through an output layer of their own, since copying and prediction pull
     one layer in different directions (LOG.md). The decoder must not scale or cap its logits."""
@@ -188,7 +188,7 @@ class MemoryModelConfig(MemlmConfig):
 
     @property
     def has_first_token(self) -> bool:
-        """Whether a token stands before the first memory."""
+        """True if a token precedes the first memory."""
         return self.first_token_id is not None
 
     def _check_sizes(self) -> None:

@@ -34,7 +34,7 @@ class RecurrentMemoryConfig(MemlmConfig):
     backpropagation_depth: int | None = None
     """Number of chunks that gradients pass through before they are cut; all by default."""
     use_memory: bool = True
-    """Whether memories are read; false begins every chunk with the learned start."""
+    """Read memories; if false, every chunk begins with the learned start."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights, for transformers."""
     tie_word_embeddings: bool = False

@@ -40,12 +40,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes."""
+    """Return whether this process writes files."""
     return rank() == 0
 
 
 def launched() -> bool:
-    """Whether a launcher started this process beside others."""
+    """Return whether a launcher started this process beside others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -88,7 +88,7 @@ def first_does(work: Callable[[], T]) -> T | None:
 
 
 def is_loss_of_another(error: BaseException) -> bool:
-    """Whether this went wrong because another process has ended."""
+    """Return whether an error was raised because another process has ended."""
     said = str(error).lower()
     return launched() and any(word in said for word in ("by peer", "gloo", "nccl", "timed out", "store"))
 
@@ -175,7 +175,7 @@ def _together() -> bool:
 
 
 def shards(config: TrainingConfig) -> bool:
-    """Whether weights are spread over the processes that are here."""
+    """Return whether weights are spread over the processes that are running."""
     return config.sharding != "none" and count() > 1
 
 

@@ -58,7 +58,7 @@ class MuonAdamW(Optimizer):
                 parameter.sub_(spread_like(update.to(one.dtype), one), alpha=step)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Where a parameter is moved to: its gradient, and those before it (Nesterov's way)."""
+        """Return the direction of a step: the gradient with Nesterov momentum."""
         gradient = parameter.grad
         assert gradient is not None
         state = self.state[parameter]

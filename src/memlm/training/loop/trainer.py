@@ -114,7 +114,7 @@ class MemlmTrainer(Trainer):
 
     @property
     def shards(self) -> bool:
-        """Whether weights are spread over several processes."""
+        """True if weights are spread over several processes."""
         return shards(self.config)
 
     def _prepare_shared(self, prepare: Callable[..., nn.Module], model: nn.Module, **_: Any) -> nn.Module:

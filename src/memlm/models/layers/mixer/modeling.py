@@ -110,7 +110,7 @@ class MixerBlock(nn.Module):
 
 
 class ChunkPositions:
-    """Where the tokens of one forward pass stand, and which may be read.
+    """Positions of the tokens of one forward pass, and which of them may be read.
 
     `positions` None means row by row 0, 1, 2, ... with nothing kept from before: the fast path of training.
     """
@@ -325,7 +325,7 @@ def _shift_channels(x: Tensor, offset: int) -> Tensor:
 
 
 def _padded_on_left(readable: Tensor | None) -> bool:
-    """Whether any row has a token after a masked position."""
+    """Return whether any row has a token after a masked position."""
     return readable is not None and bool((readable[:, 1:] & ~readable[:, :-1]).any())
 
 
