@@ -1,4 +1,4 @@
-"""Initial weights of a probe: whitening fitted to training vectors, and the directions most telling about each position.
+"""Initial weights of a probe: whitening fitted to training vectors, and the most telling directions of each position.
 
 After whitening, the correlation C = Z'Y / n of the vector with the (scaled, centred) token indicators of a position
 has as its leading left singular vectors the directions that tell its tokens apart best (canonical correlation,
