@@ -34,11 +34,7 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
     "learned slots": {"bottleneck": "learned_slots", "readout": "prefix", "memories_per_chunk": 2},
     "several last tokens": {"bottleneck": "last_token", "readout": "windowed", "memories_per_chunk": 3},
     "several means": {"bottleneck": "mean", "readout": "repeated", "memories_per_chunk": 2},
-    "several positionwise": {
-        "memories_per_chunk": 2,
-        "bottleneck": "positionwise",
-        "readout": "positionwise",
-    },
+    "several positionwise": {"memories_per_chunk": 2, "bottleneck": "positionwise", "readout": "positionwise"},
     "noise": {"noise_bits": 4, "memory_activation": "tanh", "bottleneck": "positionwise"},
     "noise, normalised": {"noise_bits": 4, "memory_activation": "rms_norm", "bottleneck": "mean"},
 }

@@ -159,10 +159,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         of_text(lambda r: (r / "model.safetensors").write_bytes(b"\0" * 9), "a"),
         ("cannot load a model",),
     ),
-    "settings of another model": (
-        of_text(edit_json("config.json", hidden_size=24), "a"),
-        ("cannot load",),
-    ),
+    "settings of another model": (of_text(edit_json("config.json", hidden_size=24), "a"), ("cannot load",)),
     "a model of another kind": (of_text(edit_json("config.json", model_type="bert"), "a"), ("'bert'",)),
     "a setting too many": (of_text(edit_json("config.json", depth=3), "a"), ("unknown setting 'depth'",)),
     "broken run.json": (of_run("evaluate", shorten("run.json")), ("run.json", "damaged")),
@@ -199,11 +196,7 @@ def state(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_exit_code_two_nothing_harmed(
-    name: str,
-    finished_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     make, words = CASES[name]

@@ -36,11 +36,7 @@ def test_help_teaches_and_is_quick() -> None:
         assert "memlm" in run.stdout
         assert min(took) < limits[" ".join(command)], (command, took)
     heavy = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, memlm.cli; memlm.cli.main(['--help']); print('torch' in sys.modules)",
-        ],
+        [sys.executable, "-c", "import sys, memlm.cli; memlm.cli.main(['--help']); print('torch' in sys.modules)"],
         capture_output=True,
         text=True,
         check=False,

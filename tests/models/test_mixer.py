@@ -135,11 +135,7 @@ def test_cached_steps_and_left_padding_equal_one_pass(name: str) -> None:
         out = model(inputs[:, :prefill], attention_mask=attention[:, :prefill], use_cache=True)
         logits = [out.logits]
         for t in range(prefill, inputs.shape[1]):
-            out = model(
-                inputs[:, t : t + 1],
-                attention_mask=attention[:, : t + 1],
-                past_key_values=out.past_key_values,
-            )
+            out = model(inputs[:, t : t + 1], attention_mask=attention[:, : t + 1], past_key_values=out.past_key_values)
             logits.append(out.logits)
         torch.testing.assert_close(torch.cat(logits, 1)[:, -6:], whole)
 

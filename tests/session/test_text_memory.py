@@ -32,7 +32,7 @@ def perfect(tokenizer: PreTrainedTokenizerFast) -> TextMemory:
     """An autoencoder set by hand that loses nothing: one-hot embeddings go through slices as wide as the vocabulary."""
     size = len(tokenizer)
     config = TextAutoencoderConfig(
-        **{**TINY, "vocab_size": size, "hidden_size": size, "num_heads": 1, "bottleneck_size": 6 * size},
+        **{**TINY, "vocab_size": size, "hidden_size": size, "num_heads": 1, "bottleneck_size": 6 * size}
     )
     config.num_encoder_layers = config.num_decoder_layers = 0
     model = TextAutoencoder(config)

@@ -295,10 +295,7 @@ def test_bad_inputs_are_one_line(codecs: dict[Kind, ChunkCodec], tmp_path: Path)
         ([("b\x1f0", ["x"])], "control characters"),
         ([("b", ["\ud800"])], "half of a surrogate pair at character 0"),
     ):
-        with (
-            TextStore.open(tmp_path / "s", codec, write=True) as store,
-            pytest.raises(StoreError, match=message),
-        ):
+        with TextStore.open(tmp_path / "s", codec, write=True) as store, pytest.raises(StoreError, match=message):
             list(store.add(documents))
     with TextStore.open(tmp_path / "s", codec) as store:
         assert [entry.id for entry in store.store.documents()] == ["a"]

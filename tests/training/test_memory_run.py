@@ -176,10 +176,7 @@ def test_kept_memories_are_those_of_the_objectives_inputs(name: str, small: RunC
     rows = torch.tensor([4, 0, 2])
     batch = MemoryBatches(data.train_rows, stage, kept=kept, **common)(rows, 0)
     torch.testing.assert_close(batch["memories"], model.encode(batch["input_ids"], batch["attention_mask"]))
-    for refused in (
-        {"objectives": {"token_dropout": 1.0}},
-        {"objectives": {"blank_copy": 1.0}, "random_share": 0.1},
-    ):
+    for refused in ({"objectives": {"token_dropout": 1.0}}, {"objectives": {"blank_copy": 1.0}, "random_share": 0.1}):
         changed = stage.model_copy(update={"objectives": {"copy": 1.0}, **refused})
         with pytest.raises(ConfigError, match="cannot read kept memories"):
             MemoryBatches(data.train_rows, changed, kept=kept, **common)
@@ -221,13 +218,7 @@ def test_an_objective_may_be_asked_of_some_rows_alone(kept: bool, small: RunConf
 def test_random_tokens_are_asked_back_and_do_not_depend_on_who_takes_the_rows(small: RunConfig) -> None:
     rows = prepare_data(small.data, chunk_length=16, seed=0).train_rows
     stage = Stage(name="s", objectives={"blank_copy": 1.0}, steps=1, distances="every", random_share=0.5)
-    common = {
-        "rows_per_step": 6,
-        "chunk_length": 4,
-        "blank_id": 0,
-        "seed": 0,
-        "ordinary": range(9, 300),
-    }
+    common = {"rows_per_step": 6, "chunk_length": 4, "blank_id": 0, "seed": 0, "ordinary": range(9, 300)}
     plain, batch_fn = (
         MemoryBatches(rows, s, **common) for s in (stage.model_copy(update={"random_share": 0.0}), stage)
     )

@@ -47,20 +47,13 @@ def same_end(one: Path, other: Path) -> None:
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert log_without_seconds(one) == log_without_seconds(other)
     last = [next(folder.glob("stages/00-reconstruction/checkpoints/step-12")) for folder in (one, other)]
-    for name in (
-        "optimizer.safetensors",
-        "random.safetensors",
-    ):  # torch draws the noise; nothing draws from the others
+    for name in ("optimizer.safetensors", "random.safetensors"):  # torch draws the noise; nothing draws from the others
         assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8])
 def test_stopped_between_checkpoints_and_resumed(
-    stop_after: int,
-    tiny_config: RunConfig,
-    finished_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stop_after: int, tiny_config: RunConfig, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Bang(Exception):
         pass

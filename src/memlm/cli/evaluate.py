@@ -50,12 +50,7 @@ def run(arguments: list[str]) -> None:
 
 
 def measured(
-    directory: str,
-    *,
-    text: str | None = None,
-    quiet: bool = False,
-    probe: bool = True,
-    rows: int | None = None,
+    directory: str, *, text: str | None = None, quiet: bool = False, probe: bool = True, rows: int | None = None
 ) -> Evaluation:
     """An evaluation, its measurements added to the run's journal."""
     from rich.console import Console

@@ -13,13 +13,7 @@ from memlm.data.corpus import (
     texts_fingerprint,
 )
 from memlm.data.packing import PackedRows, pack, shorten_rows
-from memlm.data.passages import (
-    Passages,
-    SeenVocabulary,
-    cut_passages,
-    near_duplicates,
-    passage_rows,
-)
+from memlm.data.passages import Passages, SeenVocabulary, cut_passages, near_duplicates, passage_rows
 from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
     decode_ids,

@@ -50,11 +50,7 @@ class PackedRows:
 
 
 def pack(
-    documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    row_length: int,
-    across_documents: bool,
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, row_length: int, across_documents: bool
 ) -> PackedRows:
     """Tokenize documents, end each with eos, and cut them into rows.
 

@@ -102,11 +102,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
                 f"text {index} holds half of a surrogate pair, which is not UTF-8; decode it with errors='replace'."
             )
     encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,
-        split_special_tokens=True,
+        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
     )
     return cast("list[list[int]]", encoded["input_ids"])
 

@@ -71,10 +71,7 @@ def chunkwise_costs(chunks: Sequence[str]) -> list[Cost]:
     size = sum(map(len, contents))
     zipped = sum(len(gzip.compress(c, 9, mtime=0)) for c in contents)
     packed = sum(map(_bare_xz_bytes, contents))
-    return [
-        Cost("gzip -9, chunk by chunk", 8 * zipped / size),
-        Cost("xz -9e, chunk by chunk", 8 * packed / size),
-    ]
+    return [Cost("gzip -9, chunk by chunk", 8 * zipped / size), Cost("xz -9e, chunk by chunk", 8 * packed / size)]
 
 
 def _bare_xz_bytes(content: bytes) -> int:

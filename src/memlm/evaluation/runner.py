@@ -59,12 +59,7 @@ class EvalContext:
 
 
 def evaluate_run(
-    path: str,
-    *,
-    text: str | None = None,
-    report: Report | None = None,
-    probe: bool = True,
-    rows: int | None = None,
+    path: str, *, text: str | None = None, report: Report | None = None, probe: bool = True, rows: int | None = None
 ) -> Evaluation:
     """Everything about a trained run: held-out, training, foreign and random text.
 
@@ -154,12 +149,7 @@ def measure_rows(
         measure_ratio("cross_entropy", "nats/token", scores.nats, split),
         measure_bits("bits_per_byte", "bits/byte", scores.nats, per_document(rows, sizes), tokens, split),
         measure_bits(
-            "bits_per_dim",
-            "bits/number",
-            floor.minus(scores.nats),
-            _whole_chunks(rows, numbers),
-            tokens,
-            split,
+            "bits_per_dim", "bits/number", floor.minus(scores.nats), _whole_chunks(rows, numbers), tokens, split
         ),
     ]
     vocabulary = measure.model.config.vocab_size
@@ -198,9 +188,6 @@ def _costs(measure: EvalContext, rows: PackedRows, documents: Sequence[Document]
         for ids, mask in zip(rows.input_ids[:_CHUNKS_COMPRESSED], rows.attention_mask[:_CHUNKS_COMPRESSED], strict=True)
     ]
     memories = memory_costs(
-        chunks=len(rows),
-        memories_per_chunk=config.memories_per_chunk,
-        numbers=config.bottleneck_size,
-        text_bytes=size,
+        chunks=len(rows), memories_per_chunk=config.memories_per_chunk, numbers=config.bottleneck_size, text_bytes=size
     )
     return [*memories, *compressor_costs(text.encode() for text in texts), *chunkwise_costs(chunks)]

@@ -12,15 +12,7 @@ from memlm.measurement.information import (
     unigram_nats,
 )
 from memlm.measurement.intervals import binomial_interval, bootstrap_interval, ratio_interval, t_interval, units_of
-from memlm.measurement.record import (
-    Baseline,
-    Cost,
-    Measurement,
-    Passage,
-    append_journal,
-    read_journal,
-    to_json_lines,
-)
+from memlm.measurement.record import Baseline, Cost, Measurement, Passage, append_journal, read_journal, to_json_lines
 from memlm.measurement.tally import (
     GREEDY,
     PARALLEL,

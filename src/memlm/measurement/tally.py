@@ -119,14 +119,7 @@ def measure_ratio(
 
 
 def measure_bits(
-    name: str,
-    unit: str,
-    nats: DocumentTally,
-    sizes: DocumentTally,
-    count: int,
-    split: str,
-    *,
-    protocol: str = PARALLEL,
+    name: str, unit: str, nats: DocumentTally, sizes: DocumentTally, count: int, split: str, *, protocol: str = PARALLEL
 ) -> Measurement:
     """Return a measurement of bits per unit of size.
 

@@ -3,13 +3,7 @@
 from memlm.models.autoencoder import TextAutoencoder, TextAutoencoderConfig
 from memlm.models.documents import AutoencoderOutput, MemoryModelOutput
 from memlm.models.layers.mixer import MixerConfig, MixerForCausalLM, MixerModel
-from memlm.models.memory import (
-    ChunkEncoder,
-    ChunkEncoderConfig,
-    MemoryModelConfig,
-    MemoryModelForCausalLM,
-    encoder_of,
-)
+from memlm.models.memory import ChunkEncoder, ChunkEncoderConfig, MemoryModelConfig, MemoryModelForCausalLM, encoder_of
 from memlm.models.passage import PassageEncoder, PassageEncoderConfig
 from memlm.models.probe import ProbeConfig, ProbeDecoder
 from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM

@@ -196,10 +196,7 @@ def _adapted(svg: str, *, title: str, name: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1),
-        count=1,
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1), count=1
     )
     body = re.sub(r"\sxmlns(:xlink)?=\"[^\"]*\"", "", body)
     body = body.replace("xlink:href", "href")

@@ -21,11 +21,7 @@ PROMPT_FILE = "prompt_embeds.safetensors"
 
 
 def export_decoder(
-    model: MemoryModelForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    *,
-    merged: bool = False,
+    model: MemoryModelForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, merged: bool = False
 ) -> None:
     """Write a model's decoder and its tokenizer as a Hugging Face folder.
 

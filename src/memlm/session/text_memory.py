@@ -80,9 +80,7 @@ class TextMemory:
         )
         device = self.model.device
         pairs = zip(
-            chunks.input_ids[:, 0].split(batch_size),
-            chunks.attention_mask[:, 0].split(batch_size),
-            strict=True,
+            chunks.input_ids[:, 0].split(batch_size), chunks.attention_mask[:, 0].split(batch_size), strict=True
         )
         written = [self.model.encode(ids.to(device), mask.to(device)) for ids, mask in pairs if len(ids)]
         empty = torch.empty(0, config.memories_per_chunk, config.bottleneck_size, device=device)

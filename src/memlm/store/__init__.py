@@ -7,15 +7,7 @@ from memlm.store.format.index import Entry
 from memlm.store.ingest import AddOutcome
 from memlm.store.memory_store import MemoryStore, StoreStats, with_parts
 from memlm.store.parallel import encode_over_ranks, encode_with_workers, serve_rank
-from memlm.store.quantize import (
-    ROUNDINGS,
-    Bits,
-    QuantizedMemories,
-    bits_per_vector,
-    dequantize,
-    quantize,
-    rounded,
-)
+from memlm.store.quantize import ROUNDINGS, Bits, QuantizedMemories, bits_per_vector, dequantize, quantize, rounded
 from memlm.store.search import Hit, StoreSearch
 from memlm.store.text_store import TextStore
 

@@ -144,10 +144,7 @@ class ChunkCodec:
 
     @torch.inference_mode()
     def read(
-        self,
-        memories: QuantizedMemories,
-        ranks: UInt8[Tensor, "chunks length"],
-        explicit: Int[Tensor, "chunks length"],
+        self, memories: QuantizedMemories, ranks: UInt8[Tensor, "chunks length"], explicit: Int[Tensor, "chunks length"]
     ) -> Int[Tensor, "chunks length"]:
         """Return the corrected tokens of chunks, (chunks, length); positions behind a chunk's text have no meaning.
 

@@ -126,12 +126,7 @@ class UnitBatches:
     """
 
     def __init__(
-        self,
-        store: MemoryStore,
-        documents: Iterable[tuple[str, Iterable[str]]],
-        *,
-        replace: bool,
-        progress: Progress,
+        self, store: MemoryStore, documents: Iterable[tuple[str, Iterable[str]]], *, replace: bool, progress: Progress
     ) -> None:
         self.completions: list[list[Completion]] = []
         self._plan = _planned(store, documents, replace, progress)

@@ -10,12 +10,7 @@ from transformers import PreTrainedConfig
 from memlm.errors import ConfigError
 from memlm.models import MemoryModelConfig, RecurrentMemoryConfig, TextAutoencoderConfig
 from memlm.objectives import ObjectiveName
-from memlm.training.model_settings import (
-    ModelConfig,
-    complete,
-    merged,
-    settings_of,
-)
+from memlm.training.model_settings import ModelConfig, complete, merged, settings_of
 from memlm.training.schema import Count, Settings, Share, checked, settings_names
 from memlm.training.stage_config import Stage
 

@@ -104,11 +104,7 @@ def prepare_data(
     )
     counts = torch.bincount(train.input_ids.flatten(), minlength=len(tokenizer))
     short = shorten_rows(
-        train,
-        share=config.short_rows,
-        seed=seed,
-        pad_token_id=pad_id(tokenizer),
-        eos_token_id=eos_id(tokenizer),
+        train, share=config.short_rows, seed=seed, pad_token_id=pad_id(tokenizer), eos_token_id=eos_id(tokenizer)
     )
     record = _record(config, split, train, held_out, tokenizer)
     return PreparedData(tokenizer, short, validation, held_out, split.held_out, counts, record)

@@ -107,12 +107,7 @@ _SAMPLE = 64
 
 
 def train_run(
-    config: RunConfig,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
+    config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunFolder:
     """Train what a configuration describes, into a run folder; Ctrl-C or a crash loses nothing.
 
@@ -264,8 +259,7 @@ def _write_records(folder: RunFolder, data: PreparedData) -> None:
     data.tokenizer.save_pretrained(folder.path)
     folder.write("versions.json", describe_versions())
     folder.write(
-        "data.json",
-        {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()},
+        "data.json", {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()}
     )
 
 

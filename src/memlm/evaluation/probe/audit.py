@@ -15,10 +15,7 @@ from memlm.evaluation.reconstruction import ReconstructionScores
 from memlm.measurement import DocumentTally, Measurement, measure_ratio
 
 ROUNDINGS = ("fp16", "int8", "binary")
-_SPANS = {
-    "names": re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*"),
-    "numbers": re.compile(r"\d[\d,.]*"),
-}
+_SPANS = {"names": re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*"), "numbers": re.compile(r"\d[\d,.]*")}
 
 
 def audit_measurements(

@@ -84,12 +84,7 @@ class ProbeDataset:
 
 
 def dataset_of_documents(
-    documents: TrainValTestSplit,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    length: int,
-    limits: dict[str, int],
-    seed: int,
+    documents: TrainValTestSplit, tokenizer: PreTrainedTokenizerBase, *, length: int, limits: dict[str, int], seed: int
 ) -> ProbeDataset:
     """Cut passages of `length` tokens from documents.
 

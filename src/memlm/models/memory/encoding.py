@@ -17,13 +17,7 @@ from memlm.models.base import DecoderInside
 from memlm.models.memory.adapter import LoraSettings, add_adapter, set_adapter_trainable
 from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
 from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, init_memory_weights, translation_in
-from memlm.models.memory.slots import (
-    ChunkPositionEmbedding,
-    Injection,
-    ReconstructionHead,
-    SlotReadout,
-    memory_shape,
-)
+from memlm.models.memory.slots import ChunkPositionEmbedding, Injection, ReconstructionHead, SlotReadout, memory_shape
 from memlm.shapes import TokenIds, TokenMask
 
 DocumentMemories = Float[Tensor, "documents chunks memories numbers"]

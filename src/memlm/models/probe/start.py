@@ -27,11 +27,7 @@ _SPREAD = 1e-6
 
 @torch.no_grad()
 def start_from_vectors(
-    model: ProbeDecoder,
-    vectors: Float[Tensor, "rows numbers"],
-    labels: Int[Tensor, "rows tokens"],
-    *,
-    seed: int,
+    model: ProbeDecoder, vectors: Float[Tensor, "rows numbers"], labels: Int[Tensor, "rows tokens"], *, seed: int
 ) -> None:
     """Fit whitening, maps and head to training vectors and what they are asked for.
 

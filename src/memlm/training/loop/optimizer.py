@@ -122,20 +122,8 @@ def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> Optimize
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in trained if id(p) not in chosen]
     common = {"weight_decay": config.weight_decay}
-    muon = {
-        "params": matrices,
-        "algorithm": "muon",
-        "lr": config.learning_rate,
-        "momentum": config.momentum,
-        **common,
-    }
-    adam = {
-        "params": rest,
-        "algorithm": "adamw",
-        "lr": config.adamw_learning_rate,
-        "betas": config.betas,
-        **common,
-    }
+    muon = {"params": matrices, "algorithm": "muon", "lr": config.learning_rate, "momentum": config.momentum, **common}
+    adam = {"params": rest, "algorithm": "adamw", "lr": config.adamw_learning_rate, "betas": config.betas, **common}
     return MuonAdamW([group for group in (muon, adam) if group["params"]])
 
 
