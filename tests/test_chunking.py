@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memlm.chunking import chunk_texts, left_align, rejoin, split
+from memlm.chunking import left_align, rejoin, split
 from memlm.errors import UserError
 
 ROWS = st.lists(st.lists(st.integers(2, 50), max_size=13), min_size=1, max_size=4)
@@ -39,13 +39,6 @@ def test_left_align_keeps_order_and_holes_close() -> None:
     ids, mask = left_align(torch.tensor([[7, 1, 8, 2, 3]]), torch.tensor([[0, 1, 0, 1, 1]]))
     assert ids[0, :3].tolist() == [1, 2, 3]
     assert mask.tolist() == [[1, 1, 1, 0, 0]]
-
-
-def test_texts_are_folded_and_ended() -> None:
-    chunks, counts = chunk_texts([[5, 6, 7], [], [8, 9]], chunk_length=2, pad_token_id=0, eos_token_id=1)
-    assert counts == [2, 0, 1]
-    assert chunks.input_ids[:, 0].tolist() == [[5, 6], [7, 1], [8, 9]]
-    assert chunks.attention_mask[:, 0].tolist() == [[1, 1], [1, 1], [1, 1]]
 
 
 def test_chunk_length_must_be_positive() -> None:

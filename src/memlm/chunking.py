@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,30 +83,3 @@ def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
     """Return the tokens of each row without padding; this inverts `split` exactly."""
     rows = zip(chunks.input_ids.flatten(1), chunks.attention_mask.flatten(1), strict=True)
     return [ids[mask.bool()] for ids, mask in rows]
-
-
-def chunk_texts(
-    texts: list[list[int]], *, chunk_length: int, pad_token_id: int, eos_token_id: int
-) -> tuple[Chunks, list[int]]:
-    """Cut lists of tokens into one batch of chunks; a chunk that is not full ends with eos.
-
-    Args:
-        texts: token ids of each text.
-        chunk_length: tokens per chunk.
-        pad_token_id: the padding token.
-        eos_token_id: the end-of-text token.
-
-    Returns:
-        Chunks of shape (all chunks, 1, chunk_length), and the number of chunks of each text.
-    """
-    counts = [-(-len(tokens) // chunk_length) for tokens in texts]
-    ids = torch.full((sum(counts), chunk_length), pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    row = 0
-    for tokens, count in zip(texts, counts, strict=True):
-        ended = [*tokens, eos_token_id][: count * chunk_length]
-        flat_ids, flat_mask = ids[row : row + count].view(-1), mask[row : row + count].view(-1)
-        flat_ids[: len(ended)] = torch.tensor(ended, dtype=torch.long)
-        flat_mask[: len(ended)] = 1
-        row += count
-    return Chunks(ids[:, None], mask[:, None]), counts

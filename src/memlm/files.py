@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memlm.errors import CheckpointError, ConfigError
+from memlm.errors import CheckpointError, ConfigError, UserError
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
@@ -39,6 +39,17 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
     _flush(folder.parent)
+
+
+def create_folder(folder: str | Path, write: Callable[[Path], None], error: type[UserError]) -> None:
+    """Create a folder atomically as `write_folder_atomic` does, and raise `error` if it exists or cannot be written."""
+    path = Path(folder)
+    if path.exists():
+        raise error(f"'{folder}' exists already; give another folder.")
+    try:
+        write_folder_atomic(path, write)
+    except OSError as reason:
+        raise error(f"cannot write to '{folder}' ({reason.strerror or reason}).") from reason
 
 
 def write_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -75,9 +86,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
-        ) from error
+        message = f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
+        raise CheckpointError(message) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

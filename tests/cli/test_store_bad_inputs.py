@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from memlm.cli import main
-from memlm.store.format.header import NAME
-from memlm.store.format.header import _hash_of as hash_of  # pyright: ignore[reportPrivateUsage]
+from memlm.store.format.header import NAME, sealed_text
 from tests.cli.test_bad_inputs import Make, refused, write
 from tests.conftest import speech
 
@@ -35,7 +34,7 @@ def header(**changes: object) -> Callable[[Path], object]:
     def damage(store: Path) -> None:
         values = json.loads((store / NAME).read_text()) | changes
         values.pop("sha256")
-        (store / NAME).write_text(json.dumps({**values, "sha256": hash_of(values)}, indent=2) + "\n")
+        (store / NAME).write_text(sealed_text(values, indent=2))
 
     return damage
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from memlm.data import Document, encode_texts, pack, random_rows, shorten_rows
+from memlm.data import Document, chunk_texts, encode_texts, pack, random_rows, shorten_rows
 from memlm.errors import DataError
 
 DOCUMENTS = [Document("a", "the people of this nation"), Document("b", "peace"), Document("c", "war and harvest")]
@@ -25,6 +25,13 @@ def test_rows_per_document_rejoin_to_it(tokenizer: PreTrainedTokenizerFast) -> N
         own = rows.select((rows.document_index == index).nonzero().flatten())
         assert own.input_ids[own.attention_mask.bool()].tolist() == [*ids, 1]
     assert rows.document_ids == ("a", "b", "c")
+
+
+def test_texts_are_cut_into_chunks_and_ended(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids, mask, counts = chunk_texts([[5, 6, 7, 4], [], [8, 9, 7], [3]], tokenizer, chunk_length=3)
+    assert counts == [2, 0, 1, 1]
+    assert ids.tolist() == [[5, 6, 7], [4, 1, 0], [8, 9, 7], [3, 1, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 0]]
 
 
 def test_shortened_rows_end_with_eos_and_the_rest_is_untouched(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,6 +18,7 @@ from memlm.errors import DamagedStoreError, StoreError
 from memlm.store import MemoryStore, StoredDocument, StoreHeader, quantize
 from memlm.store import memory_store as module
 from memlm.store.format import segments
+from memlm.store.format.header import sealed_text
 from memlm.store.format.index import Index
 
 HEADER = StoreHeader(
@@ -160,10 +161,7 @@ def test_what_is_no_store_or_newer_or_taken_is_said(folder: Path, tmp_path: Path
         reader.add([document("a")])
     reader.close()
     values = {**HEADER.model_dump(), "format": 2}
-    from memlm.store.format.header import _hash_of
-
-    text = json.dumps({**values, "sha256": _hash_of(values)}, indent=2) + "\n"
-    (folder / "store.json").write_text(text)
+    (folder / "store.json").write_text(sealed_text(values, indent=2))
     with pytest.raises(StoreError, match="has format 2, this memlm reads up to 1"):
         MemoryStore.open(folder)
 

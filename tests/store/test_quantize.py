@@ -28,7 +28,8 @@ def test_rounding_errs_by_half_a_step_at_most(rows: int, numbers: int, exponent:
     assert ((dequantize(quantized) - x).abs() <= 0.52 * step + scale_error + 1e-7).all()
     assert dequantize(quantized).shape == x.shape
     if numbers % 2 == 0 or bits != 4:
-        assert quantized.num_bytes * 8 == rows * bits_per_vector(numbers, bits)  # type: ignore[arg-type]
+        stored = [quantized.values] if quantized.scale is None else [quantized.values, quantized.scale]
+        assert sum(part.nbytes for part in stored) * 8 == rows * bits_per_vector(numbers, bits)  # type: ignore[arg-type]
 
 
 def test_zero_vectors_stay_zero() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from memlm.data import corpus as parts_module
 from memlm.encoders import FunctionEncoder
 from memlm.errors import DamagedStoreError, MemoryShapeError, StoreError, UserError
-from memlm.store import ChunkCodec, StoreSearch, TextStore, dequantize
+from memlm.store import ChunkCodec, StoreSearch, TextStore, dequantize, ingest
 from tests.conftest import speech
 
 
@@ -80,11 +81,16 @@ def test_parts_of_a_text_that_is_not_whole_are_not_found(
     codec: ChunkCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "PART", 60)
-    texts = {"a": speech(1), "b": speech(2)}
-    with written(tmp_path / "s", codec, texts) as store:
-        half = [e.id for e in store.store.entries() if e.id.startswith("b")]
+    monkeypatch.setattr(ingest, "_BATCH_CHARACTERS", 100)
+
+    def interrupted() -> Iterator[str]:
+        yield speech(2)
+        raise KeyboardInterrupt
+
     with TextStore.open(tmp_path / "s", codec, write=True) as store:
-        store.store.delete([half[-1]])  # what names b's parts
+        with pytest.raises(KeyboardInterrupt):
+            list(store.add([("a", [speech(1)]), ("b", interrupted())]))
+        assert any(e.id.startswith("b") for e in store.store.entries())
         assert {h.id for h in store.search(speech(2), 1000)} == {"a"}
 
 

@@ -180,13 +180,13 @@ def _parallel_encoder(store: TextStore, options: Remember, model: Path) -> Encod
     from memlm.store import encode_over_ranks, encode_with_workers
     from memlm.training.loop.distributed import launched
 
-    header = store.store.header
+    header, workers = store.store.header, options.workers
     if launched():
         return partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
-    if options.workers == 1:
-        return None
-    retrieval = header.retrieval_model
-    return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=options.workers)
+    if workers > 1:
+        retrieval = header.retrieval_model
+        return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=workers)
+    return None
 
 
 def _speed(view: ProgressView) -> Callable[[int, int], None]:
@@ -333,12 +333,12 @@ def _text_problems(options: Verify) -> list[str]:
 def forget(arguments: list[str]) -> None:
     """Remove documents and print how many are left."""
     options = parse(Forget, arguments, command="forget")
-    from memlm.store import MemoryStore, with_parts
+    from memlm.store import MemoryStore
 
     if not options.ids:
         raise StoreError("no ids; give at least one document.")
     with MemoryStore.open(options.store, write=True, wait=options.wait) as store:
-        store.delete(with_parts(store, options.ids))
+        store.delete(options.ids)
         print(f"{len(set(options.ids))} removed, {len(store)} documents left in {options.store}")
 
 

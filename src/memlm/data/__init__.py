@@ -5,17 +5,16 @@ from memlm.data.corpus import (
     TrainValTestSplit,
     bundled_notice,
     fingerprint,
-    has_surrogates,
     load_documents,
     pieces_of,
     split_documents,
-    stream_documents,
     texts_fingerprint,
 )
-from memlm.data.packing import PackedRows, pack, shorten_rows
+from memlm.data.packing import PackedRows, chunk_texts, pack, shorten_rows
 from memlm.data.passages import Passages, SeenVocabulary, cut_passages, near_duplicates, passage_rows
 from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
+    check_vocabulary,
     decode_ids,
     decode_piece,
     encode_texts,
@@ -34,6 +33,8 @@ __all__ = [
     "SeenVocabulary",
     "TrainValTestSplit",
     "bundled_notice",
+    "check_vocabulary",
+    "chunk_texts",
     "cut_passages",
     "decode_ids",
     "decode_piece",
@@ -41,7 +42,6 @@ __all__ = [
     "encode_texts",
     "eos_id",
     "fingerprint",
-    "has_surrogates",
     "load_documents",
     "load_tokenizer",
     "near_duplicates",
@@ -55,7 +55,6 @@ __all__ = [
     "random_rows",
     "shorten_rows",
     "split_documents",
-    "stream_documents",
     "texts_fingerprint",
     "token_byte_lengths",
     "train_tokenizer",

@@ -11,17 +11,17 @@ import codecs
 import glob
 import gzip
 import hashlib
-import io
 import json
 import lzma
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import IO, Any, Final, cast
 
 from memlm.errors import DataError, did_you_mean
 
@@ -29,9 +29,8 @@ BUNDLED: Final = {"sotu": "sotu.jsonl.xz"}
 MAX_DOCUMENT_BYTES: Final = 512 * 2**20
 """The greatest size of a text file, which is read into memory at once."""
 MAX_TOTAL_BYTES: Final = 4 * 2**30
-"""The greatest number of characters that `load_documents` returns; `stream_documents` has no such bound."""
+"""The greatest number of characters that `load_documents` returns."""
 _PACKED: Final[dict[str, Callable[..., object]]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_UNPACKING: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -61,32 +60,22 @@ def load_documents(source: str, *, text_field: str = "text", max_documents: int 
         max_documents: the greatest number of documents to return.
 
     Raises:
-        DataError: the source is missing, empty, binary, malformed or larger than MAX_TOTAL_BYTES.
+        DataError: the source is missing, empty, binary, malformed or larger than MAX_TOTAL_BYTES, or max_documents is
+            below 1.
     """
+    if max_documents is not None and max_documents < 1:
+        raise DataError(f"max_documents ({max_documents}) must be at least 1.")
     documents: list[Document] = []
     total = 0
-    for document in stream_documents(source, text_field=text_field, max_documents=max_documents):
+    found = (document for document in _open_source(source, text_field) if document.text.strip())
+    for document in islice(found, max_documents):
         total += len(document.text)
         if total > MAX_TOTAL_BYTES:
-            raise DataError(
-                f"'{source}' holds over {MAX_TOTAL_BYTES} characters; set max_documents, or give fewer files."
-            )
+            raise DataError(f"'{source}' holds over {MAX_TOTAL_BYTES} characters; set max_documents.")
         documents.append(document)
     if not documents:
         raise DataError(f"'{source}' holds no text; give a source with at least one document that is not empty.")
     return documents
-
-
-def stream_documents(source: str, *, text_field: str = "text", max_documents: int | None = None) -> Iterator[Document]:
-    """Iterate over the documents of a source; see `load_documents`.
-
-    Raises:
-        DataError: the source is missing, binary or malformed, or max_documents is below 1.
-    """
-    if max_documents is not None and max_documents < 1:
-        raise DataError(f"max_documents ({max_documents}) must be at least 1.")
-    found = (document for document in _open_source(source, text_field) if document.text.strip())
-    return islice(found, max_documents)
 
 
 def _open_source(source: str, text_field: str) -> Iterator[Document]:
@@ -96,8 +85,7 @@ def _open_source(source: str, text_field: str) -> Iterator[Document]:
         with resources.as_file(resources.files("memlm.data") / "corpora" / BUNDLED[source]) as path:
             yield from _read_jsonl(path, path.name, "text")
         return
-    paths = _local_paths(source)
-    if paths:
+    if paths := _local_paths(source):
         for path in paths:
             yield from _read_file(path, text_field)
     elif source.startswith("hub:") or _looks_like_hub_id(source):
@@ -114,9 +102,7 @@ def _local_paths(source: str) -> list[Path]:
         pass
     except (OSError, ValueError) as error:
         # too long, not permitted, or with a NUL: a glob would fail in the same way
-        raise DataError(
-            f"cannot look for '{source[:80]}' ({error.__class__.__name__}); give a path that exists."
-        ) from error
+        raise DataError(f"cannot look for '{source[:80]}' ({type(error).__name__}); give another path.") from error
     if path.is_dir():
         return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     if path.exists():
@@ -136,55 +122,49 @@ def _nearby(source: str) -> str:
 
 
 def _read_file(path: Path, text_field: str) -> Iterator[Document]:
-    kinds = [s for s in path.suffixes if s not in _PACKED]
-    if kinds and kinds[-1] in (".jsonl", ".ndjson"):
+    kind = next((s for s in reversed(path.suffixes) if s not in _PACKED), "")
+    if kind in (".jsonl", ".ndjson"):
         yield from _read_jsonl(path, str(path), text_field)
-    elif kinds and kinds[-1] == ".parquet":
+    elif kind == ".parquet":
         yield from _read_parquet(path, text_field)
     else:
-        yield Document(str(path), _decode(_read_bytes(path), str(path)))
+        yield Document(str(path), _read_text(path))
 
 
-def _open(path: Path) -> io.BufferedIOBase:
+@contextmanager
+def _opened(path: Path) -> Generator[IO[bytes]]:
+    """Open a file, which may be compressed."""
     try:
-        return cast(io.BufferedIOBase, _PACKED.get(path.suffix, open)(path, "rb"))
+        file = cast("IO[bytes]", _PACKED.get(path.suffix, open)(path, "rb"))
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror or error}.") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    with _open(path) as file:
+    with file:
         try:
-            content = file.read(MAX_DOCUMENT_BYTES + 1)
-        except _UNPACKING as error:
+            yield file
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
+
+
+def _read_text(path: Path) -> str:
+    with _opened(path) as file:
+        content = file.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise DataError(
-            f"'{path}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into documents (JSONL, one a line)."
-        )
-    return content
-
-
-def _decode(content: bytes, name: str) -> str:
+        raise DataError(f"'{path}' is larger than {MAX_DOCUMENT_BYTES} bytes; cut it into documents (lines of JSONL).")
     if not content:
-        raise DataError(f"'{name}' is empty (0 bytes); give a file with text.")
-    nul = content.find(b"\0")
-    if nul >= 0:
-        raise DataError(f"'{name}' is not text: byte {nul} is NUL; give UTF-8 text, JSONL or Parquet.")
+        raise DataError(f"'{path}' is empty (0 bytes); give a file with text.")
+    if (nul := content.find(b"\0")) >= 0:
+        raise DataError(f"'{path}' is not text: byte {nul} is NUL; give UTF-8 text, JSONL or Parquet.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"'{name}' is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
+        raise DataError(f"'{path}' is not UTF-8 at byte {error.start}; convert it to UTF-8 first.") from error
 
 
 def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
-                if line.strip():
-                    yield _json_document(line, f"{name}:{number}", text_field)
-    except _UNPACKING as error:
-        raise DataError(f"cannot unpack '{path}': {error}; fetch the file again.") from error
+    with _opened(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_DOCUMENT_BYTES + 1), b""), start=1):
+            if line.strip():
+                yield _json_document(line, f"{name}:{number}", text_field)
 
 
 def _json_document(line: bytes, where: str, text_field: str) -> Document:
@@ -203,13 +183,9 @@ def _text_of(fields: dict[str, Any], where: str, text_field: str) -> str:
         raise DataError(f"{where} has no field '{text_field}'. {did_you_mean(text_field, fields)}")
     text = fields[text_field]
     if not isinstance(text, str):
-        raise DataError(
-            f"{where}: field '{text_field}' is a {type(text).__name__}, not text; set text_field to the one that is."
-        )
+        raise DataError(f"{where}: field '{text_field}' is a {type(text).__name__}, not text; set another text_field.")
     if has_surrogates(text):
-        raise DataError(
-            f"{where}: field '{text_field}' holds half of a surrogate pair, which is not UTF-8; correct that record."
-        )
+        raise DataError(f"{where}: field '{text_field}' holds half of a surrogate pair; correct that record.")
     return text
 
 
@@ -225,10 +201,10 @@ def _read_parquet(path: Path, text_field: str) -> Iterator[Document]:
         raise DataError(f"'{path}' is not a Parquet file that can be read ({reason}); write it again.") from error
     if text_field not in names:
         raise DataError(f"'{path}' has no column '{text_field}'. {did_you_mean(text_field, names)}")
-    rows = (text for batch in table.iter_batches(columns=[text_field]) for text in batch.column(0).to_pylist())
+    rows = (record for batch in table.iter_batches(columns=[text_field]) for record in batch.to_pylist())
     try:
-        for row, text in enumerate(rows):
-            yield Document(f"{path}:{row}", _text_of({text_field: text}, f"{path}:{row}", text_field))
+        for row, record in enumerate(rows):
+            yield Document(f"{path}:{row}", _text_of(record, f"{path}:{row}", text_field))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"'{path}' is damaged ({str(error).splitlines()[0]}); write it again.") from error
 
@@ -241,9 +217,8 @@ def _read_hub(name: str, text_field: str) -> Iterator[Document]:
         import datasets
 
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        for number, record in enumerate(rows):
-            fields = cast("dict[str, Any]", record)
-            yield Document(f"{name}:{number}", _text_of(fields, f"{name}:{number}", text_field))
+        for number, record in enumerate(cast("Iterable[dict[str, Any]]", rows)):
+            yield Document(f"{name}:{number}", _text_of(record, f"{name}:{number}", text_field))
     except DataError:
         raise
     except Exception as error:

@@ -64,41 +64,53 @@ def pack(
     Raises:
         DataError: the text does not fill one row, or row_length is below 1.
     """
-    ended = [[*ids, eos_id(tokenizer)] for ids in encode_texts(tokenizer, [d.text for d in documents])]
-    names = tuple(d.id for d in documents)
     if row_length < 1:
         raise DataError(f"row_length ({row_length}) must be at least 1.")
+    ended = [[*ids, eos_id(tokenizer)] for ids in encode_texts(tokenizer, [d.text for d in documents])]
+    names = tuple(d.id for d in documents)
+    if not across_documents:
+        ids, mask, counts = _padded_pieces(ended, pad_id(tokenizer), row_length)
+        return PackedRows(ids, mask, torch.repeat_interleave(torch.arange(len(ended)), torch.tensor(counts)), names)
     total = sum(map(len, ended))
-    if across_documents and total < row_length:
-        raise DataError(
-            f"the text has {total} tokens, fewer than one chunk of {row_length}; "
-            "give more text, or a smaller chunk_length."
-        )
-    return (
-        _pack_stream(ended, names, row_length) if across_documents else _pack_each(ended, names, row_length, tokenizer)
-    )
-
-
-def _pack_stream(ended: list[list[int]], names: tuple[str, ...], row_length: int) -> PackedRows:
+    if total < row_length:
+        need = f"one chunk of {row_length}; give more text, or a smaller chunk_length"
+        raise DataError(f"the text has {total} tokens, fewer than {need}.")
     stream = torch.cat([torch.tensor(ids, dtype=torch.long) for ids in ended])
     owners = torch.repeat_interleave(torch.arange(len(ended)), torch.tensor([len(ids) for ids in ended]))
-    rows = len(stream) // row_length
+    rows = total // row_length
     ids = stream[: rows * row_length].view(rows, row_length)
     return PackedRows(ids, torch.ones_like(ids), owners[: rows * row_length : row_length].clone(), names)
 
 
-def _pack_each(
-    ended: list[list[int]], names: tuple[str, ...], row_length: int, tokenizer: PreTrainedTokenizerBase
-) -> PackedRows:
-    counts = torch.tensor([-(-len(ids) // row_length) for ids in ended])
-    ids = torch.full((int(counts.sum()), row_length), pad_id(tokenizer), dtype=torch.long)
+def chunk_texts(
+    texts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, *, chunk_length: int
+) -> tuple[Int[Tensor, "chunks length"], Int[Tensor, "chunks length"], list[int]]:
+    """Cut lists of tokens into one batch of chunks; a chunk that is not full ends with eos.
+
+    Args:
+        texts: token ids of each text.
+        tokenizer: a tokenizer with padding and end-of-text tokens.
+        chunk_length: tokens per chunk.
+
+    Returns:
+        Token ids and mask, (chunks, length), and the number of chunks of each text.
+    """
+    end = eos_id(tokenizer)
+    ended = [[*ids, end] if len(ids) % chunk_length else ids for ids in texts]
+    return _padded_pieces(ended, pad_id(tokenizer), chunk_length)
+
+
+def _padded_pieces(texts: Sequence[Sequence[int]], pad: int, length: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Cut each text into rows and pad its last one; return ids, mask, and the number of rows of each text."""
+    counts = [-(-len(ids) // length) for ids in texts]
+    ids = torch.full((sum(counts), length), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     first = 0
-    for tokens, count in zip(ended, counts.tolist(), strict=True):
-        ids[first : first + count].view(-1)[: len(tokens)] = torch.tensor(tokens)
+    for tokens, count in zip(texts, counts, strict=True):
+        ids[first : first + count].view(-1)[: len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         mask[first : first + count].view(-1)[: len(tokens)] = 1
         first += count
-    return PackedRows(ids, mask, torch.repeat_interleave(torch.arange(len(ended)), counts), names)
+    return ids, mask, counts
 
 
 def shorten_rows(rows: PackedRows, *, share: float, seed: int, pad_token_id: int, eos_token_id: int) -> PackedRows:

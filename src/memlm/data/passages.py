@@ -6,11 +6,11 @@ file has the same targets as a probe of the encoder that wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -42,13 +42,6 @@ class Passages:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def sample(self, count: int, *, seed: int) -> Passages:
-        """Return at most `count` random passages in their original order."""
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self), generator=generator)[:count].sort().values
-        texts = tuple(self.texts[i] for i in chosen.tolist())
-        return Passages(texts, self.document_index[chosen], self.document_ids)
-
 
 def cut_passages(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int, seed: int
@@ -67,9 +60,7 @@ def cut_passages(
         TokenizerError: the tokenizer gives no offsets.
     """
     if not tokenizer.is_fast:
-        raise TokenizerError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer and gives no offsets of its tokens; use a fast one."
-        )
+        raise TokenizerError(f"{type(tokenizer).__name__} gives no offsets of its tokens; use a fast tokenizer.")
     texts: list[str] = []
     owners: list[int] = []
     for index, document in enumerate(documents):
@@ -77,10 +68,11 @@ def cut_passages(
             texts.append(document.text[start:end])
             owners.append(index)
     if not texts:
-        raise DataError(
-            f"no document of {len(documents)} has {length} tokens; give longer texts, or a smaller --lengths."
-        )
-    return Passages(tuple(texts), torch.tensor(owners), tuple(d.id for d in documents)).sample(limit, seed=seed)
+        raise DataError(f"no document of {len(documents)} has {length} tokens; give longer texts or smaller --lengths.")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(texts), generator=generator)[:limit].sort().values.tolist()
+    owner = torch.tensor([owners[i] for i in chosen])
+    return Passages(tuple(texts[i] for i in chosen), owner, tuple(d.id for d in documents))
 
 
 def _spans(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[tuple[int, int]]:
@@ -95,10 +87,9 @@ def _spans(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[t
 
 def passage_rows(passages: Passages, tokenizer: PreTrainedTokenizerBase, *, length: int) -> PackedRows:
     """Return the first `length` tokens of each passage, padded at the end."""
-    encoded = encode_texts(tokenizer, passages.texts)
-    ids = torch.full((len(encoded), length), pad_id(tokenizer), dtype=torch.long)
+    ids = torch.full((len(passages), length), pad_id(tokenizer), dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(encoded):
+    for row, tokens in enumerate(encode_texts(tokenizer, passages.texts)):
         size = min(length, len(tokens))
         ids[row, :size] = torch.tensor(tokens[:size], dtype=torch.long)
         mask[row, :size] = 1
@@ -135,24 +126,13 @@ class SeenVocabulary:
 
 def near_duplicates(train: PackedRows, held_out: PackedRows) -> int:
     """Count held-out passages that share at least half of their runs of eight tokens with training passages."""
-    seen = {shingle for row in _token_lists(train) for shingle in _shingles(row)}
-    shares = [_share_in(_shingles(row), seen) for row in _token_lists(held_out)]
-    return sum(share >= 0.5 for share in shares)
+    seen = {shingle for shingles in _shingles(train) for shingle in shingles}
+    return sum(bool(own) and 2 * sum(s in seen for s in own) >= len(own) for own in _shingles(held_out))
 
 
-def _token_lists(rows: PackedRows) -> list[tuple[int, ...]]:
-    pairs = zip(rows.input_ids, rows.attention_mask.bool(), strict=True)
-    return [tuple(ids[mask].tolist()) for ids, mask in pairs]
-
-
-def _shingles(tokens: tuple[int, ...]) -> list[tuple[int, ...]]:
-    width = min(_SHINGLE, len(tokens))
-    return [tokens[i : i + width] for i in range(len(tokens) - width + 1)] if width else []
-
-
-def _share_in(shingles: list[tuple[int, ...]], seen: set[tuple[int, ...]]) -> float:
-    return sum(s in seen for s in shingles) / len(shingles) if shingles else 0.0
-
-
-Vectors = Float[Tensor, "texts numbers"]
-"""One vector for each text."""
+def _shingles(rows: PackedRows) -> Iterator[list[tuple[int, ...]]]:
+    """Yield each passage's runs of eight tokens; a shorter passage is one run."""
+    for ids, mask in zip(rows.input_ids, rows.attention_mask.bool(), strict=True):
+        tokens: list[int] = ids[mask].tolist()
+        width = min(_SHINGLE, len(tokens))
+        yield [tuple(tokens[i : i + width]) for i in range(len(tokens) - width + 1)] if width else []

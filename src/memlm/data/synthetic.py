@@ -95,10 +95,8 @@ def plant_number(
     starts = torch.randint(tokens - length + 1, (rows, 1), generator=generator)
     positions = starts + torch.arange(length)
     drawn = ids[torch.randint(len(ids), (rows, length), generator=generator)]
-    return Planted(
-        input_ids.scatter(1, positions, drawn),
-        torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, positions, True),
-    )
+    target_mask = torch.zeros_like(input_ids, dtype=torch.bool).scatter(1, positions, True)
+    return Planted(input_ids.scatter(1, positions, drawn), target_mask)
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

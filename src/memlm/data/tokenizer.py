@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 from jaxtyping import Int
@@ -32,9 +32,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         TokenizerError: vocab_size is below SMALLEST_VOCABULARY.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise TokenizerError(
-            f"vocab_size ({vocab_size}) must be at least {SMALLEST_VOCABULARY}: 256 bytes, {PAD} and {EOS}."
-        )
+        least = f"{SMALLEST_VOCABULARY}: 256 bytes, {PAD} and {EOS}"
+        raise TokenizerError(f"vocab_size ({vocab_size}) must be at least {least}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,15 +64,24 @@ def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> P
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **extra))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise TokenizerError(
-            f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json."
-        ) from error
+        message = f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json."
+        raise TokenizerError(message) from error
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         # a model never learns to predict an end-of-text token that is masked as padding
         tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Check that a tokenizer has as many tokens as a model.
+
+    Raises:
+        TokenizerError: it has more or fewer.
+    """
+    if len(tokenizer) != size:
+        raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens and the model {size}; use the model's own.")
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -98,9 +106,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
         return []
     for index, text in enumerate(texts):
         if has_surrogates(text):
-            raise TokenizerError(
-                f"text {index} holds half of a surrogate pair, which is not UTF-8; decode it with errors='replace'."
-            )
+            raise TokenizerError(f"text {index} holds half of a surrogate pair; decode it with errors='replace'.")
     encoded = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
     )
@@ -140,26 +146,18 @@ def token_byte_lengths(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " voca
     return torch.tensor(sizes, dtype=torch.long)
 
 
-def _piece_length(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _piece_length(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
     """Return the function that counts the bytes of a piece."""
     state = _backend_state(tokenizer)
     if "ByteLevel" in state:
         return len  # every character of a byte-level piece stands for one byte
     if "WordPiece" in state:
         return lambda piece: len(piece.removeprefix("##").encode()) + (not piece.startswith("##"))
-    return _sentencepiece_length
+    return lambda piece: 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", piece) else len(piece.replace("▁", " ").encode())
 
 
 def _backend_state(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise TokenizerError(
-            f"{type(tokenizer).__name__} has no fast version, so the bytes of its pieces are unknown; use a fast one."
-        )
+        raise TokenizerError(f"{type(tokenizer).__name__} has no fast version, which knows its pieces; use a fast one.")
     return " ".join(str(part) for part in (backend.pre_tokenizer, backend.decoder, backend.model))
-
-
-def _sentencepiece_length(piece: str) -> int:
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
-        return 1
-    return len(piece.replace("▁", " ").encode())

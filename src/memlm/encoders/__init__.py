@@ -1,8 +1,7 @@
 """Encoders of every kind behind one interface: texts in, vectors out."""
 
-from memlm.encoders.huggingface import POOLINGS, HuggingFaceEncoder
+from memlm.encoders.huggingface import POOLINGS, HuggingFaceEncoder, open_encoder
 from memlm.encoders.interface import Encoder, FunctionEncoder, MemoryEncoder, TextVectors
-from memlm.encoders.opening import open_encoder
 
 __all__ = [
     "POOLINGS",

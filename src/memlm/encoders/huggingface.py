@@ -1,11 +1,13 @@
-"""Any transformers model as an encoder: the pooled hidden states of one layer."""
+"""Any transformers model as an encoder (the pooled hidden states of one layer), and `open_encoder`."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +18,10 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from memlm.data import eos_id, load_tokenizer
-from memlm.encoders.interface import TextVectors, model_fingerprint
+from memlm.encoders.interface import MemoryEncoder, TextVectors, model_fingerprint
 from memlm.errors import EncoderError, did_you_mean
+from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
+from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, wants_bf16
 
 Hidden = Float[Tensor, "texts tokens width"]
@@ -25,44 +29,31 @@ Mask = Int[Tensor, "texts tokens"]
 Pooled = Float[Tensor, "texts width"]
 
 
-def last(hidden: Hidden, mask: Mask) -> Pooled:
-    """Return the hidden state of each text's last token."""
-    return _at(hidden, mask, 1)
-
-
-def penultimate(hidden: Hidden, mask: Mask) -> Pooled:
-    """Return the hidden state of the last token but one, or of the only token (as arXiv 2602.13466 does)."""
-    return _at(hidden, mask, 2)
-
-
-def mean(hidden: Hidden, mask: Mask) -> Pooled:
-    """Return the mean of the hidden states of a text's tokens."""
-    weights = mask.to(hidden.dtype)[..., None]
-    return (hidden.masked_fill(~mask.bool()[..., None], 0) * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-def cls(hidden: Hidden, mask: Mask) -> Pooled:
-    """Return the hidden state of each text's first token."""
-    first = mask.long().argmax(1)
-    return hidden[torch.arange(len(hidden)), first]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "last": last,
-    "penultimate": penultimate,
-    "mean": mean,
-    "cls": cls,
-}
-
-
-def _at(hidden: Tensor, mask: Tensor, from_end: int) -> Tensor:
-    """Return the state of the token at `from_end` from the end of each text, with padding on either side."""
+def _token(hidden: Hidden, mask: Mask, *, from_end: int) -> Pooled:
+    """Return the state of the token at `from_end` from each text's end, or of its first; padding may be on any side."""
     positions = mask.long().cumsum(1)
     chosen = (positions[:, -1:] - from_end + 1).clamp(min=1)
     column = ((positions == chosen) & mask.bool()).long().argmax(1)
     return hidden[torch.arange(len(hidden)), column]
 
 
+def _mean(hidden: Hidden, mask: Mask) -> Pooled:
+    kept = mask.bool()[..., None]
+    return hidden.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _first(hidden: Hidden, mask: Mask) -> Pooled:
+    return hidden[torch.arange(len(hidden)), mask.long().argmax(1)]
+
+
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "last": partial(_token, from_end=1),
+    "penultimate": partial(_token, from_end=2),
+    "mean": _mean,
+    "cls": _first,
+}
+"""Functions from hidden states (texts, tokens, width) and a mask (texts, tokens) to one state of each text: of the last
+token, the last but one (as in arXiv 2602.13466), the mean of all, and of the first token."""
 _TEXTS = 64
 """Texts that are encoded at once."""
 _LARGE = 20_000_000
@@ -166,52 +157,65 @@ class HuggingFaceEncoder:
             delattr(config, "quantization_config")
         torch.manual_seed(seed)
         untrained = type(self.model)(config)
-        return HuggingFaceEncoder(
-            untrained.float(),
-            self.tokenizer,
-            name=f"{self.name} (untrained)",
-            pooling=self.settings.pooling,
-            layer=self.settings.layer,
-            normalize=self.settings.normalize,
-        )
+        name = f"{self.name} (untrained)"
+        return HuggingFaceEncoder(untrained.float(), self.tokenizer, name=name, **asdict(self.settings))
 
 
-def load_huggingface(
+def open_encoder(
     path_or_id: str, *, gguf_file: str | None = None, pooling: str | None = None, layer: int | None = None
-) -> HuggingFaceEncoder:
-    """Load a model in fp32 and its tokenizer from a folder or the Hub.
-
-    A sentence-transformers folder is read with its own pooling unless `pooling` is given.
+) -> MemoryEncoder | HuggingFaceEncoder:
+    """Open the encoder of a run, or any transformers model as an encoder.
 
     Args:
-        path_or_id: a model folder or a Hub id.
+        path_or_id: a run folder, a model folder, or a Hub id.
         gguf_file: the name of a GGUF file inside the folder.
-        pooling: see `HuggingFaceEncoder`.
-        layer: see `HuggingFaceEncoder`.
+        pooling: "last", "penultimate", "mean" or "cls". By default the model's own pooling, or else "penultimate" for
+            causal models and "mean" for others.
+        layer: the layer whose hidden states are pooled, 0 for the embeddings; the last by default.
 
     Raises:
         EncoderError: there is no model, or it has no such layer or pooling.
+        CheckpointError: the run folder holds no model with an encoder, or a damaged one.
         TokenizerError: there is no tokenizer.
     """
+    folder = Path(path_or_id)
+    if gguf_file is None and _is_run(folder):
+        if pooling is not None or layer is not None:
+            raise EncoderError(f"'{path_or_id}' has a bottleneck of its own; leave out --pooling and --layer.")
+        model, tokenizer = load_model(folder, TextAutoencoder, MemoryModelForCausalLM)
+        encoder = encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder
+        return MemoryEncoder(encoder, tokenizer, name=folder.name)
+    if gguf_file is not None and not (folder / gguf_file).is_file() and folder.is_dir():
+        raise EncoderError(f"no '{gguf_file}' in '{path_or_id}'; give the name of a GGUF file in that folder.")
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise EncoderError(f"reading '{gguf_file}' needs the package gguf; pip install 'memlm[gguf]'.")
+    return _load(path_or_id, gguf_file=gguf_file, pooling=pooling, layer=layer)
+
+
+def _is_run(folder: Path) -> bool:
+    config = folder / "config.json"
+    try:
+        return json.loads(config.read_text(encoding="utf-8"))["model_type"] in RUN_MODELS
+    except (OSError, ValueError, KeyError, TypeError):
+        return (folder / "run.json").is_file()
+
+
+def _load(path_or_id: str, *, gguf_file: str | None, pooling: str | None, layer: int | None) -> HuggingFaceEncoder:
+    """Load a transformers model in fp32 and its tokenizer."""
     own = _sentence_settings(Path(path_or_id))
     tokenizer = load_tokenizer(path_or_id, gguf_file=gguf_file)
+    extra = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         with no_shard_bars():
-            extra = {"gguf_file": gguf_file} if gguf_file else {}
             model = AutoModel.from_pretrained(path_or_id, dtype=torch.float32, **extra)
     except Exception as error:  # the Hub, safetensors, GGUF and transformers raise different errors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise EncoderError(
-            f"cannot load an encoder from '{path_or_id}' ({reason}); give a folder or Hub id of a transformers model."
-        ) from error
-    return HuggingFaceEncoder(
-        model,
-        tokenizer,
-        name=Path(path_or_id).name,
-        pooling=pooling or (own.pooling if own else None),
-        layer=layer,
-        normalize=own is not None and own.normalize and pooling is None,
-    )
+        message = f"cannot load an encoder from '{path_or_id}' ({reason}); give a folder or Hub id of a model."
+        raise EncoderError(message) from error
+    normalize = own is not None and own.normalize and pooling is None
+    pooling = pooling or (own.pooling if own else None)
+    name = Path(path_or_id).name
+    return HuggingFaceEncoder(model, tokenizer, name=name, pooling=pooling, layer=layer, normalize=normalize)
 
 
 def _sentence_settings(folder: Path) -> ReadingSettings | None:
@@ -219,25 +223,22 @@ def _sentence_settings(folder: Path) -> ReadingSettings | None:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return None
-    try:
-        modes = json.loads(path.read_text(encoding="utf-8"))
-        found = [name for key, name in _SENTENCE_POOLINGS.items() if modes.get(key)]
-    except (OSError, ValueError, AttributeError) as error:
-        raise EncoderError(f"cannot read '{path}' ({error}); restore it or give --pooling.") from error
+    found = _read_list(path, lambda modes: [name for key, name in _SENTENCE_POOLINGS.items() if modes.get(key)])
     if len(found) != 1:
         raise EncoderError(f"'{path}' declares {len(found)} known poolings, not one; give --pooling.")
-    return ReadingSettings(found[0], None, normalize=_normalizes(folder))
+    modules = folder / "modules.json"
+    # packages and uploads may lose the empty folder of a Normalize module, so modules.json decides
+    if modules.is_file():
+        kinds = _read_list(modules, lambda listed: [str(module["type"]).rsplit(".", 1)[-1] for module in listed])
+        return ReadingSettings(found[0], None, normalize="Normalize" in kinds)
+    return ReadingSettings(found[0], None, normalize=any(folder.glob("*_Normalize")))
 
 
-def _normalizes(folder: Path) -> bool:
-    """Return True if modules.json lists a Normalize module, whose empty folder packages and uploads may lose."""
-    path = folder / "modules.json"
-    if not path.is_file():
-        return any(folder.glob("*_Normalize"))
+def _read_list(path: Path, select: Callable[[Any], list[str]]) -> list[str]:
+    """Return what a selection finds in a JSON file."""
     try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        return any(str(module["type"]).rsplit(".", 1)[-1] == "Normalize" for module in modules)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return select(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise EncoderError(f"cannot read '{path}' ({error}); restore it or give --pooling.") from error
 
 
@@ -253,10 +254,7 @@ def _pooling(model: PreTrainedModel, pooling: str | None, name: str) -> str:
     if pooling not in POOLINGS:
         raise EncoderError(f"unknown pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
     if pooling == "cls" and is_causal(model):
-        raise EncoderError(
-            f"{name} is a causal model: its first token has seen nothing else, so 'cls' holds nothing; "
-            "use 'last', 'penultimate' or 'mean'."
-        )
+        raise EncoderError(f"{name} is a causal model, whose first token sees no other; use another than 'cls'.")
     return pooling
 
 

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from memlm.chunking import chunk_texts
-from memlm.data import encode_texts, eos_id, pad_id
+from memlm.data import chunk_texts, encode_texts, eos_id
 from memlm.errors import EncoderError
 from memlm.models import ChunkEncoder
 from memlm.models.runtime import hash_weights
@@ -66,10 +65,8 @@ class FunctionEncoder:
         """
         vectors = torch.as_tensor(self.function(list(texts)), dtype=torch.float32).cpu()
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise EncoderError(
-                f"{self.name} returned an array of shape {tuple(vectors.shape)} for {len(texts)} texts; "
-                "it must return (texts, numbers)."
-            )
+            found = f"an array of shape {tuple(vectors.shape)} for {len(texts)} texts"
+            raise EncoderError(f"{self.name} returned {found}; it must return (texts, numbers).")
         return vectors
 
 
@@ -111,14 +108,9 @@ class MemoryEncoder:
         tokens = [ids[: config.chunk_length] for ids in encode_texts(self.tokenizer, texts)]
         # the vector of an empty text is that of an end-of-text token
         rows = [ids or [eos_id(self.tokenizer)] for ids in tokens]
-        chunks, _ = chunk_texts(
-            rows,
-            chunk_length=config.chunk_length,
-            pad_token_id=pad_id(self.tokenizer),
-            eos_token_id=eos_id(self.tokenizer),
-        )
-        pairs = zip(chunks.input_ids[:, 0].split(_ROWS), chunks.attention_mask[:, 0].split(_ROWS), strict=True)
-        written = [self.model(ids.to(device), mask.to(device)).flatten(1) for ids, mask in pairs]
+        ids, mask, _ = chunk_texts(rows, self.tokenizer, chunk_length=config.chunk_length)
+        pairs = zip(ids.to(device).split(_ROWS), mask.to(device).split(_ROWS), strict=True)
+        written = [self.model(*pair).flatten(1) for pair in pairs]
         return torch.cat([part.float().cpu() for part in written])
 
     def untrained(self, seed: int) -> MemoryEncoder:

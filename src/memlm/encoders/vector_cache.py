@@ -50,17 +50,16 @@ def embed(
         CheckpointError: a shard is damaged, or the folder belongs to another encoder.
         DataError: the encoder returned NaN or infinity, or the folder cannot be written.
     """
-    folder = (cache or default_cache() / "vectors") / _key(encoder, texts)
+    key = hashlib.sha256(f"{FORMAT} {encoder.fingerprint} {texts_fingerprint(texts)}".encode()).hexdigest()[:40]
+    folder = (cache or default_cache() / "vectors") / key
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, encoder, texts)
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
         parts: list[Tensor] = []
         for first in range(0, len(order), _SHARD):
-            chosen = order[first : first + _SHARD]
-            parts.append(
-                _shard(folder / f"shard-{first // _SHARD:06d}.safetensors", encoder, [texts[i] for i in chosen])
-            )
+            chosen = [texts[i] for i in order[first : first + _SHARD]]
+            parts.append(_shard(folder / f"shard-{first // _SHARD:06d}.safetensors", encoder, chosen))
             if progress is not None:
                 progress(first + len(chosen), len(texts))
     except OSError as error:
@@ -68,10 +67,6 @@ def embed(
     vectors = torch.empty(len(texts), encoder.width)
     vectors[torch.tensor(order)] = torch.cat(parts) if parts else vectors
     return vectors
-
-
-def _key(encoder: Encoder, texts: Sequence[str]) -> str:
-    return hashlib.sha256(f"{FORMAT} {encoder.fingerprint} {texts_fingerprint(texts)}".encode()).hexdigest()[:40]
 
 
 def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
@@ -90,10 +85,8 @@ def _claim(folder: Path, encoder: Encoder, texts: Sequence[str]) -> None:
     found = read_json(path)
     for name, value in description.items():
         if found.get(name) != value:
-            raise CheckpointError(
-                f"'{folder}' was made with another {name} ({str(found.get(name))[:16]}, not {str(value)[:16]}); "
-                "remove that folder or set MEMLM_CACHE."
-            )
+            values = f"({str(found.get(name))[:16]}, not {str(value)[:16]})"
+            raise CheckpointError(f"'{folder}' was made with another {name} {values}; remove it or set MEMLM_CACHE.")
 
 
 def _shard(path: Path, encoder: Encoder, texts: list[str]) -> Tensor:
@@ -101,9 +94,8 @@ def _shard(path: Path, encoder: Encoder, texts: list[str]) -> Tensor:
         stored = read_tensors(path).get("vectors")
         if stored is None or stored.shape != (len(texts), encoder.width):
             shape = None if stored is None else tuple(stored.shape)
-            raise CheckpointError(
-                f"'{path}' holds vectors of shape {shape}, not {(len(texts), encoder.width)}; remove that file."
-            )
+            expected = (len(texts), encoder.width)
+            raise CheckpointError(f"'{path}' holds vectors of shape {shape}, not {expected}; remove that file.")
         return stored
     vectors = encoder.encode(texts)
     bad = int((~torch.isfinite(vectors)).any(1).sum())

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from memlm.errors import CheckpointError
-from memlm.files import write_folder_atomic, write_tensors_atomic
+from memlm.files import create_folder, write_tensors_atomic
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.adapter import plain_decoder
 from memlm.session.session import MemorySession
@@ -34,18 +34,12 @@ def export_decoder(
     Raises:
         CheckpointError: the folder exists already, or cannot be written.
     """
-    path = Path(folder)
-    if path.exists():
-        raise CheckpointError(f"'{folder}' exists already; give another folder.")
 
     def fill(draft: Path) -> None:
         plain_decoder(model.decoder, merged=merged).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
-    try:
-        write_folder_atomic(path, fill)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to '{folder}' ({error.strerror or error}).") from error
+    create_folder(folder, fill, CheckpointError)
 
 
 @torch.inference_mode()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -46,17 +47,9 @@ class History:
     def pieces(self) -> list[Piece]:
         """Return the pieces of a prompt; consecutive memories are stacked into one piece."""
         found: list[Piece] = []
-        run: list[Tensor] = []
-        for chunk in self.chunks:
-            if isinstance(chunk, Tensor):
-                run.append(chunk)
-                continue
-            if run:
-                found.append(torch.stack(run))
-                run = []
-            found.append(chunk)
-        if run:
-            found.append(torch.stack(run))
+        for is_memory, run in groupby(self.chunks, lambda chunk: isinstance(chunk, Tensor)):
+            chunks = list(run)
+            found += [torch.stack(cast("list[Tensor]", chunks))] if is_memory else chunks
         return [*found, self.newest] if self.newest else found
 
     def keep_within(self, config: MemoryModelConfig, positions: int) -> None:
@@ -64,7 +57,7 @@ class History:
         slots = config.slots_per_chunk  # read once, because attributes of configurations are slow
         sizes = [slots if isinstance(c, Tensor) else len(c) for c in self.chunks]
         over, dropped = sum(sizes) - positions, 0
-        while over > 0 and dropped < len(sizes):
+        while over > 0:
             over -= sizes[dropped]
             dropped += 1
         del self.chunks[:dropped]
@@ -102,22 +95,18 @@ class SessionFile(BaseModel):
 
 def save_session(folder: Path, histories: list[History], *, model: str, fidelity: float, max_positions: int) -> None:
     """Write a session to a folder; an existing folder is replaced."""
-    rows = [
-        _Row(
-            chunks=[None if isinstance(c, Tensor) else c for c in history.chunks],
-            newest=history.newest,
-            forgotten=history.forgotten,
-        )
-        for history in histories
-    ]
-    memories = [c.float().cpu() for history in histories for c in history.chunks if isinstance(c, Tensor)]
+    rows: list[_Row] = []
+    memories: list[Tensor] = []
+    for history in histories:
+        chunks = [None if isinstance(c, Tensor) else c for c in history.chunks]
+        rows.append(_Row(chunks=chunks, newest=history.newest, forgotten=history.forgotten))
+        memories += [c.float().cpu() for c in history.chunks if isinstance(c, Tensor)]
     file = SessionFile(model=model, fidelity=fidelity, max_positions=max_positions, rows=rows)
+    stacked = torch.stack(memories) if memories else torch.zeros(0, 1, 1)
 
     def fill(draft: Path) -> None:
         write_file_atomic(draft / _JSON, file.model_dump_json(indent=1) + "\n")
-        write_tensors_atomic(
-            draft / _TENSORS, {"memories": torch.stack(memories) if memories else torch.zeros(0, 1, 1)}
-        )
+        write_tensors_atomic(draft / _TENSORS, {"memories": stacked})
 
     write_folder_atomic(folder, fill)
 
@@ -143,19 +132,15 @@ def load_session(
     try:
         file = SessionFile(**values)
     except ValidationError as error:
-        raise CheckpointError(
-            f"'{folder / _JSON}' is not a saved session ({error.errors()[0]['msg']}); save it again."
-        ) from error
+        reason = error.errors()[0]["msg"]
+        raise CheckpointError(f"'{folder / _JSON}' is not a saved session ({reason}); save it again.") from error
     if file.model != model:
-        raise CheckpointError(
-            f"'{folder}' was saved with another model ({file.model[:12]}) than this one ({model[:12]}); give that one."
-        )
+        models = f"({file.model[:12]}) than this one ({model[:12]})"
+        raise CheckpointError(f"'{folder}' was saved with another model {models}; give that one.")
     memories = read_tensors(folder / _TENSORS).get("memories")
     expected = sum(chunk is None for row in file.rows for chunk in row.chunks)
     if memories is None or len(memories) != expected or (expected and tuple(memories.shape[1:]) != shape):
-        raise CheckpointError(
-            f"'{folder / _TENSORS}' does not hold the {expected} memories of its session; save it again."
-        )
+        raise CheckpointError(f"'{folder / _TENSORS}' does not hold the session's {expected} memories; save it again.")
     if not bool(torch.isfinite(memories).all()):
         raise CheckpointError(f"'{folder / _TENSORS}' holds memories that are not finite; save it again.")
     top = max((t for row in file.rows for ids in (*row.chunks, row.newest) for t in ids or ()), default=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -153,7 +154,7 @@ class MemorySession:
             chunks = [tokens[i] if as_tokens else memories[i] for i, as_tokens in enumerate(poor.tolist())]
             history.chunks += chunks[:-1]
             history.newest = tokens[len(poor) - 1]
-            self._forget(history)
+            history.keep_within(self.model.config, self.window)
 
     @overload
     def generate(self, prompt: str | None = None, **options: Any) -> str: ...
@@ -195,13 +196,7 @@ class MemorySession:
     ) -> list[list[int]]:
         """Continue what was read; return the token ids of each row without the end-of-text token.
 
-        Args:
-            max_new_tokens: see `generate`.
-            streamer: see `generate`.
-            options: see `generate`.
-
-        Raises:
-            UserError: nothing was read, or an option is set by the session itself.
+        Arguments and errors are those of `generate`.
         """
         self._check_options(options, streamer, max_new_tokens)
         remaining = [max_new_tokens] * len(self.histories)
@@ -211,15 +206,13 @@ class MemorySession:
             # streamers take their first value for the prompt
             streamer.put(torch.tensor(self.histories[0].newest))
         while rows := [row for row, count in enumerate(remaining) if count]:
-            for row in rows:
-                self._settle(self.histories[row])
-            room = min(min(remaining[row], self._room(self.histories[row])) for row in rows)
+            # tokens until a chunk becomes a memory; the next chunk's first token still reads it
+            free = self.model.config.chunk_length + 1 - max(len(self.histories[row].newest) for row in rows)
+            room = min(free, *(remaining[row] for row in rows))
             for row, ids in zip(rows, self._piece(rows, room, stream, options), strict=True):
-                self.histories[row].newest += ids
+                self._append(self.histories[row], ids)
                 written[row] += ids
                 remaining[row] = remaining[row] - len(ids) if len(ids) == room else 0
-        for history in self.histories:
-            self._settle(history)
         if streamer is not None:
             streamer.end()
         return written
@@ -256,6 +249,8 @@ class MemorySession:
             vocab_size=config.vocab_size,
         )
         session.fidelity, session.window = file.fidelity, _window(session.model, file.max_positions)
+        for history in session.histories:
+            session._append(history, [])
         return session
 
     def fork(self) -> MemorySession:
@@ -279,25 +274,16 @@ class MemorySession:
             positions=span_of(self.model.config, history.pieces()),
         )
 
-    def _room(self, history: History) -> int:
-        """Return how many tokens fit before a chunk becomes a memory; the next chunk's first token still reads it."""
-        return self.model.config.chunk_length - len(history.newest) + 1
-
     def _append(self, history: History, tokens: list[int]) -> None:
         """Append tokens; full chunks become memories, except one that no token follows."""
         history.newest += tokens
-        self._settle(history)
-
-    def _settle(self, history: History) -> None:
         length = self.model.config.chunk_length
-        full = max(0, len(history.newest) - 1) // length
-        if not full:
-            return
-        ids, history.newest = history.newest[: full * length], history.newest[full * length :]
-        chunks = [ids[i : i + length] for i in range(0, len(ids), length)]
-        for first in range(0, full, ROWS):
+        end = max(0, len(history.newest) - 1) // length * length
+        chunks = [history.newest[i : i + length] for i in range(0, end, length)]
+        history.newest = history.newest[end:]
+        for first in range(0, len(chunks), ROWS):
             history.chunks += self._chunks(chunks[first : first + ROWS])
-            self._forget(history)
+            history.keep_within(self.model.config, self.window)
 
     def _close(self, history: History) -> None:
         """Make the newest tokens a chunk of their own, since another text follows; a full one becomes a memory."""
@@ -317,9 +303,6 @@ class MemorySession:
             return list(memories)
         faithful = (self.model.decode(memories).argmax(-1) == ids).float().mean(-1) >= self.fidelity
         return [m if good else c for m, c, good in zip(memories, chunks, faithful.tolist(), strict=True)]
-
-    def _forget(self, history: History) -> None:
-        history.keep_within(self.model.config, self.window)
 
     def _check_options(self, options: dict[str, Any], streamer: BaseStreamer | None, max_new_tokens: int) -> None:
         reserved = next((name for name in _RESERVED if name in options), None)
@@ -349,12 +332,8 @@ class MemorySession:
         found = cast(Any, self.model).generate(**prompt, max_new_tokens=tokens, **ends)
         end = ends["eos_token_id"]
         ends_at = [end] if isinstance(end, int) else list(end or ())
-        return [_before(row.tolist(), ends_at) for row in found[:, prompt["input_ids"].shape[1] :]]
-
-
-def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:stop]
+        pieces: list[list[int]] = found[:, prompt["input_ids"].shape[1] :].tolist()
+        return [list(takewhile(lambda token: token not in ends_at, ids)) for ids in pieces]
 
 
 def _window(model: MemoryModelForCausalLM, positions: int | None) -> int:

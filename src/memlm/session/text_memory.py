@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import eq
 from pathlib import Path
 
 import torch
@@ -10,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.chunking import chunk_texts
-from memlm.data import decode_ids, encode_texts, eos_id, pad_id
-from memlm.errors import TokenizerError, UserError
+from memlm.data import check_vocabulary, chunk_texts, decode_ids, encode_texts, eos_id
+from memlm.errors import UserError
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder
 from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import has_prompts
@@ -36,11 +36,7 @@ class TextMemory:
     """
 
     def __init__(self, model: TextAutoencoder, tokenizer: PreTrainedTokenizerBase) -> None:
-        if len(tokenizer) != model.config.vocab_size:
-            raise TokenizerError(
-                f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}; "
-                "use the tokenizer that the model was trained with."
-            )
+        check_vocabulary(tokenizer, model.config.vocab_size)
         self.model = model.eval()
         self.tokenizer = tokenizer
 
@@ -72,17 +68,10 @@ class TextMemory:
             raise UserError(f"batch_size ({batch_size}) must be at least 1.")
         tokens = encode_texts(self.tokenizer, [texts] if isinstance(texts, str) else texts)
         config = self.model.config
-        chunks, counts = chunk_texts(
-            tokens,
-            chunk_length=config.chunk_length,
-            pad_token_id=pad_id(self.tokenizer),
-            eos_token_id=eos_id(self.tokenizer),
-        )
+        ids, mask, counts = chunk_texts(tokens, self.tokenizer, chunk_length=config.chunk_length)
         device = self.model.device
-        pairs = zip(
-            chunks.input_ids[:, 0].split(batch_size), chunks.attention_mask[:, 0].split(batch_size), strict=True
-        )
-        written = [self.model.encode(ids.to(device), mask.to(device)) for ids, mask in pairs if len(ids)]
+        pairs = zip(ids.to(device).split(batch_size), mask.to(device).split(batch_size), strict=True)
+        written = [self.model.encode(*pair) for pair in pairs if len(pair[0])]
         empty = torch.empty(0, config.memories_per_chunk, config.bottleneck_size, device=device)
         return list(torch.cat([empty, *written]).split(counts))
 
@@ -103,38 +92,31 @@ class TextMemory:
         for part in given:
             self.model.check_memories(part)
         ids = [self._tokens(part) for part in torch.cat(given).to(self.model.device).split(batch_size)]
-        rows = torch.cat(ids).cpu()
-        return [self._text(chunks) for chunks in rows.split([len(part) for part in given])]
+        return [self._text(chunks) for chunks in torch.cat(ids).split([len(part) for part in given])]
 
     @torch.inference_mode()
     def fidelity(self, texts: str | Sequence[str]) -> list[float]:
         """Return the share of each text's tokens that come back at their position in their chunk, 0 to 1."""
         originals = [texts] if isinstance(texts, str) else list(texts)
         tokens = encode_texts(self.tokenizer, originals)
-        rows = [self._tokens(memories).cpu().flatten().tolist() for memories in self.encode(originals)]
-        return [_share_equal(before, after) for before, after in zip(tokens, rows, strict=True)]
+        shares: list[float] = []
+        for before, memories in zip(tokens, self.encode(originals), strict=True):
+            after = self._tokens(memories).flatten().tolist()
+            shares.append(sum(map(eq, before, after)) / len(before) if before else 1.0)
+        return shares
 
     def _tokens(self, memories: Tensor) -> Tensor:
         if not len(memories):
             return torch.empty(0, self.model.config.chunk_length, dtype=torch.long)
-        return self.model.decode(memories.to(self.model.dtype)).argmax(-1)
+        return self.model.decode(memories.to(self.model.dtype)).argmax(-1).cpu()
 
-    def _joined(self, rows: Tensor) -> list[int]:
-        """Join the chunks, each up to its end-of-text token."""
+    def _text(self, rows: Tensor) -> str:
+        """Return the text of chunks, each up to its end-of-text token."""
         end = eos_id(self.tokenizer)
         ids: list[int] = []
         for row in rows.tolist():
             ids += row[: row.index(end)] if end in row else row
-        return ids
-
-    def _text(self, rows: Tensor) -> str:
-        return decode_ids(self.tokenizer, self._joined(rows))
-
-
-def _share_equal(before: list[int], after: list[int]) -> float:
-    if not before:
-        return 1.0
-    return sum(a == b for a, b in zip(before, after, strict=False)) / len(before)
+        return decode_ids(self.tokenizer, ids)
 
 
 class DocumentModel:

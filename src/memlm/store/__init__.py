@@ -1,11 +1,11 @@
 """Stores of texts as memories: codec, exact corrections, search, and memories in fewer bits."""
 
 from memlm.store.codec import ChunkCodec
-from memlm.store.format.document import StoredDocument, named_parts, part_ids
+from memlm.store.format.document import StoredDocument
 from memlm.store.format.header import StoreHeader, read_header
-from memlm.store.format.index import Entry
+from memlm.store.format.segments import Entry
 from memlm.store.ingest import AddOutcome
-from memlm.store.memory_store import MemoryStore, StoreStats, with_parts
+from memlm.store.memory_store import MemoryStore, StoreStats
 from memlm.store.parallel import encode_over_ranks, encode_with_workers, serve_rank
 from memlm.store.quantize import ROUNDINGS, Bits, QuantizedMemories, bits_per_vector, dequantize, quantize, rounded
 from memlm.store.search import Hit, StoreSearch
@@ -29,11 +29,8 @@ __all__ = [
     "dequantize",
     "encode_over_ranks",
     "encode_with_workers",
-    "named_parts",
-    "part_ids",
     "quantize",
     "read_header",
     "rounded",
     "serve_rank",
-    "with_parts",
 ]

@@ -12,10 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.chunking import chunk_texts
-from memlm.data import decode_ids, decode_piece, encode_texts, eos_id, pad_id
+from memlm.data import check_vocabulary, chunk_texts, encode_texts
 from memlm.encoders.interface import model_fingerprint, vocabulary_of
-from memlm.errors import CheckpointError, TokenizerError
+from memlm.errors import CheckpointError
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import load_model
 from memlm.models.runtime import weights_fingerprint
@@ -55,18 +54,11 @@ class ChunkCodec:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.encoder = encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder
-        vocab_size = self.encoder.config.vocab_size
-        own_tokens = isinstance(model, MemoryModelForCausalLM) and model.config.encoder_tokens == "own"
-        if len(tokenizer) != vocab_size and not own_tokens:
-            raise TokenizerError(
-                f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}; "
-                "use the tokenizer that the model was trained with."
-            )
+        if isinstance(model, TextAutoencoder) or model.config.encoder_tokens != "own":
+            check_vocabulary(tokenizer, self.encoder.config.vocab_size)
         if model.dtype != torch.float32:
-            raise CheckpointError(
-                f"the model is in {model.dtype} and reading back must be in torch.float32, so that it is the same "
-                "everywhere; load it without a dtype."
-            )
+            # the same logits must be computed everywhere
+            raise CheckpointError(f"the model is in {model.dtype} and must be in torch.float32.")
 
     @classmethod
     def load(cls, directory: str | Path) -> ChunkCodec:
@@ -100,25 +92,17 @@ class ChunkCodec:
         """Return the token ids of each text."""
         return encode_texts(self.tokenizer, texts)
 
-    def text(self, tokens: list[int]) -> str:
-        """Return the text of token ids."""
-        return decode_ids(self.tokenizer, tokens)
-
-    def piece(self, tokens: list[int]) -> str:
-        """Return the text of token ids from the middle of a text."""
-        return decode_piece(self.tokenizer, tokens)
-
     @torch.inference_mode()
     def encode(self, texts: list[list[int]]) -> Float[Tensor, "chunks memories numbers"]:
         """Return the memories of the chunks of all texts in fp32 on the CPU.
 
         A chunk that is not full ends with an end-of-text token.
         """
-        ids, mask = self._chunks(texts)
-        pairs = zip(ids.split(ROWS), mask.split(ROWS), strict=True)
-        with _full_precision(self.model.device):
-            written = [self._encoded(i, m).float().cpu() for i, m in pairs if len(i)]
-        config = self.encoder.config
+        ids, mask, _ = chunk_texts(texts, self.tokenizer, chunk_length=self.chunk_length)
+        device, config = self.model.device, self.encoder.config
+        pairs = zip(ids.to(device).split(ROWS), mask.to(device).split(ROWS), strict=True)
+        with _full_precision(device):
+            written = [self._encoded(*pair).float().cpu() for pair in pairs if len(pair[0])]
         return torch.cat([torch.empty(0, config.memories_per_chunk, config.bottleneck_size), *written])
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -130,11 +114,12 @@ class ChunkCodec:
     def write(self, texts: list[list[int]], bits: Bits) -> WrittenChunks:
         """Encode chunks, round their memories, and read the rounded memories back."""
         memories = quantize(self.encode(texts), bits)
-        ids, mask = self._chunks(texts)
+        ids, _, _ = chunk_texts(texts, self.tokenizer, chunk_length=self.chunk_length)
         # the end-of-text token behind a text is not one of its tokens
-        mask = mask.bool().cpu() & _belongs(texts, self.chunk_length)
+        sizes = [size for tokens in texts for size in chunk_sizes(len(tokens), self.chunk_length)]
+        mask = torch.arange(self.chunk_length) < torch.tensor(sizes, dtype=torch.long)[:, None]
         # a padding token that was added to the tokenizer may have no logit
-        ids = ids.cpu().masked_fill(~mask, 0)
+        ids = ids.masked_fill(~mask, 0)
         ranks = torch.zeros(ids.shape, dtype=torch.uint8)
         num_correct = torch.zeros(len(ids), dtype=torch.int32)
         for rows, logits in self._read(dequantize(memories)):
@@ -164,22 +149,6 @@ class ChunkCodec:
             with _full_precision(self.model.device):
                 logits = self.model.decode(memories[rows].to(self.model.device)).float().cpu()
             yield rows, logits
-
-    def _chunks(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        chunks, _ = chunk_texts(
-            texts,
-            chunk_length=self.chunk_length,
-            pad_token_id=pad_id(self.tokenizer),
-            eos_token_id=eos_id(self.tokenizer),
-        )
-        device = self.model.device
-        return chunks.input_ids[:, 0].to(device), chunks.attention_mask[:, 0].to(device)
-
-
-def _belongs(texts: list[list[int]], length: int) -> Tensor:
-    """Return a mask (chunks, length), True where a position holds one of the text's tokens."""
-    sizes = [size for tokens in texts for size in chunk_sizes(len(tokens), length)]
-    return torch.arange(length) < torch.tensor(sizes, dtype=torch.long)[:, None]
 
 
 def chunk_sizes(tokens: int, length: int) -> list[int]:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Literal
+from itertools import chain, zip_longest
+from typing import Literal, NamedTuple
 
 import torch
 
+from memlm.data import decode_ids, decode_piece
 from memlm.data.corpus import parts_of
 from memlm.encoders import Encoder
 from memlm.errors import StoreError
 from memlm.store.codec import ChunkCodec, WrittenChunks, chunk_sizes
 from memlm.store.corrections import pack
-from memlm.store.format.document import StoredDocument, check_id, manifest_of, named_parts, part_id, part_ids
+from memlm.store.format.document import StoredDocument, check_id, manifest_of, part_id
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import Bits, QuantizedMemories, quantize, rows_of
 
@@ -46,16 +47,14 @@ class AddOutcome:
     text_bytes: int
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A text, or a part of a long one, that has to be encoded."""
 
     id: str
     text: str
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A text whose units are all encoded.
 
     Attributes:
@@ -65,7 +64,7 @@ class Completion:
     """
 
     manifest: StoredDocument | None
-    remove: tuple[str, ...]
+    remove: list[str]
     outcome: AddOutcome
 
 
@@ -82,7 +81,13 @@ def encode_units(
     """
     tokens = codec.tokens([unit.text for unit in units])
     written = codec.write(tokens, bits)
-    vectors = None if retrieval is None else _retrieval_vectors(codec, tokens, bits, retrieval)
+    vectors = None
+    if retrieval is not None:
+        length = codec.chunk_length
+        texts = [
+            decode_piece(codec.tokenizer, ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)
+        ]
+        vectors = quantize(retrieval.encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
     documents: list[StoredDocument] = []
     first = 0
     for unit, ids in zip(units, tokens, strict=True):
@@ -93,19 +98,13 @@ def encode_units(
     return documents
 
 
-def _retrieval_vectors(codec: ChunkCodec, tokens: list[list[int]], bits: Bits, retrieval: Encoder) -> QuantizedMemories:
-    length = codec.chunk_length
-    texts = [codec.piece(ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)]
-    return quantize(retrieval.encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
-
-
 def _document(
     codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks, vectors: QuantizedMemories | None
 ) -> StoredDocument:
     content = unit.text.encode()
     # only the last chunk may have positions behind its text, so the ranks of the text come first
     ranks = written.ranks.flatten()[: len(ids)]
-    by_tokens = codec.text(ids).encode() == content
+    by_tokens = decode_ids(codec.tokenizer, ids).encode() == content
     return StoredDocument(
         id=unit.id,
         memories=written.memories,
@@ -167,10 +166,9 @@ class _DocumentPlan:
 
     def __init__(self, store: MemoryStore, name: str, *, replace: bool, progress: Progress) -> None:
         self.store, self.name, self.replace, self.progress = store, name, replace, progress
+        self.shown = ascii(name)[:80]
         self.stored = store.entry(name) if name in store else None
-        # only documents without chunks of their own can name parts
-        empty = self.stored is not None and not self.stored.chunks
-        self.stored_parts = named_parts(store.read(name)) if empty else None
+        self.stored_parts = [] if self.stored is None else store.part_ids(self.stored)
         self.digest = hashlib.sha256()
         self.size = 0
 
@@ -179,25 +177,24 @@ class _DocumentPlan:
         first, second = next(parts), next(parts, None)
         if second is None:
             yield from self._short(first)
+        elif self.stored is not None and not self.replace:
+            yield from self._compared(chain((first, second), parts))
         else:
             yield from self._long(chain((first, second), parts))
 
     def _short(self, text: str) -> Iterator[Unit | Completion]:
         self._count(text)
-        if self._is_unchanged():
+        if self.stored is not None and self.stored.text_sha256 == self.digest.hexdigest():
             yield self._unchanged()
             return
-        self._require_replace()
+        if self.stored is not None and not self.replace:
+            raise self._another_text()
         yield Unit(self.name, text)
-        yield self._completion(None, self._stored_part_ids())
+        yield self._completion(None, self.stored_parts)
 
     def _long(self, parts: Iterator[str]) -> Iterator[Unit | Completion]:
-        if self.stored is not None and not self.replace:
-            yield from self._compared(parts)
-            return
         # the parts of a replacement are stored beside those that they will replace
-        generation = 0 if self.stored_parts is None else 1 - self.stored_parts[0]
-        count = 0
+        generation, count = 1 if part_id(self.name, 0, 0) in self.stored_parts else 0, 0
         for number, text in enumerate(parts):
             inner = part_id(self.name, generation, number)
             content = self._count(text)
@@ -206,18 +203,17 @@ class _DocumentPlan:
             else:
                 yield Unit(inner, text)
             count = number + 1
-        remove = (*self._stored_part_ids(), *self._parts_from(generation, count))
-        yield self._completion(self._manifest(generation, count), remove)
+        manifest, remove = self._manifest(generation, count), list(self.stored_parts)
+        while (inner := part_id(self.name, generation, count)) in self.store:  # of a longer text that was interrupted
+            remove.append(inner)
+            count += 1
+        yield self._completion(manifest, remove)
 
     def _compared(self, parts: Iterator[str]) -> Iterator[Completion]:
         """Read a text that may not be replaced, and stop at its first difference from the stored one."""
-        stored = self.stored_parts
-        for number, text in enumerate(parts):
-            content = self._count(text)
-            if stored is None or number >= stored[1] or not self._holds(part_id(self.name, stored[0], number), content):
-                self._require_replace()
-        if not self._is_unchanged():
-            self._require_replace()
+        for text, inner in zip_longest(parts, self.stored_parts):
+            if text is None or inner is None or not self._holds(inner, self._count(text)):
+                raise self._another_text()
         yield self._unchanged()
 
     def _count(self, text: str) -> bytes:
@@ -225,43 +221,26 @@ class _DocumentPlan:
         try:
             content = text.encode()
         except UnicodeEncodeError as error:
-            raise StoreError(
-                f"document {ascii(self.name)[:80]} holds half of a surrogate pair at character {error.start}, which is "
-                "not UTF-8; decode it with errors='replace'."
-            ) from None
+            half = f"half of a surrogate pair at character {error.start}"
+            raise StoreError(f"document {self.shown} holds {half}; decode it with errors='replace'.") from None
         self.digest.update(content)
         self.size += len(content)
         return content
 
-    def _is_unchanged(self) -> bool:
-        return self.stored is not None and self.stored.text_sha256 == self.digest.hexdigest()
-
     def _unchanged(self) -> Completion:
         self.progress(self.size, 0)
-        return Completion(None, (), AddOutcome(self.name, "unchanged", self.size))
+        return Completion(None, [], AddOutcome(self.name, "unchanged", self.size))
 
-    def _completion(self, manifest: StoredDocument | None, remove: Iterable[str]) -> Completion:
+    def _completion(self, manifest: StoredDocument | None, remove: list[str]) -> Completion:
         outcome: Outcome = "written" if self.stored is None else "replaced"
-        return Completion(manifest, tuple(remove), AddOutcome(self.name, outcome, self.size))
+        return Completion(manifest, remove, AddOutcome(self.name, outcome, self.size))
 
-    def _require_replace(self) -> None:
-        if self.stored is not None and not self.replace:
-            raise StoreError(
-                f"document {ascii(self.name)[:80]} is in '{self.store.folder}' with another text; "
-                "replace it (--replace), or give this one another id."
-            )
-
-    def _stored_part_ids(self) -> Iterator[str]:
-        return iter(()) if self.stored_parts is None else part_ids(self.name, *self.stored_parts)
+    def _another_text(self) -> StoreError:
+        remedy = "replace it (--replace), or give this one another id"
+        return StoreError(f"document {self.shown} is in '{self.store.folder}' with another text; {remedy}.")
 
     def _holds(self, inner: str, content: bytes) -> bool:
         return inner in self.store and self.store.entry(inner).text_sha256 == hashlib.sha256(content).hexdigest()
-
-    def _parts_from(self, generation: int, number: int) -> Iterator[str]:
-        """Iterate over the stored parts that the new text does not have."""
-        while (inner := part_id(self.name, generation, number)) in self.store:
-            yield inner
-            number += 1
 
     def _manifest(self, generation: int, count: int) -> StoredDocument:
         header = self.store.header

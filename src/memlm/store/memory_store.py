@@ -8,7 +8,7 @@ segments/0000000000.safetensors memories and corrections (format/segments.py)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -16,21 +16,38 @@ from typing import TypeVar
 from filelock import FileLock
 
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
-from memlm.files import write_folder_atomic
-from memlm.store.format.document import StoredDocument, check_id, is_part, named_parts, part_ids, vectors_of
+from memlm.files import create_folder
+from memlm.store.format.document import (
+    StoredDocument,
+    check_id,
+    is_part,
+    memories_of,
+    named_parts,
+    part_ids,
+    vectors_of,
+)
 from memlm.store.format.header import StoreHeader, read_header, write_header
-from memlm.store.format.index import Entry, Index, write_seal
-from memlm.store.format.integrity import Progress, read_entry, verify_store
+from memlm.store.format.index import Index, write_seal
 from memlm.store.format.segments import (
     FOLDER,
+    Entry,
     Segment,
-    SegmentSlice,
     file_hash,
-    read_tensors_at,
+    read_entry,
+    read_segment,
     segment_path,
     write_segment,
 )
-from memlm.store.format.transaction import lock_store, recover, remove_files, settle, sweep, transaction, write_error
+from memlm.store.format.transaction import (
+    Progress,
+    lock_store,
+    recover,
+    remove_files,
+    settle,
+    sweep,
+    transaction,
+    verify_store,
+)
 from memlm.store.quantize import QuantizedMemories
 
 _NEAR = 10_000
@@ -92,9 +109,6 @@ class MemoryStore:
         Raises:
             StoreError: the folder exists already, or cannot be written.
         """
-        path = Path(folder)
-        if path.exists():
-            raise StoreError(f"'{path}' exists already; open it, or give another folder.")
 
         def fill(draft: Path) -> None:
             write_header(draft, header)
@@ -102,10 +116,7 @@ class MemoryStore:
             Index.create(draft)
             write_seal(draft, 0, settled=True)
 
-        try:
-            write_folder_atomic(path, fill)
-        except OSError as error:
-            raise write_error(path, error) from error
+        create_folder(folder, fill, StoreError)
 
     @classmethod
     def open(cls, folder: str | Path, *, write: bool = False, wait: float = 0.0) -> MemoryStore:
@@ -240,17 +251,23 @@ class MemoryStore:
         self._commit(documents, remove=[*existing, *remove])
 
     def delete(self, names: Sequence[str]) -> None:
-        """Remove documents in one commit; `compact` frees their space.
+        """Remove documents with their parts in one commit; `compact` frees their space.
 
         Raises:
             StoreError: one of them does not exist; then none is removed.
         """
         self._require_lock()
-        ids = list(dict.fromkeys(names))
-        for name in ids:
-            self.entry(name)
+        ids = dict.fromkeys(names)
+        for name in list(ids):
+            ids |= dict.fromkeys(self.part_ids(self.entry(name)))
         self._index.change(remove=ids)
         settle(self.folder, self._index)
+
+    def part_ids(self, entry: Entry) -> list[str]:
+        """Return the ids of a long document's parts in order; none for a short document."""
+        # only documents without chunks of their own can name parts
+        parts = None if entry.chunks or not entry.num_bytes else named_parts(self.read(entry.id))
+        return [] if parts is None else list(part_ids(entry.id, *parts))
 
     def compact(self, *, progress: Progress | None = None) -> None:
         """Write the documents into new segments and remove the old ones; readers see either all old or all new."""
@@ -262,9 +279,9 @@ class MemoryStore:
         with transaction(self.folder, self._index):
             for group in _grouped(entries):
                 documents = [self._read(entry) for entry in group]
-                segment, slices = write_segment(self.folder, first + len(added), documents)
+                segment, written = write_segment(self.folder, first + len(added), documents, 0)
                 added.append(segment)
-                moved += [replace(entry, **asdict(part)) for entry, (part, _) in zip(group, slices, strict=True)]
+                moved += [replace(new, order=entry.order) for new, entry in zip(written, group, strict=True)]
                 if progress is not None:
                     progress(len(moved), len(entries))
             removed, old_numbers = [entry.id for entry in entries], [segment.number for segment in old]
@@ -279,16 +296,11 @@ class MemoryStore:
             DamagedStoreError: a segment is not what was written.
         """
         for segment in self._index.segments():
-            yield segment, self._segment_vectors(segment)
-
-    def _segment_vectors(self, segment: Segment) -> QuantizedMemories:
-        path = segment_path(self.folder, segment.number)
-        tensors = read_tensors_at(self.folder, SegmentSlice(segment.number, 0, segment.chunks, 0, 0))
-        if file_hash(path) != segment.sha256:
-            raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
-        header = self.header
-        memories = QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
-        return vectors_of(tensors, header) or memories
+            path = segment_path(self.folder, segment.number)
+            tensors = read_segment(self.folder, segment.number, chunks=slice(None), corrections=slice(0))
+            if file_hash(path) != segment.sha256:
+                raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
+            yield segment, vectors_of(tensors, self.header) or memories_of(tensors, self.header)
 
     def chunks_below(self, fidelity: float) -> tuple[int, int]:
         """Return how many chunks have a lower fidelity than this, and how many chunks there are."""
@@ -317,7 +329,7 @@ class MemoryStore:
 
     @staticmethod
     def verify(folder: str | Path, *, wait: float = 0.0, progress: Progress | None = None) -> list[str]:
-        """Check every file of a store; see `memlm.store.format.integrity.verify_store`."""
+        """Check every file of a store; see `memlm.store.format.transaction.verify_store`."""
         return verify_store(Path(folder), wait=wait, progress=progress)
 
     def _read(self, entry: Entry) -> StoredDocument:
@@ -329,10 +341,10 @@ class MemoryStore:
         entries: list[Entry] = []
         with transaction(self.folder, self._index):
             for group in _grouped(documents):
-                segment, slices = write_segment(self.folder, state.next_segment + len(segments), group)
+                number, order = state.next_segment + len(segments), state.next_place + len(entries)
+                segment, written = write_segment(self.folder, number, group, order)
                 segments.append(segment)
-                for document, (part, digest) in zip(group, slices, strict=True):
-                    entries.append(_entry_of(document, state.next_place + len(entries), part, digest))
+                entries += written
             self._index.change(add=entries, remove=remove, add_segments=segments)
         settle(self.folder, self._index)
 
@@ -345,31 +357,12 @@ class MemoryStore:
         header, memories = self.header, document.memories
         expected = (header.memories_per_chunk, header.numbers, header.bits)
         found = (memories.values.shape[1] if memories.values.ndim == 3 else None, memories.numbers, memories.bits)
-        numbers = None if document.vectors is None else document.vectors.numbers
-        if numbers != header.retrieval_numbers:
-            raise StoreError(
-                f"vectors of {numbers} numbers do not fit '{self.folder}' of {header.retrieval_numbers}; "
-                "use the retrieval encoder that the store was made with."
-            )
+        numbers, width = None if document.vectors is None else document.vectors.numbers, header.retrieval_numbers
+        if numbers != width:
+            raise StoreError(f"retrieval vectors of {numbers} numbers do not fit '{self.folder}' of {width}.")
         if found != expected:
-            raise StoreError(
-                f"memories of {found} (a chunk's vectors, numbers, bits) do not fit '{self.folder}' of {expected}; "
-                "use the model that the store was made with."
-            )
-
-
-def with_parts(store: MemoryStore, names: Sequence[str]) -> list[str]:
-    """Return these ids and the ids of the parts of long documents among them.
-
-    Raises:
-        StoreError: one of the documents does not exist.
-    """
-    found = list(names)
-    for name in names:
-        entry = store.entry(name)
-        parts = named_parts(store.read(name)) if not entry.chunks else None
-        found += [] if parts is None else part_ids(name, *parts)
-    return found
+            sizes = "a chunk's vectors, numbers, bits"
+            raise StoreError(f"memories of {found} ({sizes}) do not fit '{self.folder}' of {expected}.")
 
 
 def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -384,16 +377,3 @@ def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
             group, chunks = [], 0
     if group:
         yield group
-
-
-def _entry_of(document: StoredDocument, order: int, location: SegmentSlice, digest: str) -> Entry:
-    return Entry(
-        id=document.id,
-        order=order,
-        **asdict(location),
-        text_sha256=document.text_sha256,
-        text_bytes=document.text_bytes,
-        tokens=int(document.tokens.sum()),
-        num_correct=int(document.num_correct.sum()),
-        data_sha256=digest,
-    )

@@ -100,7 +100,7 @@ def _in_order(
     for batch in batches:
         answer = waiting.popleft()() if len(waiting) == limit else None
         # the next list is sent before the answer is committed, so that no process waits for the disk
-        waiting.append(submit(json.dumps([[unit.id, unit.text] for unit in batch]).encode()))
+        waiting.append(submit(json.dumps(batch).encode()))
         if answer is not None:
             yield _unpack(answer, header)
     while waiting:
@@ -162,9 +162,7 @@ class _Ranks:
         for rank in range(1, dist.get_world_size()):
             _send(header.model_dump_json().encode(), rank)
             if _receive(rank) != _identity(header.decoder, header.retrieval):
-                raise StoreError(
-                    f"process {rank} has another model or retrieval encoder than the store; give it the same."
-                )
+                raise StoreError(f"process {rank} has another model or retrieval encoder than the store.")
 
     def submit(self, message: bytes) -> Callable[[], bytes]:
         rank = next(self.turns)

@@ -34,12 +34,6 @@ class QuantizedMemories:
     bits: Bits
     numbers: int
 
-    @property
-    def num_bytes(self) -> int:
-        """The size of values and scales in bytes."""
-        scales = 0 if self.scale is None else self.scale.numel() * self.scale.element_size()
-        return self.values.numel() * self.values.element_size() + scales
-
 
 def bits_per_vector(numbers: int, bits: Bits) -> int:
     """Return the bits of one vector, including its scale."""
@@ -56,11 +50,8 @@ def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> Quantized
     Raises:
         MemoryShapeError: values are not finite, or `bits` is another number.
     """
-    if not bool(torch.isfinite(memories).all()):
-        bad = int((~torch.isfinite(memories)).sum())
-        raise MemoryShapeError(
-            f"{bad} of {memories.numel()} numbers are NaN or infinite and cannot be rounded; encode the text again."
-        )
+    if bad := int((~torch.isfinite(memories)).sum()):
+        raise MemoryShapeError(f"{bad} of {memories.numel()} numbers are NaN or infinite; encode the text again.")
     if bits not in (16, 8, 4):
         raise MemoryShapeError(f"memories cannot be kept in {bits} bits; choose 16, 8 or 4.")
     numbers = memories.shape[-1]

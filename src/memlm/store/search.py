@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memlm.errors import MemoryShapeError, StoreError, UserError
-from memlm.store.format.document import is_part, named_parts, owner_of
-from memlm.store.format.index import Entry
+from memlm.store.format.document import is_part, owner_of
+from memlm.store.format.segments import Entry
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import dequantize, rows_of
 
@@ -95,9 +95,8 @@ class StoreSearch:
         if k < 1:
             raise UserError(f"k ({k}) must be at least 1.")
         if query.ndim != 2 or query.shape[1] != self.vectors.shape[1] or not len(query):
-            raise MemoryShapeError(
-                f"a query of shape {tuple(query.shape)} does not fit vectors of {self.vectors.shape[1]} numbers."
-            )
+            numbers = self.vectors.shape[1]
+            raise MemoryShapeError(f"a query of shape {tuple(query.shape)} does not fit vectors of {numbers} numbers.")
         if not bool(torch.isfinite(query).all()):
             raise MemoryShapeError("the query holds values that are NaN or infinite; encode it again.")
         if not len(self):
@@ -115,11 +114,6 @@ class StoreSearch:
 def _visible_entries(store: MemoryStore, chosen: set[str] | None) -> list[Entry]:
     """Return documents with chunks, and the parts of long documents that are complete."""
     entries = list(store.entries())
-    parts = {e.id: named_parts(store.read(e.id)) for e in entries if not is_part(e.id) and not e.chunks and e.num_bytes}
-
-    def visible(entry: Entry) -> bool:
-        name, generation, _ = owner_of(entry.id)
-        named = parts.get(name)
-        return generation is None or (named is not None and named[0] == generation)
-
-    return [e for e in entries if e.chunks and visible(e) and (chosen is None or owner_of(e.id)[0] in chosen)]
+    documents = [e for e in entries if not is_part(e.id) and (chosen is None or e.id in chosen)]
+    visible = {name for e in documents for name in (e.id, *store.part_ids(e))}
+    return [e for e in entries if e.chunks and e.id in visible]

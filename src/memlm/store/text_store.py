@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memlm.data import decode_ids, decode_piece
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import DamagedStoreError, StoreError, UserError
 from memlm.store.codec import ChunkCodec
 from memlm.store.corrections import unpack
-from memlm.store.format.document import StoredDocument, named_parts, part_ids
+from memlm.store.format.document import StoredDocument
 from memlm.store.format.header import StoreHeader
 from memlm.store.ingest import AddOutcome, Completion, Progress, Unit, UnitBatches, encode_units
-from memlm.store.memory_store import MemoryStore, with_parts
+from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import Bits, rows_of
 from memlm.store.search import Hit, StoreSearch
 
@@ -80,17 +81,17 @@ class TextStore:
         encoder = open_encoder(retrieval) if isinstance(retrieval, str) else retrieval
         created = write and not Path(folder).exists()
         if created:
-            hints = {
+            values: dict[str, object] = {
                 "model": None if isinstance(model, ChunkCodec) else str(Path(model).absolute()),
                 "retrieval_model": retrieval if isinstance(retrieval, str) else None,
             }
-            MemoryStore.create(folder, new_header(codec, bits or 8, encoder, hints))
+            if encoder is not None:
+                values |= {"retrieval": encoder.fingerprint, "retrieval_numbers": encoder.width}
+            MemoryStore.create(folder, codec.header(bits or 8).model_copy(update=values))
         store = MemoryStore.open(folder, write=write, wait=wait)
         try:
             if bits is not None and bits != store.header.bits:
-                raise StoreError(
-                    f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave it out, or make another."
-                )
+                raise StoreError(f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave bits out.")
             return cls(store, codec, encoder, created=created)
         except BaseException:
             store.discard() if created else store.close()
@@ -132,13 +133,12 @@ class TextStore:
         Raises:
             StoreError: an id exists with another text, or the disk is full. Documents that were yielded stay.
         """
-        batches = UnitBatches(
-            self.store, documents, replace=replace, progress=progress or (lambda _bytes, _tokens: None)
-        )
+        tell = progress or (lambda _bytes, _tokens: None)
+        batches = UnitBatches(self.store, documents, replace=replace, progress=tell)
         for encoded in (encode or self._encode)(iter(batches)):
-            yield from self._commit(encoded, batches.completions.pop(0), progress)
+            yield from self._commit(encoded, batches.completions.pop(0), tell)
         for completions in batches.completions:
-            yield from self._commit([], completions, progress)
+            yield from self._commit([], completions, tell)
 
     def recall(self, name: str) -> str:
         """Return a document's exact text.
@@ -163,7 +163,7 @@ class TextStore:
             digest.update(content)
             yield content
         if digest.hexdigest() != entry.text_sha256:
-            raise DamagedStoreError(f"document {ascii(name)[:80]} does not come back as it was written; restore it.")
+            raise _altered(name)
 
     def reading(self, name: str) -> str:
         """Return the text that the memories alone give back, without corrections.
@@ -171,7 +171,11 @@ class TextStore:
         Raises:
             StoreError: there is no such document.
         """
-        return "".join(self._approximate(part) for part in self.parts(name))
+        pieces: list[str] = []
+        for part in self.parts(name):
+            zeros = torch.zeros(int(part.tokens.sum()), dtype=torch.long)
+            pieces.append(decode_ids(self.codec.tokenizer, self._read(part, zeros.to(torch.uint8), zeros)))
+        return "".join(pieces)
 
     def parts(self, name: str) -> Iterator[StoredDocument]:
         """Iterate over a document's parts in order; a short document is its only part.
@@ -180,12 +184,7 @@ class TextStore:
             StoreError: there is no such document.
             DamagedStoreError: its data is not what was written.
         """
-        document = self.store.read(name)
-        parts = named_parts(document)
-        if parts is None:
-            yield document
-            return
-        for inner in part_ids(name, *parts):
+        for inner in self.store.part_ids(self.store.entry(name)) or [name]:
             yield self.store.read(inner)
 
     def search(self, query: str, k: int = 10, *, documents: Sequence[str] | None = None) -> list[Hit]:
@@ -220,9 +219,7 @@ class TextStore:
         if self.store.header.retrieval is None:
             return self.codec.encode(self.codec.tokens([query])).flatten(1)
         if self.retrieval is None:
-            raise StoreError(
-                f"'{self.store.folder}' is searched by a retrieval encoder; give the one it was made with."
-            )
+            raise StoreError(f"'{self.store.folder}' is searched by a retrieval encoder; give that encoder.")
         return self.retrieval.encode([query])
 
     def text_of(self, hit: Hit) -> str:
@@ -233,16 +230,12 @@ class TextStore:
         """
         for number, part in enumerate(self.parts(hit.id)):
             if number == (hit.part or 0):
-                return self.codec.piece(self.tokens(part, [hit.chunk])[hit.chunk])
+                return decode_piece(self.codec.tokenizer, self.tokens(part, [hit.chunk])[hit.chunk])
         raise StoreError(f"document {ascii(hit.id)[:80]} has no part {hit.part}; search again.")
 
     def delete(self, names: Sequence[str]) -> None:
-        """Remove documents with their parts in one commit.
-
-        Raises:
-            StoreError: one of them does not exist; then none is removed.
-        """
-        self.store.delete(with_parts(self.store, names))
+        """Remove documents; see `MemoryStore.delete`."""
+        self.store.delete(names)
 
     def tokens(self, document: StoredDocument, chunks: Sequence[int]) -> dict[int, list[int]]:
         """Return the exact token ids of some chunks of a document or part.
@@ -264,17 +257,10 @@ class TextStore:
         total = int(document.tokens.sum())
         content = unpack(document.corrections, tokens=total, text_bytes=document.text_bytes)
         if not isinstance(content, bytes):
-            content = self.codec.text(self._read(document, *content)).encode(errors="surrogatepass")
+            content = decode_ids(self.codec.tokenizer, self._read(document, *content)).encode(errors="surrogatepass")
         if hashlib.sha256(content).hexdigest() != document.text_sha256:
-            raise DamagedStoreError(
-                f"document {ascii(document.id)[:80]} does not come back as it was written; restore the store from a "
-                "copy, or read it with the model that wrote it."
-            )
+            raise _altered(document.id)
         return content
-
-    def _approximate(self, document: StoredDocument) -> str:
-        total = int(document.tokens.sum())
-        return self.codec.text(self._read(document, torch.zeros(total, dtype=torch.uint8), torch.zeros(total).long()))
 
     def _read(self, document: StoredDocument, ranks: Tensor, explicit: Tensor) -> list[int]:
         padded = [self._by_chunk(x, len(document.tokens)) for x in (ranks, explicit)]
@@ -290,14 +276,12 @@ class TextStore:
             yield encode_units(self.codec, batch, self.store.header.bits, self.retrieval)
 
     def _commit(
-        self, encoded: list[StoredDocument], completions: list[Completion], progress: Progress | None
+        self, encoded: list[StoredDocument], completions: list[Completion], progress: Progress
     ) -> Iterator[AddOutcome]:
         manifests = [one.manifest for one in completions if one.manifest is not None]
         remove = [name for one in completions for name in one.remove]
         self.store.add([*encoded, *manifests], replace=True, remove=remove)
-        if progress is not None:
-            tokens = sum(int(document.tokens.sum()) for document in encoded)
-            progress(sum(document.text_bytes for document in encoded), tokens)
+        progress(sum(one.text_bytes for one in encoded), sum(int(one.tokens.sum()) for one in encoded))
         yield from (one.outcome for one in completions)
 
     def _check(self, given: StoreHeader) -> None:
@@ -305,22 +289,11 @@ class TextStore:
         names = {"encoder": "encoder", "tokenizer": "tokenizer", "decoder": "decoder, whose reading is corrected"}
         for field, name in names.items():
             if getattr(stored, field) != getattr(given, field):
-                raise StoreError(
-                    f"'{self.store.folder}' was written by another {name} ({getattr(stored, field)[:12]}) than this "
-                    f"model's ({getattr(given, field)[:12]}); give the model that wrote it."
-                )
-        retrieval = None if self.retrieval is None else self.retrieval.fingerprint
-        if retrieval is not None and retrieval != stored.retrieval:
-            raise StoreError(
-                f"'{self.store.folder}' is searched by "
-                f"{'memories' if stored.retrieval is None else 'vectors of another encoder'}, not by this retrieval "
-                "encoder's; leave it out, or make another store."
-            )
+                raise StoreError(f"'{self.store.folder}' was written by another {name}; give the model that wrote it.")
+        if self.retrieval is not None and self.retrieval.fingerprint != stored.retrieval:
+            searched = "memories" if stored.retrieval is None else "vectors of another encoder"
+            raise StoreError(f"'{self.store.folder}' is searched by {searched}, not by this retrieval encoder's.")
 
 
-def new_header(codec: ChunkCodec, bits: Bits, retrieval: Encoder | None, hints: dict[str, str | None]) -> StoreHeader:
-    """Return the header of a new store; `hints` names the folders of the models."""
-    values: dict[str, object] = dict(hints)
-    if retrieval is not None:
-        values |= {"retrieval": retrieval.fingerprint, "retrieval_numbers": retrieval.width}
-    return codec.header(bits).model_copy(update=values)
+def _altered(name: str) -> DamagedStoreError:
+    return DamagedStoreError(f"document {ascii(name)[:80]} does not come back as it was written; restore the store.")

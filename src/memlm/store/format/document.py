@@ -138,10 +138,9 @@ def document_of(
     tensors: dict[str, Tensor], header: StoreHeader, *, name: str, text_sha256: str, text_bytes: int
 ) -> StoredDocument:
     """Build a document from the result of `tensors_of`."""
-    memories = QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
     return StoredDocument(
         id=name,
-        memories=memories,
+        memories=memories_of(tensors, header),
         tokens=tensors["tokens"],
         num_correct=tensors["right"],
         corrections=tensors["corrections"].numpy().tobytes(),
@@ -149,6 +148,11 @@ def document_of(
         text_bytes=text_bytes,
         vectors=vectors_of(tensors, header),
     )
+
+
+def memories_of(tensors: dict[str, Tensor], header: StoreHeader) -> QuantizedMemories:
+    """Return the memories among a document's or a segment's tensors."""
+    return QuantizedMemories(tensors["values"], tensors.get("scale"), header.bits, header.numbers)
 
 
 def vectors_of(tensors: dict[str, Tensor], header: StoreHeader) -> QuantizedMemories | None:

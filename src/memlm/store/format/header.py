@@ -52,8 +52,7 @@ class StoreHeader(BaseModel):
 
 def write_header(folder: Path, header: StoreHeader) -> None:
     """Write a header together with its hash."""
-    values = header.model_dump(mode="json")
-    write_file_atomic(folder / NAME, json.dumps({**values, "sha256": _hash_of(values)}, indent=2) + "\n")
+    write_file_atomic(folder / NAME, sealed_text(header.model_dump(mode="json"), indent=2))
 
 
 def read_header(folder: Path) -> StoreHeader:
@@ -66,23 +65,36 @@ def read_header(folder: Path) -> StoreHeader:
     path = folder / NAME
     if not path.is_file():
         raise StoreError(f"'{folder}' is not a store of memories (it has no {NAME}); create one with memlm remember.")
-    try:
-        text = path.read_bytes()
-        values: Any = json.loads(text)
-        digest = values.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedStoreError(f"'{path}' is damaged ({' '.join(str(error).split())}); restore it.") from error
+    values = read_sealed(path, indent=2)
     newer = values.get("format")
-    if isinstance(newer, int) and newer > FORMAT and digest == _hash_of(values):
+    if isinstance(newer, int) and newer > FORMAT:
         raise StoreError(f"'{folder}' has format {newer}, this memlm reads up to {FORMAT}; install a newer memlm.")
-    # the hash covers values, not spaces, so the exact text is compared too
-    if digest != _hash_of(values) or text != (json.dumps({**values, "sha256": digest}, indent=2) + "\n").encode():
-        raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it.")
     try:
         return StoreHeader(**values)
     except ValidationError as error:
         raise StoreError(f"'{path}' is not a store's header ({error.errors()[0]['msg']}).") from error
 
 
-def _hash_of(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def sealed_text(values: dict[str, Any], *, indent: int | None = None) -> str:
+    """Return values as JSON together with their hash."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "sha256": digest}, indent=indent) + "\n"
+
+
+def read_sealed(path: Path, *, indent: int | None = None) -> dict[str, Any]:
+    """Read values that were written as `sealed_text`.
+
+    Raises:
+        DamagedStoreError: the file is missing, or is not what was written.
+    """
+    try:
+        text = path.read_bytes()
+        values: Any = json.loads(text)
+        del values["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise DamagedStoreError(f"'{path}' is damaged or missing ({reason}); restore it.") from error
+    # the hash covers values, not spaces, so the exact text is compared
+    if text != sealed_text(values, indent=indent).encode():
+        raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it.")
+    return values

@@ -11,16 +11,17 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from memlm.data.corpus import has_surrogates
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import write_file_atomic
-from memlm.store.format.segments import Segment, SegmentSlice, file_hash
+from memlm.store.format.header import read_sealed, sealed_text
+from memlm.store.format.segments import Entry, Segment, file_hash
 
-NAME = "index.sqlite"
+NAME, SEAL = "index.sqlite", "seal.json"
 _SUMS = 2**256
 _BUSY_SECONDS = 30.0
 _TABLES = """
@@ -39,45 +40,6 @@ CREATE TABLE state (
   next_segment INTEGER NOT NULL, documents INTEGER NOT NULL, root TEXT NOT NULL, seal TEXT NOT NULL
 );
 """
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The index's row of a document, in the order of its columns.
-
-    Attributes:
-        id: the document, or a part of a long one.
-        order: its position in the order of writing.
-        segment, first_chunk, chunks, first_byte, num_bytes: see `SegmentSlice`.
-        text_sha256: hash of its text in UTF-8.
-        text_bytes: size of its text in UTF-8.
-        tokens: number of its tokens.
-        num_correct: tokens that its memories alone give back.
-        data_sha256: hash of its tensors.
-    """
-
-    id: str
-    order: int
-    segment: int
-    first_chunk: int
-    chunks: int
-    first_byte: int
-    num_bytes: int
-    text_sha256: str
-    text_bytes: int
-    tokens: int
-    num_correct: int
-    data_sha256: str
-
-    @property
-    def location(self) -> SegmentSlice:
-        """The part of a segment that holds the document's tensors."""
-        return SegmentSlice(self.segment, self.first_chunk, self.chunks, self.first_byte, self.num_bytes)
-
-    @property
-    def fidelity(self) -> float:
-        """The share of tokens that the memories alone give back; 1 for a document without tokens."""
-        return self.num_correct / self.tokens if self.tokens else 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +73,7 @@ class Index:
     def create(folder: Path) -> None:
         """Create an index without documents."""
         connection = sqlite3.connect(folder / NAME, isolation_level=None)
-        with _closing(connection):
+        with closing(connection):
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(_TABLES)
             _write_state(connection, State(commits=0, next_place=0, next_segment=0, documents=0, root=0))
@@ -143,8 +105,7 @@ class Index:
             ).fetchone()
         if row is None or not isinstance(row[4], str) or row[5] != _seal(row[:5]):
             raise self._damaged("its state")
-        commits, next_place, next_segment, documents, root, _ = row
-        return State(commits, next_place, next_segment, documents, int(root, 16))
+        return State(*row[:4], root=int(row[4], 16))
 
     def find(self, name: str) -> Entry | None:
         """Return the row of a document, or None."""
@@ -192,9 +153,8 @@ class Index:
                 for name in remove:
                     root -= int(run("DELETE FROM documents WHERE id = ? RETURNING seal", (name,)).fetchone()[0], 16)
                     count -= 1
-                for number in remove_segments:
-                    gone = run("DELETE FROM segments WHERE number = ? RETURNING seal", (number,)).fetchone()
-                    root -= int(gone[0], 16)
+                for key in remove_segments:
+                    root -= int(run("DELETE FROM segments WHERE number = ? RETURNING seal", (key,)).fetchone()[0], 16)
                 for found in add_segments:
                     root += self._insert("segments", astuple(found))
                     segment = max(segment, found.number + 1)
@@ -286,55 +246,19 @@ def _seal(values: Iterable[object]) -> str:
     return hashlib.sha256(json.dumps(list(values), default=repr).encode()).hexdigest()
 
 
-@contextmanager
-def _closing(connection: sqlite3.Connection) -> Generator[None]:
-    try:
-        yield
-    finally:
-        connection.close()
-
-
-SEAL = "seal.json"
-
-
-@dataclass(frozen=True)
-class Seal:
-    """The state of the index file at rest.
-
-    Attributes:
-        commits: number of commits.
-        index_sha256: hash of the file; None if a reader prevented moving the last commits into it.
-    """
-
-    commits: int
-    index_sha256: str | None
-
-
 def write_seal(folder: Path, commits: int, *, settled: bool) -> None:
     """Write the seal of the index as it is now."""
-    seal = Seal(commits, file_hash(folder / NAME) if settled else None)
-    write_file_atomic(folder / SEAL, _seal_text(seal))
+    digest = file_hash(folder / NAME) if settled else None
+    write_file_atomic(folder / SEAL, sealed_text({"commits": commits, "index_sha256": digest}))
 
 
-def read_seal(folder: Path) -> Seal:
-    """Read the seal and check its hash.
+def read_seal(folder: Path) -> tuple[int, str | None]:
+    """Read the number of commits and the hash of the index's file; None if a reader kept commits out of that file.
 
     Raises:
         DamagedStoreError: the file is missing, or is not what was written.
     """
-    path = folder / SEAL
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
-        seal = Seal(values["commits"], values["index_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedStoreError(f"'{path}' is damaged or missing ({' '.join(str(error).split())[:80]}).") from error
-    if text != _seal_text(seal):
-        raise DamagedStoreError(f"'{path}' is not what was written (its hash differs).")
-    return seal
-
-
-def _seal_text(seal: Seal) -> str:
-    values = asdict(seal)
-    own = hashlib.sha256(json.dumps(values).encode()).hexdigest()
-    return json.dumps({**values, "sha256": own}) + "\n"
+    values = read_sealed(folder / SEAL)
+    if list(values) != ["commits", "index_sha256"]:
+        raise DamagedStoreError(f"'{folder / SEAL}' is not the seal of a store; restore it.")
+    return values["commits"], values["index_sha256"]

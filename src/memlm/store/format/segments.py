@@ -13,31 +13,47 @@ from torch import Tensor
 
 from memlm.errors import DamagedStoreError
 from memlm.files import write_tensors_atomic
-from memlm.store.format.document import StoredDocument, data_hash, tensors_of
+from memlm.store.format.document import StoredDocument, data_hash, document_of, tensors_of
+from memlm.store.format.header import StoreHeader
 
 FOLDER = "segments"
 _BYTES = "corrections"
-_PIECE = 2**22
-"""Bytes that are read at once."""
 
 
 @dataclass(frozen=True)
-class SegmentSlice:
-    """The part of a segment that holds a document.
+class Entry:
+    """The index's row of a document, in the order of its columns.
 
     Attributes:
-        segment: number of the segment.
-        first_chunk: its first chunk in the segment.
-        chunks: number of its chunks.
-        first_byte: the first byte of its corrections in the segment.
-        num_bytes: size of its corrections.
+        id: the document, or a part of a long one.
+        order: its position in the order of writing.
+        segment: the number of the segment that holds it.
+        first_chunk, chunks: its first chunk in the segment, and the number of its chunks.
+        first_byte, num_bytes: the first byte of its corrections in the segment, and their size.
+        text_sha256: hash of its text in UTF-8.
+        text_bytes: size of its text in UTF-8.
+        tokens: number of its tokens.
+        num_correct: tokens that its memories alone give back.
+        data_sha256: hash of its tensors.
     """
 
+    id: str
+    order: int
     segment: int
     first_chunk: int
     chunks: int
     first_byte: int
     num_bytes: int
+    text_sha256: str
+    text_bytes: int
+    tokens: int
+    num_correct: int
+    data_sha256: str
+
+    @property
+    def fidelity(self) -> float:
+        """The share of tokens that the memories alone give back; 1 for a document without tokens."""
+        return self.num_correct / self.tokens if self.tokens else 1.0
 
 
 @dataclass(frozen=True)
@@ -63,47 +79,69 @@ def segment_path(folder: Path, number: int) -> Path:
 
 
 def write_segment(
-    folder: Path, number: int, documents: Sequence[StoredDocument]
-) -> tuple[Segment, list[tuple[SegmentSlice, str]]]:
-    """Write documents as one file, atomically; return each document's slice and the hash of its data."""
+    folder: Path, number: int, documents: Sequence[StoredDocument], order: int
+) -> tuple[Segment, list[Entry]]:
+    """Write documents as one file, atomically; return the index's rows, the first document with this order."""
     parts = [tensors_of(document) for document in documents]
     path = segment_path(folder, number)
     write_tensors_atomic(path, {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]})
-    slices: list[tuple[SegmentSlice, str]] = []
+    entries: list[Entry] = []
     chunk = byte = 0
-    for part in parts:
-        own = SegmentSlice(number, chunk, len(part["values"]), byte, len(part[_BYTES]))
-        slices.append((own, data_hash(part)))
-        chunk, byte = chunk + own.chunks, byte + own.num_bytes
-    return Segment(number, file_hash(path), path.stat().st_size, chunk), slices
+    for document, part in zip(documents, parts, strict=True):
+        entry = Entry(
+            id=document.id,
+            order=order + len(entries),
+            segment=number,
+            first_chunk=chunk,
+            chunks=len(part["values"]),
+            first_byte=byte,
+            num_bytes=len(part[_BYTES]),
+            text_sha256=document.text_sha256,
+            text_bytes=document.text_bytes,
+            tokens=int(document.tokens.sum()),
+            num_correct=int(document.num_correct.sum()),
+            data_sha256=data_hash(part),
+        )
+        entries.append(entry)
+        chunk, byte = chunk + entry.chunks, byte + entry.num_bytes
+    return Segment(number, file_hash(path), path.stat().st_size, chunk), entries
 
 
-def read_tensors_at(folder: Path, location: SegmentSlice) -> dict[str, Tensor]:
-    """Read a document's tensors and nothing else of the segment.
+def read_segment(folder: Path, number: int, *, chunks: slice, corrections: slice) -> dict[str, Tensor]:
+    """Read these chunks and these bytes of corrections, and nothing else of the segment.
 
     Raises:
         DamagedStoreError: the file is missing, cut short or not a segment.
     """
-    path = segment_path(folder, location.segment)
-    found: dict[str, Tensor] = {}
+    path = segment_path(folder, number)
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                chunks, size = (location.first_chunk, location.chunks), (location.first_byte, location.num_bytes)
-                first, count = size if name == _BYTES else chunks
-                found[name] = file.get_slice(name)[first : first + count]
+            names: list[str] = list(file.keys())
+            return {name: file.get_slice(name)[corrections if name == _BYTES else chunks] for name in names}
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DamagedStoreError(
-            f"'{path}' cannot be read ({str(error).splitlines()[0]}); restore it from a copy, "
-            "or delete the documents in it."
-        ) from error
-    return found
+        reason = str(error).splitlines()[0]
+        raise DamagedStoreError(f"'{path}' cannot be read ({reason}); restore it from a copy.") from error
+
+
+def read_entry(folder: Path, header: StoreHeader, entry: Entry) -> StoredDocument:
+    """Read a document and check its data against the hash in the index.
+
+    Raises:
+        DamagedStoreError: the data is not what was written.
+    """
+    tensors = read_segment(
+        folder,
+        entry.segment,
+        chunks=slice(entry.first_chunk, entry.first_chunk + entry.chunks),
+        corrections=slice(entry.first_byte, entry.first_byte + entry.num_bytes),
+    )
+    if data_hash(tensors) != entry.data_sha256:
+        name = f"document {ascii(entry.id)[:80]} in '{folder}'"
+        raise DamagedStoreError(f"{name} is damaged; restore the store from a copy, or delete the document.")
+    return document_of(tensors, header, name=entry.id, text_sha256=entry.text_sha256, text_bytes=entry.text_bytes)
 
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

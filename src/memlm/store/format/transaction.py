@@ -1,4 +1,4 @@
-"""Changes of a store on disk: the writer's lock, segments that appear with their commit, and recovery after a crash.
+"""Changes of a store on disk: the writer's lock, segments that appear with their commit, recovery and verification.
 
 A change writes new segments first and then makes one commit of the index. Files that no commit names are not part of
 the store; the next writer removes them. A file that a commit names is never changed in place.
@@ -6,19 +6,24 @@ the store; the next writer removes them. A file that a commit names is never cha
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.store.format.header import NAME as HEADER
+from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.index import NAME as INDEX
 from memlm.store.format.index import SEAL, Index, read_seal, write_seal
-from memlm.store.format.segments import FOLDER, segment_path
+from memlm.store.format.segments import FOLDER, file_hash, read_entry, segment_path
 
 _LOCK = "writer.lock"
+Progress = Callable[[int, int], None]
+"""A callback that receives the number of documents done and of documents in all."""
+_MOST_NAMED = 5
+"""Damaged documents that one line names."""
 
 
 def lock_store(folder: Path, wait: float) -> FileLock:
@@ -56,11 +61,10 @@ def transaction(folder: Path, index: Index) -> Generator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except BaseException as error:
         sweep(folder, index)
-        raise write_error(folder, error) from error
-    except BaseException:
-        sweep(folder, index)
+        if isinstance(error, OSError):
+            raise write_error(folder, error) from error
         raise
 
 
@@ -71,8 +75,7 @@ def settle(folder: Path, index: Index) -> None:
         StoreError: the folder cannot be written; the commits are kept.
     """
     try:
-        settled = index.settle()
-        write_seal(folder, index.state().commits, settled=settled)
+        write_seal(folder, index.state().commits, settled=index.settle())
     except OSError as error:
         raise write_error(folder, error, committed=True) from error
 
@@ -84,10 +87,9 @@ def recover(folder: Path, index: Index) -> None:
         DamagedStoreError: the index is not as it was written.
         StoreError: the folder cannot be written.
     """
-    seal = read_seal(folder)
-    if seal.commits != index.state().commits or seal.index_sha256 is None:
-        problems = index.problems()
-        if problems:
+    commits, digest = read_seal(folder)
+    if commits != index.state().commits or digest is None:
+        if problems := index.problems():
             raise DamagedStoreError(problems[0])
         settle(folder, index)
     sweep(folder, index)
@@ -113,3 +115,65 @@ def remove_files(folder: Path, lock: FileLock) -> None:
     for emptied in (segments, folder):
         with suppress(OSError):  # another file is in it
             emptied.rmdir()
+
+
+def verify_store(folder: Path, *, wait: float = 0.0, progress: Progress | None = None) -> list[str]:
+    """Check every file of a store and return one line for each problem.
+
+    Args:
+        folder: the store.
+        wait: seconds to wait for a writer, since nothing may change during the check.
+        progress: receives documents done and documents in all.
+
+    Raises:
+        StoreError: the folder is not a store, has a newer format, or another process writes to it.
+    """
+    try:
+        header = read_header(folder)
+        lock = lock_store(folder, wait)
+    except DamagedStoreError as error:
+        return [str(error)]
+    try:
+        with closing(Index(folder, write=False)) as index:
+            found = _seal_problems(folder, index)
+            return found + (index.problems() or _segment_problems(folder, header, index, progress))
+    except StoreError as error:
+        return [str(error)]
+    finally:
+        lock.release()
+
+
+def _seal_problems(folder: Path, index: Index) -> list[str]:
+    """Compare the index's file with its seal."""
+    sealed, digest = read_seal(folder)
+    commits = index.state().commits
+    if commits < sealed:
+        return [f"'{folder / INDEX}' has lost commits ({commits} of {sealed}); restore it from a copy."]
+    if commits == sealed and digest not in (None, file_hash(folder / INDEX)):
+        return [f"'{folder / INDEX}' is not what was written (its hash differs); restore it from a copy."]
+    return []
+
+
+def _segment_problems(folder: Path, header: StoreHeader, index: Index, progress: Progress | None) -> list[str]:
+    """Compare segments with their hashes, and name the documents that a damaged segment affects."""
+    entries = list(index.entries())
+    found: list[str] = []
+    done = 0
+    for segment in index.segments():
+        path = segment_path(folder, segment.number)
+        inside = [entry for entry in entries if entry.segment == segment.number]
+        if not path.is_file() or file_hash(path) != segment.sha256:
+            lost: list[str] = []
+            for entry in inside:
+                try:
+                    read_entry(folder, header, entry)
+                except DamagedStoreError:
+                    lost.append(ascii(entry.id))
+            more = " ..." if len(lost) > _MOST_NAMED else ""
+            names = f"; damaged documents: {', '.join(lost[:_MOST_NAMED])}{more}" if lost else ""
+            reason = "its hash differs" if path.is_file() else "missing"
+            found.append(f"'{path}' is not what was written ({reason}){names}")
+        done += len(inside)
+        if progress is not None:
+            progress(done, len(entries))
+    return found
