@@ -18,12 +18,7 @@ from memlm.errors import CheckpointError, ConfigError, UserError
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Create or replace a folder atomically.
-
-    Args:
-        folder: the folder.
-        write: fills the draft folder that it receives, which then takes the name of `folder`.
-    """
+    """Create or replace a folder atomically: `write` fills a draft, which then takes the name of `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)

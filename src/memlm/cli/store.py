@@ -368,11 +368,7 @@ def _progress(total: int, noun: str) -> Generator[ProgressView]:
 
 
 def open_texts(folder: str, model: str | None, *, retrieval: bool = False) -> TextStore:
-    """Open a store for reading with the model in a folder, by default the one that it was made with.
-
-    Raises:
-        StoreError: there is no store, or its model is not where it was.
-    """
+    """Open a store for reading with the model in a folder, by default the one that it was made with."""
     from memlm.store import TextStore, read_header
 
     encoder = read_header(Path(folder)).retrieval_model if retrieval else None

@@ -117,8 +117,8 @@ def _looks_like_hub_id(source: str) -> bool:
 
 def _nearby(source: str) -> str:
     folder = Path(source).parent
-    siblings = [str(p) for p in islice(folder.iterdir(), 1000)] if folder.is_dir() else []
-    return did_you_mean(source, [*BUNDLED, *siblings]) if len(siblings) < 20 else did_you_mean(source, BUNDLED)
+    siblings = [str(p) for p in islice(folder.iterdir(), 20)] if folder.is_dir() else []
+    return did_you_mean(source, BUNDLED if len(siblings) == 20 else [*BUNDLED, *siblings])
 
 
 def _read_file(path: Path, text_field: str) -> Iterator[Document]:

@@ -54,12 +54,8 @@ def pack(
 ) -> PackedRows:
     """Tokenize documents, end each with eos, and cut them into rows.
 
-    Args:
-        documents: the documents.
-        tokenizer: a tokenizer with padding and end-of-text tokens.
-        row_length: tokens per row.
-        across_documents: if True, join all documents and return only full rows (for training); if False, let every row
-            belong to one document and pad the last row of each (for evaluation).
+    With `across_documents` all documents are joined and only full rows are returned (for training); otherwise every row
+    belongs to one document and the last row of each is padded (for evaluation).
 
     Raises:
         DataError: the text does not fill one row, or row_length is below 1.
@@ -87,11 +83,6 @@ def chunk_texts(
 ) -> tuple[Int[Tensor, "chunks length"], Int[Tensor, "chunks length"], list[int]]:
     """Cut lists of tokens into one batch of chunks; a chunk that is not full ends with eos.
 
-    Args:
-        texts: token ids of each text.
-        tokenizer: a tokenizer with padding and end-of-text tokens.
-        chunk_length: tokens per chunk.
-
     Returns:
         Token ids and mask, (chunks, length), and the number of chunks of each text.
     """
@@ -116,12 +107,7 @@ def _padded_pieces(texts: Sequence[Sequence[int]], pad: int, length: int) -> tup
 def shorten_rows(rows: PackedRows, *, share: float, seed: int, pad_token_id: int, eos_token_id: int) -> PackedRows:
     """Cut a share of the rows at a random length and end them with eos, to train memories of short texts too.
 
-    Args:
-        rows: full rows; shorter ones stay as they are.
-        share: the share of rows to cut, 0 to 1.
-        seed: the seed of rows and lengths.
-        pad_token_id: the padding token.
-        eos_token_id: the end-of-text token.
+    Rows that are not full stay as they are.
 
     Raises:
         DataError: the share lies outside [0, 1].

@@ -48,13 +48,6 @@ def cut_passages(
 ) -> Passages:
     """Cut at most `limit` random passages of `length` tokens that do not overlap.
 
-    Args:
-        documents: the documents.
-        tokenizer: a fast tokenizer, which gives the offsets of tokens in the text.
-        length: tokens per passage.
-        limit: the greatest number of passages.
-        seed: the seed of the choice.
-
     Raises:
         DataError: no document has `length` tokens.
         TokenizerError: the tokenizer gives no offsets.
@@ -64,9 +57,9 @@ def cut_passages(
     texts: list[str] = []
     owners: list[int] = []
     for index, document in enumerate(documents):
-        for start, end in _spans(document.text, tokenizer, length):
-            texts.append(document.text[start:end])
-            owners.append(index)
+        spans = _spans(document.text, tokenizer, length)
+        texts += [document.text[start:end] for start, end in spans]
+        owners += [index] * len(spans)
     if not texts:
         raise DataError(f"no document of {len(documents)} has {length} tokens; give longer texts or smaller --lengths.")
     generator = torch.Generator().manual_seed(seed)

@@ -17,14 +17,7 @@ from memlm.errors import DataError
 def random_rows(
     num_rows: int, row_length: int, vocab_size: int, *, seed: int, exclude: Collection[int] = ()
 ) -> PackedRows:
-    """Return rows of tokens drawn uniformly from the vocabulary; every row is a document.
-
-    Args:
-        num_rows: number of rows.
-        row_length: tokens per row.
-        vocab_size: token ids lie below.
-        seed: the seed of the draw.
-        exclude: token ids that do not occur.
+    """Return rows of tokens drawn uniformly from ids below `vocab_size` without `exclude`; every row is a document.
 
     Raises:
         DataError: all token ids are excluded.
@@ -53,13 +46,9 @@ class Planted(NamedTuple):
 def plant_pairs(
     input_ids: Int[Tensor, "rows tokens"], *, pairs: int, allowed: Collection[int], generator: torch.Generator
 ) -> Planted:
-    """Plant pairs of a key and a value, which are targets, at random positions that do not overlap.
+    """Plant pairs of a key and a value, both from `allowed`, at random positions of each row that do not overlap.
 
-    Args:
-        input_ids: (rows, tokens), the texts.
-        pairs: number of pairs in each row.
-        allowed: token ids of keys and values.
-        generator: the random generator.
+    Values are the targets.
 
     Raises:
         DataError: the text has no room for the pairs, or no token ids are allowed.
@@ -77,13 +66,9 @@ def plant_pairs(
 def plant_number(
     input_ids: Int[Tensor, "rows tokens"], *, digits: Collection[int], length: int, generator: torch.Generator
 ) -> Planted:
-    """Plant a random number, whose digits are targets, at a random position in each row.
+    """Plant a number of `length` random digits, given by their token ids, at a random position in each row.
 
-    Args:
-        input_ids: (rows, tokens), the texts.
-        digits: ids of the tokens 0 to 9.
-        length: number of digits.
-        generator: the random generator.
+    The digits are the targets.
 
     Raises:
         DataError: the number is longer than the text, or there are no digits.

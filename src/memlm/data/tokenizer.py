@@ -24,9 +24,7 @@ SMALLEST_VOCABULARY: Final = 258
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE, which reproduces every UTF-8 text; `<pad>` has id 0 and `<eos>` id 1.
 
-    Args:
-        texts: the training texts.
-        vocab_size: the greatest size of the vocabulary; it is smaller if the texts have too few pairs to merge.
+    The vocabulary is smaller than `vocab_size` if the texts have too few pairs to merge.
 
     Raises:
         TokenizerError: vocab_size is below SMALLEST_VOCABULARY.
@@ -52,9 +50,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
 def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub, and give it distinct padding and end-of-text tokens.
 
-    Args:
-        path_or_id: a folder or a Hub id.
-        gguf_file: the name of a GGUF file inside the folder.
+    It is read from a GGUF file inside the folder if `gguf_file` names one.
 
     Raises:
         TokenizerError: there is no tokenizer.

@@ -87,9 +87,7 @@ class HuggingFaceEncoder:
         model: the model.
         tokenizer: its tokenizer.
         name: the name in tables.
-        pooling: a key of POOLINGS; by default "penultimate" for causal models and "mean" for others.
-        layer: the layer whose hidden states are pooled, 0 for the embeddings; the last by default.
-        normalize: scale each vector to length one.
+        pooling, layer, normalize: see `open_encoder` and `ReadingSettings`.
 
     Raises:
         EncoderError: the model has no such layer, or the pooling does not fit it.
@@ -153,8 +151,7 @@ class HuggingFaceEncoder:
     def untrained(self, seed: int) -> HuggingFaceEncoder:
         """Return an encoder of the same architecture with untrained weights."""
         config = copy.deepcopy(self.model.config)
-        if hasattr(config, "quantization_config"):
-            delattr(config, "quantization_config")
+        vars(config).pop("quantization_config", None)
         torch.manual_seed(seed)
         untrained = type(self.model)(config)
         name = f"{self.name} (untrained)"

@@ -46,9 +46,6 @@ class FunctionEncoder:
         function: maps a list of texts to (texts, numbers), a tensor or anything that `torch.as_tensor` accepts.
         name: the name in tables.
         fingerprint: identifies the function and its weights; cached vectors on disk are found by it.
-
-    Raises:
-        EncoderError: the function does not return one vector per text.
     """
 
     def __init__(self, function: Callable[[list[str]], object], *, name: str, fingerprint: str) -> None:

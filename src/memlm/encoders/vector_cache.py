@@ -40,11 +40,7 @@ def embed(
 ) -> Float[Tensor, "texts numbers"]:
     """Return one vector per text, (texts, numbers); vectors that are not on disk are computed.
 
-    Args:
-        encoder: the encoder.
-        texts: any number of texts.
-        cache: the folder of all cached vectors; by default "vectors" in `default_cache()`.
-        progress: called after each shard.
+    The folder `cache` is by default "vectors" in `default_cache()`; `progress` is called after each shard.
 
     Raises:
         CheckpointError: a shard is damaged, or the folder belongs to another encoder.

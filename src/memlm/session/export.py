@@ -23,13 +23,9 @@ PROMPT_FILE = "prompt_embeds.safetensors"
 def export_decoder(
     model: MemoryModelForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, merged: bool = False
 ) -> None:
-    """Write a model's decoder and its tokenizer as a Hugging Face folder.
+    """Write a model's decoder and its tokenizer as a new Hugging Face folder.
 
-    Args:
-        model: the memory model.
-        tokenizer: the decoder's tokenizer.
-        folder: the folder to create.
-        merged: add the adapters' weights, as for text behind memories; otherwise the decoder is written without them.
+    With `merged`, the adapters' weights are added, as for text behind memories; otherwise they are left out.
 
     Raises:
         CheckpointError: the folder exists already, or cannot be written.

@@ -114,13 +114,9 @@ def save_session(folder: Path, histories: list[History], *, model: str, fidelity
 def load_session(
     folder: Path, *, model: str, shape: tuple[int, int], vocab_size: int
 ) -> tuple[SessionFile, list[History]]:
-    """Read a saved session.
+    """Read what `save_session` wrote.
 
-    Args:
-        folder: the folder that `save_session` wrote.
-        model: fingerprint of the model that continues.
-        shape: memories and numbers of a chunk.
-        vocab_size: token ids must be smaller.
+    The fingerprint, the memories and numbers of a chunk, and the vocabulary are those of the model that continues.
 
     Raises:
         CheckpointError: the session is missing or damaged, has a newer format, or belongs to another model.

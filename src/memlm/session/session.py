@@ -116,10 +116,7 @@ class MemorySession:
                 self._append(history, encode_texts(self.tokenizer, [part])[0])
 
     def read_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Read token ids behind what was read before.
-
-        Args:
-            tokens: one list for each row.
+        """Read token ids, one list for each row, behind what was read before.
 
         Raises:
             UserError: the number of lists differs from the number of rows.
@@ -130,12 +127,7 @@ class MemorySession:
             self._append(history, list(ids))
 
     def read_stored(self, store: TextStore, name: str, *, row: int = 0) -> None:
-        """Read a document of a store: its stored memories, and the tokens of chunks with poor memories.
-
-        Args:
-            store: a store that this model wrote.
-            name: the document's id.
-            row: the row that reads it.
+        """Read a document of a store that this model wrote: its memories, and the tokens of chunks with poor memories.
 
         Raises:
             StoreError: there is no such document.
@@ -231,11 +223,7 @@ class MemorySession:
     def load(
         cls, folder: str | Path, model: str | Path | tuple[MemoryModelForCausalLM, PreTrainedTokenizerBase]
     ) -> MemorySession:
-        """Load a saved session.
-
-        Args:
-            folder: the folder that `save` wrote.
-            model: the model that the session was saved with, as for the constructor.
+        """Load what `save` wrote, with the model that the session was saved with.
 
         Raises:
             CheckpointError: the session is missing or damaged, has a newer format, or belongs to another model.

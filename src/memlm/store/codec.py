@@ -133,10 +133,7 @@ class ChunkCodec:
     ) -> Int[Tensor, "chunks length"]:
         """Return the corrected tokens of chunks, (chunks, length); positions behind a chunk's text have no meaning.
 
-        Args:
-            memories: (chunks, memories, numbers), rounded.
-            ranks: (chunks, length), 0 everywhere to read without corrections.
-            explicit: (chunks, length), tokens where the rank is EXPLICIT.
+        See `memlm.store.corrections.tokens_of`; ranks of 0 everywhere read without corrections.
         """
         found = torch.zeros(ranks.shape, dtype=torch.long)
         for rows, logits in self._read(dequantize(memories)):

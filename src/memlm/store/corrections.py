@@ -33,11 +33,9 @@ Bytes = npt.NDArray[np.uint8]
 def stable_ranks(
     logits: Float[Tensor, "chunks length vocabulary"], input_ids: Int[Tensor, "chunks length"]
 ) -> UInt8[Tensor, "chunks length"]:
-    """Return each token's rank among the logits, or EXPLICIT if another logit is too near or the rank is too high.
+    """Return each stored token's rank among the logits of its rounded memory, (chunks, length).
 
-    Args:
-        logits: (chunks, length, vocabulary), read from the rounded memories.
-        input_ids: (chunks, length), the stored tokens.
+    It is EXPLICIT if another logit is too near or the rank is too high.
     """
     own = logits.gather(-1, input_ids[..., None])
     alone = ((logits - own).abs() < MARGIN).sum(-1) == 1
@@ -50,12 +48,9 @@ def tokens_of(
     ranks: UInt8[Tensor, "chunks length"],
     explicit: Int[Tensor, "chunks length"],
 ) -> Int[Tensor, "chunks length"]:
-    """Return the stored tokens, (chunks, length).
+    """Return the stored tokens, (chunks, length), from logits that are read now and the ranks at the time of encoding.
 
-    Args:
-        logits: (chunks, length, vocabulary), read now.
-        ranks: (chunks, length), the result of `stable_ranks` at the time of encoding.
-        explicit: (chunks, length), the tokens where the rank is EXPLICIT; other values are ignored.
+    Only where the rank is EXPLICIT, the token is that of `explicit`.
     """
     tokens = logits.argmax(-1)
     ranked = (ranks > 0) & (ranks < EXPLICIT)
@@ -88,12 +83,7 @@ def pack(ranks: UInt8[Tensor, " tokens"], input_ids: Int[Tensor, " tokens"], tex
 def unpack(
     corrections: bytes, *, tokens: int, text_bytes: int
 ) -> bytes | tuple[UInt8[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-    """Return the text itself, or ranks and explicit tokens.
-
-    Args:
-        corrections: the result of `pack`.
-        tokens: the document's number of tokens.
-        text_bytes: the size of its text; nothing longer is inflated.
+    """Return the text itself, or ranks and explicit tokens, from the result of `pack`; nothing longer is inflated.
 
     Raises:
         DamagedStoreError: `pack` does not write such bytes.
@@ -161,8 +151,7 @@ def _read_varints(body: Bytes, count: int) -> tuple[npt.NDArray[np.int64], Bytes
 
 
 def _deflated(content: bytes) -> bytes:
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    return packer.compress(content) + packer.flush()
+    return zlib.compress(content, 9, wbits=-zlib.MAX_WBITS)
 
 
 def _inflated(content: bytes, most: int) -> bytes:

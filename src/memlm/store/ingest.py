@@ -73,11 +73,7 @@ def encode_units(
 ) -> list[StoredDocument]:
     """Encode texts as stored documents; the result for one text does not depend on the others.
 
-    Args:
-        codec: the model that writes and reads memories.
-        units: texts with ids.
-        bits: bits of a stored number.
-        retrieval: an encoder whose vectors of each chunk's text are stored for search.
+    The vectors that `retrieval` gives of each chunk's text are stored for search.
     """
     tokens = codec.tokens([unit.text for unit in units])
     written = codec.write(tokens, bits)

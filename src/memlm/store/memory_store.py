@@ -17,15 +17,7 @@ from filelock import FileLock
 
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import create_folder
-from memlm.store.format.document import (
-    StoredDocument,
-    check_id,
-    is_part,
-    memories_of,
-    named_parts,
-    part_ids,
-    vectors_of,
-)
+from memlm.store.format.document import StoredDocument, check_id, is_part, memories_of, named_parts, vectors_of
 from memlm.store.format.header import StoreHeader, read_header, write_header
 from memlm.store.format.index import Index, write_seal
 from memlm.store.format.segments import (
@@ -122,10 +114,8 @@ class MemoryStore:
     def open(cls, folder: str | Path, *, write: bool = False, wait: float = 0.0) -> MemoryStore:
         """Open an existing store.
 
-        Args:
-            folder: the store.
-            write: become the store's only writer; files that an interrupted writer left are removed.
-            wait: seconds to wait for another writer.
+        With `write`, become the store's only writer, after waiting at most `wait` seconds for another one; files that
+        an interrupted writer left are removed.
 
         Raises:
             StoreError: there is no store, it has a newer format, or another process writes to it.
@@ -266,8 +256,7 @@ class MemoryStore:
     def part_ids(self, entry: Entry) -> list[str]:
         """Return the ids of a long document's parts in order; none for a short document."""
         # only documents without chunks of their own can name parts
-        parts = None if entry.chunks or not entry.num_bytes else named_parts(self.read(entry.id))
-        return [] if parts is None else list(part_ids(entry.id, *parts))
+        return [] if entry.chunks or not entry.num_bytes else named_parts(self.read(entry.id))
 
     def compact(self, *, progress: Progress | None = None) -> None:
         """Write the documents into new segments and remove the old ones; readers see either all old or all new."""

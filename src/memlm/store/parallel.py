@@ -39,14 +39,9 @@ Submit = Callable[[bytes], Callable[[], bytes]]
 def encode_with_workers(
     batches: Iterator[list[Unit]], *, model: Path, header: StoreHeader, retrieval: str | None, workers: int
 ) -> Iterator[list[StoredDocument]]:
-    """Encode lists of units with worker processes; results come in order.
+    """Encode lists of units with worker processes, which share this machine's cores; results come in order.
 
-    Args:
-        batches: lists of texts to encode.
-        model: the run folder that each worker loads.
-        header: the header of the store that will hold the documents.
-        retrieval: folder or id of the retrieval encoder that each worker loads.
-        workers: number of processes; they share this machine's cores.
+    Every worker loads the run in the folder `model` and the retrieval encoder, a folder or id.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
@@ -63,11 +58,7 @@ def encode_over_ranks(
 ) -> Iterator[list[StoredDocument]]:
     """Encode lists of units with all ranks of a launcher; called by rank 0, and results come in order.
 
-    Args:
-        batches: lists of texts to encode.
-        codec: the model of this rank, which encodes its share.
-        header: the header of the store that will hold the documents.
-        retrieval: the retrieval encoder of this rank.
+    The codec and the retrieval encoder are those of this rank, which encodes its share.
 
     Raises:
         StoreError: another rank has another model or retrieval encoder.

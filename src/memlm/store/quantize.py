@@ -41,11 +41,7 @@ def bits_per_vector(numbers: int, bits: Bits) -> int:
 
 
 def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> QuantizedMemories:
-    """Round each vector.
-
-    Args:
-        memories: (..., numbers), finite.
-        bits: bits of one number: 16, 8 or 4.
+    """Round each vector, (..., numbers), to numbers of 16, 8 or 4 bits.
 
     Raises:
         MemoryShapeError: values are not finite, or `bits` is another number.

@@ -44,11 +44,7 @@ class StoreSearch:
     """The vectors of a store, or of some of its documents, at the time of reading."""
 
     def __init__(self, store: MemoryStore, *, documents: Iterable[str] | None = None) -> None:
-        """Read the vectors.
-
-        Args:
-            store: the store to search.
-            documents: ids of the documents to search; all by default.
+        """Read the vectors of the documents with these ids, by default of all.
 
         Raises:
             StoreError: a document does not exist.
@@ -82,11 +78,7 @@ class StoreSearch:
         return len(self.vectors)
 
     def nearest(self, query: Float[Tensor, "queries numbers"], k: int = 10) -> list[Hit]:
-        """Return the chunks nearest to any of the query's vectors, best first; at most as many as there are.
-
-        Args:
-            query: (queries, numbers).
-            k: the number of chunks.
+        """Return the `k` chunks nearest to any of the query's vectors, best first; at most as many as there are.
 
         Raises:
             UserError: k is below 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -135,7 +136,8 @@ class TextStore:
         """
         tell = progress or (lambda _bytes, _tokens: None)
         batches = UnitBatches(self.store, documents, replace=replace, progress=tell)
-        for encoded in (encode or self._encode)(iter(batches)):
+        here = partial(encode_units, self.codec, bits=self.store.header.bits, retrieval=self.retrieval)
+        for encoded in map(here, batches) if encode is None else encode(iter(batches)):
             yield from self._commit(encoded, batches.completions.pop(0), tell)
         for completions in batches.completions:
             yield from self._commit([], completions, tell)
@@ -254,8 +256,8 @@ class TextStore:
         return {chunk: ids[: sizes[chunk]] for chunk, ids in zip(chunks, found, strict=True)}
 
     def _exact(self, document: StoredDocument) -> bytes:
-        total = int(document.tokens.sum())
-        content = unpack(document.corrections, tokens=total, text_bytes=document.text_bytes)
+        tokens = int(document.tokens.sum())
+        content = unpack(document.corrections, tokens=tokens, text_bytes=document.text_bytes)
         if not isinstance(content, bytes):
             content = decode_ids(self.codec.tokenizer, self._read(document, *content)).encode(errors="surrogatepass")
         if hashlib.sha256(content).hexdigest() != document.text_sha256:
@@ -270,10 +272,6 @@ class TextStore:
         """Fold one value per token into (chunks, length); only the last chunk may need padding."""
         length = self.codec.chunk_length
         return torch.nn.functional.pad(values, (0, chunks * length - len(values))).view(chunks, length)
-
-    def _encode(self, batches: Iterator[list[Unit]]) -> Iterator[list[StoredDocument]]:
-        for batch in batches:
-            yield encode_units(self.codec, batch, self.store.header.bits, self.retrieval)
 
     def _commit(
         self, encoded: list[StoredDocument], completions: list[Completion], progress: Progress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +52,9 @@ class StoredDocument:
 
 
 def part_id(name: str, generation: int, number: int) -> str:
-    """Return the id of a part of a long document, which lists of documents leave out.
+    """Return the id of a part (from 0) of a long document, which lists of documents leave out.
 
-    Args:
-        name: the document's id.
-        generation: 0 or 1; the parts of a replacement are stored beside those that it will replace.
-        number: the part, from 0.
+    The generation is 0 or 1, since the parts of a replacement are stored beside those that it will replace.
     """
     return f"{name}{_PART}{generation}{_PART}{number}"
 
@@ -74,29 +70,24 @@ def owner_of(name: str) -> tuple[str, int | None, int | None]:
     return (owner, int(part[0]), int(part[1])) if part else (owner, None, None)
 
 
-def part_ids(name: str, generation: int, count: int) -> Iterator[str]:
-    """Iterate over the ids of a document's parts in order."""
-    return (part_id(name, generation, number) for number in range(count))
-
-
 def manifest_of(generation: int, count: int) -> bytes:
     """Return the bytes that name the parts of a long document; they are stored instead of corrections."""
     return _MANIFEST + f"{generation} {count}".encode()
 
 
-def named_parts(document: StoredDocument) -> tuple[int, int] | None:
-    """Return the generation and the number of a long document's parts; None for a document without parts.
+def named_parts(document: StoredDocument) -> list[str]:
+    """Return the ids of a long document's parts in order; none for a document without parts.
 
     Raises:
         DamagedStoreError: the manifest cannot be read.
     """
     if len(document.tokens) or not document.corrections.startswith(_MANIFEST):
-        return None
+        return []
     try:
         generation, count = map(int, document.corrections[len(_MANIFEST) :].split())
     except ValueError:
         raise DamagedStoreError(f"document {ascii(document.id)[:80]} names no parts; restore it.") from None
-    return generation, count
+    return [part_id(document.id, generation, number) for number in range(count)]
 
 
 def check_id(name: str) -> None:

@@ -44,15 +44,7 @@ CREATE TABLE state (
 
 @dataclass(frozen=True)
 class State:
-    """The index's row of state.
-
-    Attributes:
-        commits: number of changes so far.
-        next_place: the order of the next document.
-        next_segment: the number of the next segment.
-        documents: number of rows of documents.
-        root: sum of the seals of all rows.
-    """
+    """The index's row of state: changes so far, what comes next, documents, and the sum of the seals of all rows."""
 
     commits: int
     next_place: int
@@ -183,7 +175,7 @@ class Index:
                     return [f"{NAME}: {' '.join(str(wrong[0]).split())}"]
                 state = self.state()
                 entries = list(self.entries())
-                seals = [*map(_seal_of, entries), *map(_seal_of, self.segments())]
+                seals = [int(_seal(astuple(row)), 16) for row in (*entries, *self.segments())]
         except DamagedStoreError as error:
             return [str(error)]
         if len(entries) != state.documents or sum(seals) % _SUMS != state.root:
@@ -235,10 +227,6 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
 def _write_state(connection: sqlite3.Connection, state: State) -> None:
     values = (state.commits, state.next_place, state.next_segment, state.documents, f"{state.root:064x}")
     connection.execute("INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?, ?, ?)", (*values, _seal(values)))
-
-
-def _seal_of(row: Entry | Segment) -> int:
-    return int(_seal(astuple(row)), 16)
 
 
 def _seal(values: Iterable[object]) -> str:

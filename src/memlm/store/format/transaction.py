@@ -27,11 +27,7 @@ _MOST_NAMED = 5
 
 
 def lock_store(folder: Path, wait: float) -> FileLock:
-    """Acquire the lock of a store's only writer.
-
-    Args:
-        folder: the store.
-        wait: seconds to wait for another writer.
+    """Acquire the lock of a store's only writer, and wait so many seconds for another writer.
 
     Raises:
         StoreError: another process holds the lock, or it cannot be created.
@@ -120,10 +116,7 @@ def remove_files(folder: Path, lock: FileLock) -> None:
 def verify_store(folder: Path, *, wait: float = 0.0, progress: Progress | None = None) -> list[str]:
     """Check every file of a store and return one line for each problem.
 
-    Args:
-        folder: the store.
-        wait: seconds to wait for a writer, since nothing may change during the check.
-        progress: receives documents done and documents in all.
+    Nothing may change during the check, so it waits for a writer, at most `wait` seconds.
 
     Raises:
         StoreError: the folder is not a store, has a newer format, or another process writes to it.
