@@ -83,11 +83,7 @@ class ReadingSettings:
 class HuggingFaceEncoder:
     """A transformers model whose hidden states are pooled to one vector per text.
 
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        name: the name in tables.
-        pooling, layer, normalize: see `open_encoder` and `ReadingSettings`.
+    The settings are those of `open_encoder` and `ReadingSettings`; `name` is the name in tables.
 
     Raises:
         EncoderError: the model has no such layer, or the pooling does not fit it.

@@ -57,9 +57,7 @@ class TextMemory:
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 256) -> list[ChunkMemories]:
         """Return the memories of each text, (chunks, memories, numbers); an empty text has no chunks.
 
-        Args:
-            texts: one string or several.
-            batch_size: number of chunks that are encoded at once, across texts.
+        Batches hold `batch_size` chunks across texts.
 
         Raises:
             UserError: batch_size is below 1.
@@ -77,11 +75,9 @@ class TextMemory:
 
     @torch.inference_mode()
     def regenerate(self, memories: ChunkMemories | Sequence[ChunkMemories], *, batch_size: int = 256) -> list[str]:
-        """Return the text that each tensor of memories gives back.
+        """Return the text that each tensor of memories, (chunks, memories, numbers), gives back.
 
-        Args:
-            memories: one tensor (chunks, memories, numbers) or several.
-            batch_size: number of chunks that are decoded at once, across texts.
+        Batches hold `batch_size` chunks across texts.
 
         Raises:
             MemoryShapeError: the memories have another shape than the model's, or values that are not finite.

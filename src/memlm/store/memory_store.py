@@ -214,12 +214,9 @@ class MemoryStore:
             return self._read(again)
 
     def add(self, documents: Sequence[StoredDocument], *, replace: bool = False, remove: Sequence[str] = ()) -> None:
-        """Write documents and remove others in one commit.
+        """Write documents with distinct ids and remove those with the ids in `remove`, in one commit.
 
-        Args:
-            documents: documents with distinct ids.
-            replace: replace documents that have one of these ids.
-            remove: ids of existing documents to remove.
+        With `replace`, stored documents that have the ids of new ones are replaced.
 
         Raises:
             StoreError: an id exists already or is given twice, memories have another shape, or the disk is full.

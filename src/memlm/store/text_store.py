@@ -143,12 +143,7 @@ class TextStore:
             yield from self._commit([], completions, tell)
 
     def recall(self, name: str) -> str:
-        """Return a document's exact text.
-
-        Raises:
-            StoreError: there is no such document.
-            DamagedStoreError: its data is not what was written, or does not give its text back.
-        """
+        """Return a document's exact text; errors are those of `recall_parts`."""
         return b"".join(self.recall_parts(name)).decode()
 
     def recall_parts(self, name: str) -> Iterator[bytes]:
@@ -190,15 +185,10 @@ class TextStore:
             yield self.store.read(inner)
 
     def search(self, query: str, k: int = 10, *, documents: Sequence[str] | None = None) -> list[Hit]:
-        """Return the chunks nearest to a text by exact cosine, best first.
+        """Return the `k` chunks nearest to a text by exact cosine, best first, in all documents or those with these ids.
 
         A query of several chunks finds the chunks nearest to any of them. The first search reads all vectors; they are
         reused until the store changes.
-
-        Args:
-            query: the text to search for.
-            k: the number of chunks to return at most.
-            documents: ids of the documents to search; all by default.
 
         Raises:
             UserError: the query is empty, or k is below 1.
