@@ -185,7 +185,7 @@ class TextStore:
             yield self.store.read(inner)
 
     def search(self, query: str, k: int = 10, *, documents: Sequence[str] | None = None) -> list[Hit]:
-        """Return the `k` chunks nearest to a text by exact cosine, best first, in all documents or those with these ids.
+        """Return the `k` chunks nearest to a text by exact cosine, best first, in all or only these documents.
 
         A query of several chunks finds the chunks nearest to any of them. The first search reads all vectors; they are
         reused until the store changes.
