@@ -5,17 +5,15 @@ from __future__ import annotations
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.errors import DataError
-from memlm.measurement import Cost, DocumentTally, Measurement, Passage
+from memlm.measurement import Cost, Measurement, Passage
 from memlm.store import Bits, bits_per_vector
 
 _BLOCK = 2**25
@@ -104,24 +102,6 @@ class Evaluation:
     accuracy_by_position: list[float]
     passages: list[Passage]
     costs: list[Cost]
-
-
-def check_text_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
-    """Compare the text with the one that the run was trained on.
-
-    Raises:
-        DataError: the fingerprints differ.
-    """
-    if any(now[f"fingerprint_{half}"] != before[f"fingerprint_{half}"] for half in ("held_out", "train")):
-        raise DataError(f"'{source}' has changed since the run was trained; measure it by name with --text.")
-
-
-def per_document(rows: PackedRows, values: Tensor) -> DocumentTally:
-    """Sum values (rows, tokens) of readable tokens by document."""
-    tally = DocumentTally(len(rows.document_ids))
-    readable = values * rows.attention_mask
-    tally.add(rows.document_index, readable.sum(1), rows.attention_mask.sum(1))
-    return tally
 
 
 def passages_of(decode: Decode, rows: PackedRows, returned: Int[Tensor, "rows tokens"]) -> list[Passage]:

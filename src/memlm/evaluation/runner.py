@@ -1,193 +1,268 @@
-"""Everything that is measured of an autoencoder, with intervals, and what a report shows beside the figures."""
+"""Everything that is measured of a trained run, with intervals, and what a report shows beside the figures."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, random_rows, token_byte_lengths
-from memlm.evaluation.memory.measured import evaluate_memory_run
-from memlm.evaluation.reconstruction import ReconstructionScores, blank_memory_nats, encode_rows, reconstruct
-from memlm.evaluation.result import (
-    Evaluation,
-    Report,
-    check_text_unchanged,
-    chunkwise_costs,
-    compressor_costs,
-    memory_costs,
-    passages_of,
+from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, random_rows, token_byte_lengths
+from memlm.encoders import MemoryEncoder
+from memlm.errors import CheckpointError, DataError
+from memlm.evaluation.memory.copy import copy_measurements
+from memlm.evaluation.memory.oracle import oracle_measurements
+from memlm.evaluation.memory.perplexity import original_measurements, perplexity_measurements
+from memlm.evaluation.memory.recall import recall_measurements
+from memlm.evaluation.probe.retention import Retention
+from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining
+from memlm.evaluation.reconstruction import (
+    ReconstructionScores,
+    blank_memory_nats,
+    encode_rows,
     per_document,
+    reconstruct,
+    reconstruction_measurements,
 )
-from memlm.measurement import (
-    Cost,
-    DocumentTally,
-    Measurement,
-    constant_nats,
-    measure_bits,
-    measure_ratio,
-    measure_retention,
-    paper_nats,
-    uniform_nats,
-    unigram_log_probabilities,
-    unigram_nats,
-)
-from memlm.models import TextAutoencoder
+from memlm.evaluation.result import Evaluation, Report, chunkwise_costs, compressor_costs, memory_costs, passages_of
+from memlm.measurement import Cost, DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
+from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder, encoder_of
+from memlm.models.loading import load_model
+from memlm.models.memory.slots import reads_own_chunk
 from memlm.session import TextMemory
 from memlm.store import Bits
-from memlm.training import RunFolder, prepare_data
+from memlm.training import RunConfig, RunFolder, prepare_data
+from memlm.training.memory.pretrained import load_decoder
+from memlm.training.prepare import PreparedData, read_documents
 
 _RANDOM_ROWS = 512
 _SAMPLED_ROWS = 1024
 _CHUNKS_COMPRESSED = 2000
-
-
-@dataclass(frozen=True)
-class EvalContext:
-    """The model, tokenizer and token counts that figures of one run are measured with."""
-
-    model: TextAutoencoder
-    tokenizer: PreTrainedTokenizerBase
-    unigram_counts: Int[Tensor, " vocabulary"]
+_WIDTHS: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
+_PROBED = ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
+"""Figures of the probe that a run reports."""
 
 
 def evaluate_run(
     path: str, *, text: str | None = None, report: Report | None = None, probe: bool = True, rows: int | None = None
 ) -> Evaluation:
-    """Everything about a trained run: held-out, training, foreign and random text.
+    """Measure a trained run on its held-out documents, or on another text.
+
+    An autoencoder is also measured on training, foreign and random text. A memory model is also compared with the
+    pretrained decoder that it began from, and a probe reads its memories; finished probes are cached
+    (`default_cache()`), so that runs with one frozen encoder share them.
 
     Args:
         path: a finished run folder.
-        text: another source to measure instead of the run's held-out half (its name becomes the split).
-        report: told what is being measured.
-        probe: of a memory run, whether a probe reads its memories too, which takes most of the time.
+        text: another source to measure instead of the run's held-out documents (its name becomes the split).
+        report: called with the name of each part of the evaluation.
+        probe: train a probe on the memories of a memory run, which takes most of the time.
         rows: of a memory run, so many rows of the text, drawn at random; all by default.
 
     Raises:
-        RunFolderError, CheckpointError: not a finished run.
+        RunFolderError, CheckpointError, TokenizerError: not a finished run.
         DataError: the text cannot be read, or the run's text has changed since.
     """
     folder = RunFolder.open(path)
     folder.require_model()
-    if not folder.config().is_autoencoder:
-        return evaluate_memory_run(folder, text=text, say=report or (lambda _: None), probe=probe, rows=rows)
-    memory = TextMemory.from_pretrained(path)
-    record = folder.data()
-    measure = EvalContext(memory.model, memory.tokenizer, torch.tensor(record["unigram_counts"]))
     say = report or (lambda _: None)
-    if text is not None:
-        documents = load_documents(text)
-        # the name, not the path: measurements may be published
-        return _measure_documents(measure, documents, split=Path(text).name, say=say)
-    return _measure_run(folder, record, measure, say)
-
-
-def _measure_documents(measure: EvalContext, documents: Sequence[Document], *, split: str, say: Report) -> Evaluation:
-    say(f"measuring {len(documents)} documents of {split}")
-    rows = pack(documents, measure.tokenizer, row_length=measure.model.config.chunk_length, across_documents=False)
-    memories = encode_rows(measure.model, rows)
-    scores = reconstruct(measure.model, rows, memories=memories)
-    found = measure_rows(measure, rows, scores, split=split) + _rounded(measure, rows, memories, split)
-    return Evaluation(
-        found,
-        scores.accuracy_by_position(),
-        passages_of(partial(decode_ids, measure.tokenizer), rows, scores.predictions),
-        _costs(measure, rows, documents),
-    )
-
-
-def _measure_run(folder: RunFolder, record: dict[str, Any], measure: EvalContext, say: Report) -> Evaluation:
     config = folder.config()
-    length = config.model.chunk_length
+    if config.is_autoencoder:
+        memory = TextMemory.from_pretrained(path)
+        counts = torch.tensor(folder.data()["unigram_counts"])
+        kind = _AutoencoderEvaluation(memory.model, memory.tokenizer, counts, say)
+    else:
+        model, tokenizer = load_model(folder.path, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
+        kind = _ReaderEvaluation(model, tokenizer, folder, say, probe, rows)
+    if text is not None:
+        # the name, not the path: measurements may be published
+        return kind.measure(load_documents(text), Path(text).name)
     say("reading the text")
-    data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=measure.tokenizer)
-    check_text_unchanged(record, data.record, config.data.text)
-    evaluation = _measure_documents(measure, data.held_out, split="held_out", say=say)
-    others = {
-        "train": data.train_rows.sample(_SAMPLED_ROWS, seed=0),
-        "out_of_distribution": _foreign_rows(measure),
-        "random_tokens": random_rows(
-            _RANDOM_ROWS, length, len(measure.tokenizer), seed=0, exclude=measure.tokenizer.all_special_ids
-        ),
-    }
-    found = list(evaluation.measurements)
-    for split, rows in others.items():
-        say(f"measuring {split}")
-        measured = measure_rows(measure, rows, reconstruct(measure.model, rows), split=split)
-        # random tokens are no text, so bytes of it mean nothing
-        found += [m for m in measured if split != "random_tokens" or m.name != "bits_per_byte"]
-    return Evaluation(found, evaluation.accuracy_by_position, evaluation.passages, evaluation.costs)
+    data = prepare_data(config.data, chunk_length=kind.row_length, seed=config.training.seed, tokenizer=kind.tokenizer)
+    before = folder.data()
+    if any(data.record[f"fingerprint_{part}"] != before[f"fingerprint_{part}"] for part in ("held_out", "train")):
+        raise DataError(f"'{config.data.text}' has changed since the run was trained; measure it by name with --text.")
+    found = kind.measure(data.held_out, "held_out")
+    return replace(found, measurements=[*found.measurements, *kind.measure_more(data)])
 
 
-def _foreign_rows(measure: EvalContext) -> PackedRows:
-    """Python's own reference topics: technical English that ships with the interpreter."""
-    from pydoc_data.topics import topics
+@dataclass(frozen=True)
+class _AutoencoderEvaluation:
+    """Reconstruction of chunks, and what their memories cost beside general compressors."""
 
-    documents = [Document(name, text) for name, text in sorted(topics.items()) if text.strip()]
-    rows = pack(documents, measure.tokenizer, row_length=measure.model.config.chunk_length, across_documents=False)
-    return rows.sample(_SAMPLED_ROWS, seed=0)
+    model: TextAutoencoder
+    tokenizer: PreTrainedTokenizerBase
+    unigram_counts: Int[Tensor, " vocabulary"]
+    say: Report
+
+    @property
+    def row_length(self) -> int:
+        return self.model.config.chunk_length
+
+    def measure(self, documents: Sequence[Document], split: str) -> Evaluation:
+        self.say(f"measuring {len(documents)} documents of {split}")
+        rows = pack(documents, self.tokenizer, row_length=self.row_length, across_documents=False)
+        memories = encode_rows(self.model, rows)
+        scores = reconstruct(self.model, rows, memories=memories)
+        found = self._figures(rows, scores, split)
+        for name, bits in _WIDTHS:
+            tokens = reconstruct(self.model, rows, memories=memories, bits=bits).tokens
+            found.append(measure_ratio(f"token_accuracy/{name}", "fraction", tokens, split))
+        passages = passages_of(partial(decode_ids, self.tokenizer), rows, scores.predictions)
+        return Evaluation(found, scores.accuracy_by_position(), passages, self._costs(rows, documents))
+
+    def measure_more(self, data: PreparedData) -> list[Measurement]:
+        """Measure training text, foreign text and random tokens."""
+        special = self.tokenizer.all_special_ids
+        others = {
+            "train": data.train_rows.sample(_SAMPLED_ROWS, seed=0),
+            "out_of_distribution": self._foreign_rows(),
+            "random_tokens": random_rows(_RANDOM_ROWS, self.row_length, len(self.tokenizer), seed=0, exclude=special),
+        }
+        found: list[Measurement] = []
+        for split, rows in others.items():
+            self.say(f"measuring {split}")
+            measured = self._figures(rows, reconstruct(self.model, rows), split)
+            # random tokens are no text, so bytes of it mean nothing
+            found += [m for m in measured if split != "random_tokens" or m.name != "bits_per_byte"]
+        return found
+
+    def _foreign_rows(self) -> PackedRows:
+        """Return rows of Python's own reference topics: technical English that ships with the interpreter."""
+        from pydoc_data.topics import topics
+
+        documents = [Document(name, text) for name, text in sorted(topics.items()) if text.strip()]
+        rows = pack(documents, self.tokenizer, row_length=self.row_length, across_documents=False)
+        return rows.sample(_SAMPLED_ROWS, seed=0)
+
+    def _figures(self, rows: PackedRows, scores: ReconstructionScores, split: str) -> list[Measurement]:
+        sizes = token_byte_lengths(self.tokenizer)[rows.input_ids].double()
+        numbers = DocumentTally(len(rows.document_ids))
+        # padding is included: a short chunk's memory costs as much as a full one's
+        each = torch.full_like(sizes, self.model.config.memory_size / rows.input_ids.shape[1])
+        numbers.add(rows.document_index, each.sum(1), torch.ones(len(rows)))
+        logs = unigram_log_probabilities(self.unigram_counts)
+        return reconstruction_measurements(
+            *(scores.tokens, scores.chunks, scores.nats, split),
+            numbers=numbers,
+            unigram=per_document(rows, unigram_nats(logs, rows.input_ids)),
+            vocabulary=self.model.config.vocab_size,
+            baselines={"blank_memory": blank_memory_nats(self.model, rows)},
+            text_bytes=per_document(rows, sizes),
+        )
+
+    def _costs(self, rows: PackedRows, documents: Sequence[Document]) -> list[Cost]:
+        config, contents = self.model.config, [d.text.encode() for d in documents]
+        pairs = zip(rows.input_ids[:_CHUNKS_COMPRESSED], rows.attention_mask[:_CHUNKS_COMPRESSED], strict=True)
+        chunks = [decode_ids(self.tokenizer, ids[mask.bool()].tolist()) for ids, mask in pairs]
+        memories = memory_costs(
+            chunks=len(rows),
+            memories_per_chunk=config.memories_per_chunk,
+            numbers=config.bottleneck_size,
+            text_bytes=sum(map(len, contents)),
+        )
+        return [*memories, *compressor_costs(contents), *chunkwise_costs(chunks)]
 
 
-def measure_rows(
-    measure: EvalContext, rows: PackedRows, scores: ReconstructionScores, *, split: str
-) -> list[Measurement]:
-    """Accuracy, exact match, cross-entropy, bits and retention against all four baselines, each with its interval."""
-    tokens = int(scores.tokens.count)
-    floor = per_document(rows, unigram_nats(unigram_log_probabilities(measure.unigram_counts), rows.input_ids))
-    sizes = token_byte_lengths(measure.tokenizer)[rows.input_ids].double()
-    numbers = torch.full_like(sizes, measure.model.config.memory_size / rows.input_ids.shape[1])
-    found = [
-        measure_ratio("token_accuracy", "fraction", scores.tokens, split),
-        measure_ratio("exact_match", "fraction", scores.chunks, split),
-        measure_ratio("cross_entropy", "nats/token", scores.nats, split),
-        measure_bits("bits_per_byte", "bits/byte", scores.nats, per_document(rows, sizes), tokens, split),
-        measure_bits(
-            "bits_per_dim", "bits/number", floor.minus(scores.nats), _whole_chunks(rows, numbers), tokens, split
-        ),
-    ]
-    vocabulary = measure.model.config.vocab_size
-    baselines = {
-        "uniform": constant_nats(scores.nats, uniform_nats(vocabulary)),
-        "paper": constant_nats(scores.nats, paper_nats(vocabulary)),
-        "unigram": floor,
-        "blank_memory": blank_memory_nats(measure.model, rows),
-    }
-    return found + [measure_retention(name, scores.nats, tally, tokens, split) for name, tally in baselines.items()]
+@dataclass(frozen=True)
+class _ReaderEvaluation:
+    """Reading with and without memories, copies, recalled facts, and what the memories keep."""
+
+    model: ChunkReader
+    tokenizer: PreTrainedTokenizerBase
+    folder: RunFolder
+    say: Report
+    probe: bool
+    most: int | None
+
+    @property
+    def row_length(self) -> int:
+        return self.model.config.document_length
+
+    def measure(self, documents: Sequence[Document], split: str) -> Evaluation:
+        rows, model = self._rows(documents), self.model
+        self.say(f"reading {len(rows)} rows of {split} with and without memory")
+        found = perplexity_measurements(model, rows, token_byte_lengths(self.tokenizer), split=split)
+        if isinstance(model, MemoryModelForCausalLM) and reads_own_chunk(model.config.layout):
+            self.say(f"rounding the memories of {split}")
+            return Evaluation([*found, *oracle_measurements(model, rows, split_name=split)], [], [], [])
+        full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
+        if model.config.num_chunks % 2 or not len(full):
+            return Evaluation(found, [], [], [])
+        self.say(f"copying {split}")
+        blank_id, half = pad_id(self.tokenizer), full.input_ids.shape[1] // 2
+        copied, scores = copy_measurements(model, full, blank_id=blank_id, split=split)
+        halves = PackedRows(
+            full.input_ids[:, :half], full.attention_mask[:, :half], full.document_index, full.document_ids
+        )
+        passages = passages_of(partial(decode_ids, self.tokenizer), halves, scores.predictions[:, half:])
+        self.say(f"planting facts in {split}")
+        recalled = recall_measurements(model, full, self.tokenizer, blank_id=blank_id, split=split)
+        return Evaluation([*copied, *recalled, *found], [], passages, [])
+
+    def measure_more(self, data: PreparedData) -> list[Measurement]:
+        """Measure the decoder from before the training, and probe the memories; both need a memory model."""
+        model, config = self.model, self.folder.config()
+        if not isinstance(model, MemoryModelForCausalLM):
+            return []
+        found: list[Measurement] = []
+        if config.decoder.path is not None:
+            self.say("reading held_out by the decoder as it was")
+            with contextlib.suppress(CheckpointError):  # moved or removed since: everything else is measured
+                original = load_decoder(config.decoder.path)
+                sizes = token_byte_lengths(self.tokenizer)
+                found += original_measurements(model, original, self._rows(data.held_out), sizes, split="held_out")
+        if self.probe:
+            self.say("probing the memories")
+            encoder = MemoryEncoder(model.encoder, self.tokenizer, name=config.recipe)
+            found += _probe_memories(encoder, config, self.folder.path)
+        return found
+
+    def _rows(self, documents: Sequence[Document]) -> PackedRows:
+        rows = pack(documents, self.tokenizer, row_length=self.row_length, across_documents=False)
+        return rows if self.most is None else rows.sample(self.most, seed=0)
 
 
-def _whole_chunks(rows: PackedRows, values: Tensor) -> DocumentTally:
-    """Values summed by document, padding included: a short chunk's memory costs as much as a full one's."""
-    tally = DocumentTally(len(rows.document_ids))
-    tally.add(rows.document_index, values.sum(1), torch.ones(len(rows)))
-    return tally
+def probe_autoencoder(path: str) -> list[Measurement]:
+    """Probe the memories of an autoencoder's run, as `evaluate_run` does for a memory run.
+
+    Args:
+        path: the run folder.
+
+    Raises:
+        RunFolderError, CheckpointError: not a finished run.
+        DataError: the text cannot be read, or holds fewer than three documents.
+    """
+    memory, folder = TextMemory.from_pretrained(path), RunFolder.open(path)
+    config = folder.config()
+    encoder = MemoryEncoder(encoder_of(memory.model), memory.tokenizer, name=config.recipe)
+    return _probe_memories(encoder, config, folder.path)
 
 
-def _rounded(measure: EvalContext, rows: PackedRows, memories: Tensor, split: str) -> list[Measurement]:
-    """Token accuracy from memories kept in fewer bits."""
-    found: list[Measurement] = []
-    widths: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
-    for name, bits in widths:
-        scores = reconstruct(measure.model, rows, memories=memories, bits=bits)
-        found.append(measure_ratio(f"token_accuracy/{name}", "fraction", scores.tokens, split))
-    return found
-
-
-def _costs(measure: EvalContext, rows: PackedRows, documents: Sequence[Document]) -> list[Cost]:
-    config = measure.model.config
-    texts = [d.text for d in documents]
-    size = sum(len(text.encode()) for text in texts)
-    chunks = [
-        decode_ids(measure.tokenizer, ids[mask.bool()].tolist())
-        for ids, mask in zip(rows.input_ids[:_CHUNKS_COMPRESSED], rows.attention_mask[:_CHUNKS_COMPRESSED], strict=True)
-    ]
-    memories = memory_costs(
-        chunks=len(rows), memories_per_chunk=config.memories_per_chunk, numbers=config.bottleneck_size, text_bytes=size
+def _probe_memories(encoder: MemoryEncoder, config: RunConfig, folder: Path) -> list[Measurement]:
+    """Measure what a small probe reads from one chunk's memories, trained and untrained, on the run's own split."""
+    settings = ProbeSettings(
+        lengths=(config.model.chunk_length,),
+        passages=8192,
+        held_out=config.data.held_out,
+        seed=config.training.seed,
+        controls=False,
+        probe=ProbeTraining(size="small", steps=240),
     )
-    return [*memories, *compressor_costs(text.encode() for text in texts), *chunkwise_costs(chunks)]
+    documents = read_documents(config.data)
+    found: list[Measurement] = []
+    for prefix, probed in (("", encoder), ("untrained/", encoder.untrained(config.training.seed))):
+        out = folder / "probe" / (prefix.strip("/") or "encoder")
+        result = Retention.measure(probed, documents, out=out, settings=settings)
+        found += [
+            m.model_copy(update={"name": f"memories/{prefix}{m.name}", "split": "held_out"})
+            for m in result.measurements
+            if m.name in _PROBED
+        ]
+    return found

@@ -7,7 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.evaluation.memory.perplexity import ReadingScores, count_correct, read_rows
+from memlm.evaluation.memory.perplexity import ReadingScores, read_rows
+from memlm.evaluation.reconstruction import count_correct
 from memlm.measurement import GREEDY, TEACHER_FORCED, DocumentTally, Measurement, measure_ratio
 from memlm.models import ChunkReader, MemoryModelForCausalLM
 from memlm.objectives import Task, blank_copy, copy

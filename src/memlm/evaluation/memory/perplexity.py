@@ -12,15 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memlm.data import PackedRows
+from memlm.evaluation.reconstruction import count_correct
 from memlm.measurement import (
     TEACHER_FORCED,
     DocumentTally,
     Measurement,
-    correct,
-    exact_rows,
     measure_bits,
     measure_ratio,
-    rows_with_targets,
     sum_tallies,
     target_mask,
 )
@@ -142,19 +140,6 @@ def read_rows(
         count_correct(tokens, exact, batch, predicted, task.labels)
         predictions.append(predicted)
     return ReadingScores(nats, sizes, tokens, exact, torch.cat(predictions))
-
-
-def count_correct(
-    tokens: DocumentTally,
-    rows: DocumentTally,
-    batch: PackedRows,
-    predicted: Int[Tensor, "rows tokens"],
-    labels: Int[Tensor, "rows tokens"],
-) -> None:
-    """Add correct tokens, and rows with every target correct, to their documents."""
-    counts = target_mask(labels).sum(1)
-    tokens.add(batch.document_index, correct(predicted, labels).sum(1), counts)
-    rows.add(batch.document_index, (exact_rows(predicted, labels) & (counts > 0)).long(), rows_with_targets(labels))
 
 
 def perplexity_measurements(

@@ -8,20 +8,8 @@ from typing import cast
 import numpy as np
 
 from memlm.evaluation.probe.dataset import ProbeDataset
-from memlm.evaluation.reconstruction import ReconstructionScores
-from memlm.evaluation.result import per_document
-from memlm.measurement import (
-    DocumentTally,
-    Measurement,
-    constant_nats,
-    measure_bits,
-    measure_ratio,
-    measure_retention,
-    paper_nats,
-    uniform_nats,
-    unigram_log_probabilities,
-    unigram_nats,
-)
+from memlm.evaluation.reconstruction import ReconstructionScores, per_document, reconstruction_measurements
+from memlm.measurement import DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
 
 
 @dataclass(frozen=True)
@@ -64,16 +52,14 @@ class CapacityFigures:
         """
         tokens, chunks, nats = (_mean(runs, name) for name in ("tokens", "chunks", "nats"))
         count, split = int(tokens.count), self.split
-        size = chunks.with_rows(chunks.row_counts * float(numbers))
-        found = [
-            measure_ratio("token_accuracy", "fraction", tokens, split),
-            measure_ratio("exact_match", "fraction", chunks, split),
-            measure_ratio("cross_entropy", "nats/token", nats, split),
-            measure_bits("bits_per_dim", "bits/number", self.unigram.minus(nats), size, count, split),
-        ]
-        found += [
-            measure_retention(name, nats, tally, count, split) for name, tally in self.baselines(controls).items()
-        ]
+        known = [name for name in ("blank_memory", "shuffled_memory", "untrained") if name in controls]
+        found = reconstruction_measurements(
+            *(tokens, chunks, nats, split),
+            numbers=chunks.with_rows(chunks.row_counts * float(numbers)),
+            unigram=self.unigram,
+            vocabulary=len(self.dataset.vocabulary),
+            baselines={name: controls[name].nats for name in known},
+        )
         found.append(measure_ratio("token_accuracy/unigram", "fraction", self.commonest, split, count=count))
         for name, scores in controls.items():
             found.append(measure_ratio(f"token_accuracy/{name}", "fraction", scores.tokens, split))
@@ -85,17 +71,6 @@ class CapacityFigures:
                 measure_ratio(f"token_accuracy/seed_{i}", "fraction", run.tokens, split) for i, run in enumerate(runs)
             ]
         return found
-
-    def baselines(self, controls: dict[str, ReconstructionScores]) -> dict[str, DocumentTally]:
-        """Return the cross-entropies that retention is measured against, by name."""
-        classes = len(self.dataset.vocabulary)
-        found = {
-            "uniform": constant_nats(self.unigram, uniform_nats(classes)),
-            "paper": constant_nats(self.unigram, paper_nats(classes)),
-            "unigram": self.unigram,
-        }
-        known = [name for name in ("blank_memory", "shuffled_memory", "untrained") if name in controls]
-        return found | {name: controls[name].nats for name in known}
 
     def point(self, runs: list[ReconstructionScores], controls: dict[str, ReconstructionScores]) -> CapacityPoint:
         """Return the point of the capacity curve."""
