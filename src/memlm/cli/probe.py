@@ -5,14 +5,21 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from memlm.cli.arguments import parse
+from rich.console import Console
+
+from memlm.cli.arguments import options_of, parse
+from memlm.data import load_documents
+from memlm.encoders import MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from memlm.evaluation.probe.retention import Retention
-    from memlm.evaluation.probe.settings import ProbeSettings
+from memlm.evaluation.probe.ready_made import read_ready_made
+from memlm.evaluation.probe.retention import Retention
+from memlm.evaluation.probe.settings import ProbeSettings, Size
+from memlm.measurement import append_journal, to_json_lines
+from memlm.reports import PageContent, figure, tables, write_page
+from memlm.training.run_folder import command_line, describe_versions
+from memlm.training.schema import checked
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,10 @@ class Probe:
     """With --encoder: the texts, a bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
     lengths: str | None = None
     """Tokens per passage, one number or several as in 16,32,64; by default 32, or the chunk of an encoder of memlm."""
-    size: str = "medium"
-    """Size of the probe's decoder: small, medium or large."""
-    passages: int = 16384
-    """Greatest number of training passages."""
-    held_out_passages: int = 1024
-    """Greatest number of held-out passages."""
+    size: Size = "medium"
+    """Width and depth of the probe's decoder."""
     steps: int = 400
     """Greatest number of updates of a probe; early stopping usually ends training before."""
-    vocabulary: str = "encoder"
-    """Tokens to reconstruct: encoder (its own) or bpe (1,024 tokens, trained on the training documents)."""
-    bits: str = "none"
-    """Rounding of the vectors before probing: none, fp16, int8, int4 or binary."""
-    seeds: int = 1
-    """Number of probes to average over."""
-    seed: int = 0
-    """Seed of the split, the passages and the first probe."""
-    controls: bool = True
-    """Train probes on the controls too."""
-    audit: bool = False
-    """Report the tokens, names and numbers that an attacker can read from fp16, int8 and binary vectors."""
     out: str | None = None
     """Folder of the probes and the report; by default runs/probe-NAME."""
     export: str | None = None
@@ -76,12 +67,11 @@ class Probe:
 
 def run(arguments: list[str]) -> None:
     """Probe the vectors, write the report and the journal, and print the result."""
-    options = parse(Probe, arguments, command="probe")
+    kind = options_of(ProbeSettings, Probe, leave_out=("lengths", "held_out", "control_steps", "probe"))
+    options = parse(kind, arguments, command="probe")
     _check_options(options)
-    from memlm.measurement import append_journal, to_json_lines
-
     out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
-    result = _probed(options, out)
+    result = _probed_vectors(options, out) if options.embeddings is not None else _probed_encoder(options, out)
     append_journal(out / "measurements.jsonl", result.measurements)
     path = _write_report(result, out)
     if options.json:
@@ -105,30 +95,14 @@ def _check_options(options: Probe) -> None:
         raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
 
 
-def _probed(options: Probe, out: Path) -> Retention:
-    from memlm.evaluation.probe.retention import Retention
-
-    if options.embeddings is not None:
-        from memlm.evaluation.probe.ready_made import read_ready_made
-
-        settings = _settings(options, default=32)
-        ready = read_ready_made(options.embeddings, options.texts or "", held_out=settings.held_out, seed=settings.seed)
-        return Retention.measure_vectors(
-            ready,
-            out=out,
-            name=Path(options.embeddings).stem,
-            tokenizer=options.tokenizer,
-            settings=settings,
-            progress=True,
-        )
-    return _probed_encoder(options, out)
+def _probed_vectors(options: Probe, out: Path) -> Retention:
+    settings, path = _settings(options, default=32), options.embeddings or ""
+    ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed)
+    named: dict[str, Any] = {"name": Path(path).stem, "tokenizer": options.tokenizer, "settings": settings}
+    return Retention.measure_vectors(ready, out=out, progress=True, **named)
 
 
 def _probed_encoder(options: Probe, out: Path) -> Retention:
-    from memlm.data import load_documents
-    from memlm.encoders import MemoryEncoder, open_encoder
-    from memlm.evaluation.probe.retention import Retention
-
     # wrong settings raise before a model is loaded
     _settings(options, default=32)
     encoder = open_encoder(
@@ -141,41 +115,23 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
             f"--lengths ({max(settings.lengths)}) is more than {encoder.name} reads into one chunk ({chunk}); "
             f"give {chunk} or less."
         )
-    return Retention.measure(
-        encoder,
-        load_documents(options.text),
-        out=out,
-        settings=settings,
-        progress=True,
-        export_to=None if options.export is None else Path(options.export),
-    )
+    documents, export_to = load_documents(options.text), None if options.export is None else Path(options.export)
+    return Retention.measure(encoder, documents, out=out, settings=settings, progress=True, export_to=export_to)
 
 
 def _settings(options: Probe, *, default: int) -> ProbeSettings:
-    from memlm.evaluation.probe.settings import ProbeSettings, check_lengths
-    from memlm.training.schema import checked
-
-    return checked(
-        ProbeSettings,
-        {
-            "lengths": list(check_lengths(options.lengths) if options.lengths is not None else (default,)),
-            "passages": options.passages,
-            "held_out_passages": options.held_out_passages,
-            "vocabulary": options.vocabulary,
-            "bits": options.bits,
-            "seeds": options.seeds,
-            "seed": options.seed,
-            "controls": options.controls,
-            "audit": options.audit,
-            "probe": {"size": options.size, "steps": options.steps},
-        },
-    )
+    try:
+        lengths = [int(part) for part in options.lengths.split(",")] if options.lengths is not None else [default]
+    except ValueError as error:
+        raise ConfigError(
+            f"--lengths ({options.lengths!r}) must be whole numbers with commas, as in 16,32,64."
+        ) from error
+    given = {name: value for name, value in vars(options).items() if name in ProbeSettings.model_fields}
+    probe = {"size": options.size, "steps": options.steps}
+    return checked(ProbeSettings, {**given, "lengths": lengths, "probe": probe})
 
 
 def _write_report(result: Retention, out: Path) -> Path:
-    from memlm.reports import PageContent, figure, write_page
-    from memlm.training.run_folder import command_line, describe_versions
-
     curve = figure.capacity_curve(
         [p.length for p in result.points],
         {
@@ -202,10 +158,6 @@ def _write_report(result: Retention, out: Path) -> Path:
 
 
 def _show(result: Retention) -> None:
-    from rich.console import Console
-
-    from memlm.reports import tables
-
     console = Console()
     console.print(tables.passages(result.passages[:3]))
     console.print(tables.terminal(result.measurements))

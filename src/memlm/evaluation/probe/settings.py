@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from memlm.errors import ConfigError
 from memlm.training.schema import Count, Settings
 
 Size = Literal["small", "medium", "large"]
@@ -63,15 +62,3 @@ class ProbeSettings(Settings):
     """Updates of the autoencoder that is the positive control."""
     probe: ProbeTraining = ProbeTraining()
     """Settings of the probe decoder."""
-
-
-def check_lengths(text: str) -> tuple[int, ...]:
-    """Parse lengths such as '16,32,64'.
-
-    Raises:
-        ConfigError: the text is no list of whole numbers.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--lengths ({text!r}) must be whole numbers with commas, as in 16,32,64.") from error
