@@ -39,8 +39,10 @@ def run(arguments: list[str]) -> None:
     evaluation = measured(
         options.directory, text=options.text, quiet=options.json, probe=options.probe, rows=options.rows
     )
+    from memlm.measurement import to_json_lines
+
     if options.json:
-        print("".join(m.to_json_line() + "\n" for m in evaluation.measurements), end="")
+        print(to_json_lines(evaluation.measurements), end="")
     else:
         from rich.console import Console
 

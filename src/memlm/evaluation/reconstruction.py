@@ -175,19 +175,18 @@ def reconstruction_measurements(
         baselines: other cross-entropies that retention is measured against, by name.
         text_bytes: sums of the bytes of the targets; without them there are no bits per byte.
     """
-    count = int(tokens.count)
     found = [
         measure_ratio("token_accuracy", "fraction", tokens, split),
         measure_ratio("exact_match", "fraction", chunks, split),
         measure_ratio("cross_entropy", "nats/token", nats, split),
     ]
     if text_bytes is not None:
-        found.append(measure_bits("bits_per_byte", "bits/byte", nats, text_bytes, count, split))
-    found.append(measure_bits("bits_per_dim", "bits/number", unigram.minus(nats), numbers, count, split))
+        found.append(measure_bits("bits_per_byte", "bits/byte", nats, text_bytes, split))
+    found.append(measure_bits("bits_per_dim", "bits/number", unigram.minus(nats), numbers, split))
     every = {
         "uniform": constant_nats(nats, uniform_nats(vocabulary)),
         "paper": constant_nats(nats, paper_nats(vocabulary)),
         "unigram": unigram,
         **baselines,
     }
-    return found + [measure_retention(name, nats, tally, count, split) for name, tally in every.items()]
+    return found + [measure_retention(name, nats, tally, split) for name, tally in every.items()]

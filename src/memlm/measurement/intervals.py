@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ MIN_UNITS = 10
 """The smallest number of documents, or pieces of documents, that an interval is computed from."""
 _PIECES = 20
 """The number of pieces that fewer than MIN_UNITS documents are cut into."""
+_RESAMPLES = 1000
+"""The number of resamples: it determines the ends to about a twentieth of the interval's width."""
 _TAIL = 0.025
 
 
-@dataclass(frozen=True)
-class Units:
+class Units(NamedTuple):
     """Sums and counts of the units that are resampled.
 
     Attributes:
@@ -33,8 +34,7 @@ class Units:
     name: str
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """An interval over units, or the reason why there is none.
 
     Attributes:
@@ -76,9 +76,7 @@ def units_of(
 
 def sum_by(index: NDArray[np.int64], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Return the sums (size,) of the values of each index."""
-    found = np.zeros(size)
-    np.add.at(found, index, values)
-    return found
+    return np.bincount(index, values, size).astype(np.float64)
 
 
 def _pieces_of(document_index: NDArray[np.int64], pieces: int) -> NDArray[np.int64]:
@@ -89,34 +87,26 @@ def _pieces_of(document_index: NDArray[np.int64], pieces: int) -> NDArray[np.int
     return unit
 
 
-def ratio_interval(units: Units, *, seed: int = 0) -> Interval:
-    """Return the percentile interval of sum(sums) / sum(counts) over units drawn with replacement.
-
-    Args:
-        units: at least MIN_UNITS units, or there is no interval.
-        seed: the seed of the resampling.
-    """
+def ratio_interval(units: Units) -> Interval:
+    """Return the percentile interval of sum(sums) / sum(counts) over at least MIN_UNITS units."""
     if len(units.sums) < MIN_UNITS:
         return Interval(None, None, f"no interval: {units.name}, fewer than {MIN_UNITS}")
-    return Interval(*bootstrap_interval(units.sums, units.counts, seed=seed), f"bootstrap over {units.name}")
+    return Interval(*bootstrap_interval(units.sums, units.counts), f"bootstrap over {units.name}")
 
 
-def bootstrap_interval(
-    sums: NDArray[np.float64], counts: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
     """Return the percentile interval of sum(sums) / sum(counts), NaN where nothing is counted.
 
     Args:
         sums: (units,).
         counts: (units,); units with a count of zero are left out.
-        resamples: the number of resamples; 1000 determine the ends to about a twentieth of the interval's width.
         seed: the seed of the resampling.
     """
     counted = counts > 0
     sums, counts = sums[counted], counts[counted]
     if not len(sums):
         return float("nan"), float("nan")
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(_RESAMPLES, len(sums)))
     ratios = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(ratios, [_TAIL, 1 - _TAIL])
     return float(low), float(high)

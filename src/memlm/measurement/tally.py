@@ -88,9 +88,7 @@ class DocumentTally:
         return binomial_interval(int(successes), int(trials))
 
 
-def measure_ratio(
-    name: str, unit: str, tally: DocumentTally, split: str, *, protocol: str = PARALLEL, count: int | None = None
-) -> Measurement:
+def measure_ratio(name: str, unit: str, tally: DocumentTally, split: str, *, protocol: str = PARALLEL) -> Measurement:
     """Return a measurement of sum over count.
 
     Args:
@@ -99,7 +97,6 @@ def measure_ratio(
         tally: sums and counts by document.
         split: the text that was measured.
         protocol: how predictions were made.
-        count: the denominator that the measurement reports; the tally's count by default.
     """
     interval = tally.interval()
     exact_low, exact_high = tally.exact_interval() if unit == "fraction" else (None, None)
@@ -112,31 +109,31 @@ def measure_ratio(
         exact_low=exact_low,
         exact_high=exact_high,
         interval_note=interval.note,
-        count=int(tally.count) if count is None else count,
+        count=int(tally.count),
         split=split,
         protocol=protocol,
     )
 
 
 def measure_bits(
-    name: str, unit: str, nats: DocumentTally, sizes: DocumentTally, count: int, split: str, *, protocol: str = PARALLEL
+    name: str, unit: str, nats: DocumentTally, sizes: DocumentTally, split: str, *, protocol: str = PARALLEL
 ) -> Measurement:
-    """Return a measurement of bits per unit of size.
+    """Return a measurement of bits per unit of size, whose count is that of the nats.
 
     Args:
         name: the measured quantity.
         unit: e.g. "bits/byte".
         nats: summed nats.
         sizes: sums over the same rows that are the denominators, such as bytes.
-        count: the number of tokens, for the record.
         split: the text that was measured.
         protocol: how predictions were made.
     """
     tally = nats.with_rows(nats.row_sums / NATS_PER_BIT, sizes.row_sums)
-    return measure_ratio(name, unit, tally, split, protocol=protocol, count=count)
+    found = measure_ratio(name, unit, tally, split, protocol=protocol)
+    return found.model_copy(update={"count": int(nats.count)})
 
 
-def measure_retention(name: str, nats: DocumentTally, baseline: DocumentTally, count: int, split: str) -> Measurement:
+def measure_retention(name: str, nats: DocumentTally, baseline: DocumentTally, split: str) -> Measurement:
     """Return 1 - CE / CE_baseline; its interval resamples numerator and denominator together.
 
     Raises:
@@ -150,7 +147,7 @@ def measure_retention(name: str, nats: DocumentTally, baseline: DocumentTally, c
         low=interval.low,
         high=interval.high,
         interval_note=interval.note,
-        count=count,
+        count=int(nats.count),
         baseline=Baseline(name=name, value=baseline.ratio(), unit="nats/token"),
         split=split,
         protocol=PARALLEL,

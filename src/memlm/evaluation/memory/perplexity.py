@@ -206,7 +206,7 @@ def _bits_saved(context: str, with_memory: ReadingScores, without: ReadingScores
     """Bits per byte that memory saves from the second chunk on, paired document by document."""
     after, before = sum_tallies(with_memory.nats[1:]), sum_tallies(without.nats[1:])
     name, saved, sizes = f"bits_saved_over/{context}", before.minus(after), sum_tallies(without.sizes[1:])
-    return measure_bits(name, "bits/byte", saved, sizes, int(after.count), split, protocol=TEACHER_FORCED)
+    return measure_bits(name, "bits/byte", saved, sizes, split, protocol=TEACHER_FORCED)
 
 
 def _next_token(batch: PackedRows, _: Tensor) -> Task:
@@ -214,5 +214,4 @@ def _next_token(batch: PackedRows, _: Tensor) -> Task:
 
 
 def _bits(name: str, nats: list[DocumentTally], sizes: list[DocumentTally], split: str) -> Measurement:
-    top, bottom = sum_tallies(nats), sum_tallies(sizes)
-    return measure_bits(name, "bits/byte", top, bottom, int(top.count), split, protocol=TEACHER_FORCED)
+    return measure_bits(name, "bits/byte", sum_tallies(nats), sum_tallies(sizes), split, protocol=TEACHER_FORCED)

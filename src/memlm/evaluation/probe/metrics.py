@@ -51,7 +51,7 @@ class CapacityFigures:
             numbers: the number of components of a vector.
         """
         tokens, chunks, nats = (_mean(runs, name) for name in ("tokens", "chunks", "nats"))
-        count, split = int(tokens.count), self.split
+        split = self.split
         known = [name for name in ("blank_memory", "shuffled_memory", "untrained") if name in controls]
         found = reconstruction_measurements(
             *(tokens, chunks, nats, split),
@@ -60,12 +60,10 @@ class CapacityFigures:
             vocabulary=len(self.dataset.vocabulary),
             baselines={name: controls[name].nats for name in known},
         )
-        found.append(measure_ratio("token_accuracy/unigram", "fraction", self.commonest, split, count=count))
+        found.append(measure_ratio("token_accuracy/unigram", "fraction", self.commonest, split))
         for name, scores in controls.items():
             found.append(measure_ratio(f"token_accuracy/{name}", "fraction", scores.tokens, split))
-            found.append(
-                measure_ratio(f"cross_entropy/{name}", "nats/token", scores.nats, split, count=int(scores.tokens.count))
-            )
+            found.append(measure_ratio(f"cross_entropy/{name}", "nats/token", scores.nats, split))
         if len(runs) > 1:
             found += [
                 measure_ratio(f"token_accuracy/seed_{i}", "fraction", run.tokens, split) for i, run in enumerate(runs)
