@@ -23,8 +23,8 @@ from memlm.data import Document, Passages, encode_texts, pad_id, split_documents
 from memlm.errors import RunFolderError
 from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
-from memlm.evaluation.probe.audit import recovered_spans
 from memlm.evaluation.probe.dataset import dataset_of_passages
+from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings

@@ -21,7 +21,7 @@ from pydantic import Field
 from memlm.data import PackedRows, load_documents, pack, split_documents, train_tokenizer
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents
 from memlm.evaluation.probe.folders import claim_folder
-from memlm.evaluation.probe.metrics import CapacityFigures
+from memlm.evaluation.probe.metrics import capacity_measurements
 from memlm.evaluation.probe.settings import ProbeTraining
 from memlm.evaluation.probe.training import train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
@@ -115,8 +115,8 @@ def measure_table(
     lines: list[TableLine] = []
     for row in ROWS:
         runs = [scores[row, seed] for seed in range(settings.seeds)]
-        figures = CapacityFigures(dataset, split=row.name)
-        lines.append(TableLine(row, figures.measurements(runs, {}, numbers=settings.hidden_size)))
+        found = capacity_measurements(dataset, runs, {}, numbers=settings.hidden_size, split=row.name)
+        lines.append(TableLine(row, found))
     return lines
 
 

@@ -49,46 +49,36 @@ def claim_folder(out: Path, record: dict[str, Any]) -> None:
         raise RunFolderError(f"cannot write to '{out}': {error.strerror or error}; choose another --out.") from error
 
 
-class ProbeCache:
-    """A cache of finished folders.
+def restore(folder: Path, cached: Path, *, finished: str) -> bool:
+    """Fill a folder with the cached one; return False where there is none, or a damaged one.
 
     Args:
-        root: the folder that holds them.
+        folder: the folder to fill; its content is replaced, unless it is finished itself.
+        cached: the folder in the cache, named by its `fingerprint`.
+        finished: the name of a file or folder that only a finished folder has.
     """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def restore(self, folder: Path, key: str, *, finished: str) -> bool:
-        """Fill a folder with the cached one; return False where there is none, or a damaged one.
-
-        Args:
-            folder: the folder to fill; its content is replaced, unless it is finished itself.
-            key: the `fingerprint` of the folder.
-            finished: the name of a file or folder that only a finished folder has.
-        """
-        cached = self.root / key
-        if (folder / finished).exists():
-            return True
-        if not _intact(cached):
-            return False
-        write_folder_atomic(folder, partial(_copy, cached))
+    if (folder / finished).exists():
         return True
+    if not _intact(cached):
+        return False
+    write_folder_atomic(folder, partial(_copy, cached))
+    return True
 
-    def save(self, folder: Path, key: str) -> None:
-        """Copy a finished folder to the cache, without its checkpoints.
 
-        Raises:
-            DataError: the cache cannot be written.
-        """
-        if _intact(self.root / key):
-            return
-        try:
-            write_folder_atomic(self.root / key, partial(_copy_with_record, folder))
-        except OSError as error:
-            raise DataError(
-                f"cannot keep '{folder.name}' in '{self.root}': {error.strerror}; set MEMLM_CACHE."
-            ) from error
+def save(folder: Path, cached: Path) -> None:
+    """Copy a finished folder to the cache, without its checkpoints.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if _intact(cached):
+        return
+    try:
+        write_folder_atomic(cached, partial(_copy_with_record, folder))
+    except OSError as error:
+        raise DataError(
+            f"cannot keep '{folder.name}' in '{cached.parent}': {error.strerror}; set MEMLM_CACHE."
+        ) from error
 
 
 def fingerprint(**deciding: Any) -> str:

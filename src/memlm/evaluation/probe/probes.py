@@ -17,10 +17,9 @@ from torch import Tensor
 from memlm.data import decode_piece
 from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import embed
-from memlm.evaluation.probe.audit import ROUNDINGS, audit_measurements
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
-from memlm.evaluation.probe.folders import ProbeCache, claim_folder, fingerprint
-from memlm.evaluation.probe.metrics import CapacityFigures, CapacityPoint
+from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
+from memlm.evaluation.probe.metrics import ROUNDINGS, CapacityPoint, audit_measurements, capacity_measurements
 from memlm.evaluation.probe.settings import SIZES, ProbeSettings, Size
 from memlm.evaluation.probe.training import train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
@@ -69,7 +68,7 @@ class Probes:
         self.progress = progress
         claim_folder(out, {"settings": settings.model_dump(mode="json"), "encoder": encoder})
         self.vector_cache = cache / "vectors"
-        self.cache = ProbeCache(cache / "probes")
+        self.cache = cache / "probes"
 
     def vectors(self, dataset: ProbeDataset, encoder: Encoder) -> PartVectors:
         """Encode all passages, rounded as the settings say."""
@@ -93,14 +92,20 @@ class Probes:
         settings = self.settings
         runs = [self.run(dataset, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
         controls = self._controls(dataset, vectors, untrained) if settings.controls else {}
-        figures = CapacityFigures(dataset, split=f"{dataset.length} tokens")
-        found = figures.measurements(runs, controls, numbers=vectors["train"].shape[1])
+        split, numbers = f"{dataset.length} tokens", vectors["train"].shape[1]
+        found = capacity_measurements(dataset, runs, controls, numbers=numbers, split=split)
+        shares = {m.name: m.value for m in found}
+        point = CapacityPoint(
+            dataset.length,
+            *(shares[name] for name in ("token_accuracy", "exact_match", "retention/unigram")),
+            {name: shares[f"token_accuracy/{name}"] for name in ("unigram", *controls)},
+        )
         if settings.audit:
-            found += self._audit(dataset, vectors, figures.split)
+            found += self._audit(dataset, vectors, split)
         returned = dataset.vocabulary.token_ids(runs[0].predictions.clamp(min=1))
         return LengthResult(
             found,
-            figures.point(runs, controls),
+            point,
             runs[0].accuracy_by_position(),
             passages_of(partial(decode_piece, dataset.tokenizer), dataset.rows["held_out"], returned),
             self._notes(dataset, untrained is not None),
@@ -115,10 +120,10 @@ class Probes:
         self._say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
         folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
         data = dataset.probe_data(vectors)
-        key = fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
-        self.cache.restore(folder, key, finished="done")
+        cached = self.cache / fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
+        restore(folder, cached, finished="done")
         probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
-        self.cache.save(folder, key)
+        save(folder, cached)
         return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
 
     def _say(self, line: str) -> None:
@@ -157,17 +162,18 @@ class Probes:
         length = dataset.length
         folder = self.out / "autoencoder" / str(length)
         recipe = _control_config(length, width, self.settings)
-        key = fingerprint(recipe=recipe.model_dump(mode="json"), texts=dataset.passages["train"].texts)
-        if not self.cache.restore(folder, key, finished="model.safetensors"):
+        training_texts = dataset.passages["train"].texts
+        cached = self.cache / fingerprint(recipe=recipe.model_dump(mode="json"), texts=training_texts)
+        if not restore(folder, cached, finished="model.safetensors"):
             self._say(f"training the positive control, an autoencoder of {length} tokens")
             texts = self.out / "autoencoder" / f"texts-{length}.jsonl"
             texts.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps({"text": text}) + "\n" for text in dataset.passages["train"].texts)
+            lines = (json.dumps({"text": text}) + "\n" for text in training_texts)
             write_file_atomic(texts, "".join(lines))
             resume = (folder / "run.json").is_file()
             data = recipe.data.model_copy(update={"text": str(texts)})
             train_run(recipe.model_copy(update={"data": data}), folder, resume=resume, progress=self.progress)
-            self.cache.save(folder, key)
+            save(folder, cached)
         encoder = open_encoder(str(folder))
         own = dataset_of_passages(dataset.passages, encoder.tokenizer, length=length)
         vectors = {part: encoder.encode(own.passages[part].texts) for part in PARTS}

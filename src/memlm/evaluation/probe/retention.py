@@ -24,9 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.encoders import Encoder
 from memlm.encoders.vector_cache import default_cache
-from memlm.evaluation.probe.audit import audit_sentences
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
-from memlm.evaluation.probe.metrics import CapacityPoint
+from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -25,9 +26,10 @@ from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
-from memlm.training.loop.trainer import Batch, BatchFn, MemlmTrainer, fit
+from memlm.training.loop.trainer import MemlmTrainer, fit
 
 _VALIDATION_BATCH = 128
+_KEY = "validation_cross_entropy"
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,27 @@ def train_probe(
 
 
 def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int, progress: bool) -> None:
-    training = _training(settings, seed)
-    torch.manual_seed(seed)
-    model = ProbeDecoder(
-        ProbeConfig(
-            vocab_size=data.num_classes,
-            length=data.train_labels.shape[1],
-            vector_size=data.train_vectors.shape[1],
-            readout_rank=settings.readout_rank or _rank(data),
-            **cast(Any, SIZES[settings.size]),
-        )
+    training = TrainingConfig(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=seed,
+        evaluate_every=settings.evaluate_every,
+        checkpoint_every=4 * settings.evaluate_every,
+        log_every=settings.evaluate_every,
+        optimizer=OptimizerConfig(learning_rate=settings.learning_rate, adamw_learning_rate=settings.learning_rate),
     )
+    torch.manual_seed(seed)
+    model = _untrained(data, settings)
     start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
 
     def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
-        stopper = EarlyStop(training, log, view, _Validation(trainer, data), interrupt)
+        stopper = EarlyStop(training, log, view, partial(_validate, trainer, model, data), interrupt)
         stopper.follow(model, folder / "best", settings.patience)
         return stopper
 
     fit(
         model,
-        _batches(data),
+        lambda rows, _: {"vectors": data.train_vectors[rows], "labels": data.train_labels[rows]},
         training,
         folder,
         rows=len(data.train_labels),
@@ -98,15 +100,25 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
     )
 
 
+def _untrained(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
+    """Return a decoder whose positions read twice their even share of the vector, between 8 and 64 numbers."""
+    length, size = data.train_labels.shape[1], data.train_vectors.shape[1]
+    rank = settings.readout_rank or int(min(max(8, 2 * size / length), 64))
+    shape: dict[str, Any] = dict(SIZES[settings.size])
+    return ProbeDecoder(
+        ProbeConfig(vocab_size=data.num_classes, length=length, vector_size=size, readout_rank=rank, **shape)
+    )
+
+
 class EarlyStop(RunCallback):
     """Save the weights of the best evaluation, and stop after `patience` evaluations without a better one."""
 
     def follow(self, model: ProbeDecoder, best: Path, patience: int) -> None:
         """Set the model to save, the folder to save it to, and the patience."""
-        self.model = model
-        self.best = best
-        self.patience = patience
-        self.seen = [line["validation_cross_entropy"] for line in _lines(self.run_log) if _KEY in line]
+        self.model, self.best, self.patience = model, best, patience
+        log = self.run_log.path
+        lines = map(json.loads, log.read_text(encoding="utf-8").splitlines()) if log.exists() else ()
+        self.seen = [line[_KEY] for line in lines if _KEY in line]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Evaluate the initial weights: of vectors without information, an untrained probe is the best one."""
@@ -132,65 +144,20 @@ class EarlyStop(RunCallback):
         control.should_training_stop = control.should_training_stop or self.finished
 
 
-_KEY = "validation_cross_entropy"
-
-
-class _Validation:
-    """Evaluation on validation passages in the precision of training; it draws no random numbers."""
-
-    def __init__(self, trainer: MemlmTrainer, data: ProbeData) -> None:
-        self.trainer = trainer
-        self.data = data
-
-    @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        model = cast(ProbeDecoder, self.trainer.model)
-        model.eval()
-        num_correct, nats, count = 0, 0.0, 0
-        pairs = zip(
-            self.data.validation_vectors.split(_VALIDATION_BATCH),
-            self.data.validation_labels.split(_VALIDATION_BATCH),
-            strict=True,
-        )
-        for vectors, labels in pairs:
-            with self.trainer.compute_loss_context_manager():
-                logits = model.decode(vectors.to(model.device)).cpu()
-            num_correct += int(correct(logits.argmax(-1), labels).sum())
-            nats += float(token_nats(logits, labels).sum())
-            count += int(target_mask(labels).sum())
-        model.train()
-        return {"validation_token_accuracy": num_correct / count, _KEY: nats / count}
-
-
-def _rank(data: ProbeData) -> int:
-    """Return twice a position's even share of the vector, between 8 and 64."""
-    share = data.train_vectors.shape[1] / data.train_labels.shape[1]
-    return int(min(max(8, 2 * share), 64))
-
-
-def _batches(data: ProbeData) -> BatchFn:
-    def batch_fn(rows: Tensor, _: int) -> Batch:
-        return {"vectors": data.train_vectors[rows], "labels": data.train_labels[rows]}
-
-    return batch_fn
-
-
-def _training(settings: ProbeTraining, seed: int) -> TrainingConfig:
-    rate = settings.learning_rate
-    return TrainingConfig(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        seed=seed,
-        evaluate_every=settings.evaluate_every,
-        checkpoint_every=4 * settings.evaluate_every,
-        log_every=settings.evaluate_every,
-        optimizer=OptimizerConfig(learning_rate=rate, adamw_learning_rate=rate),
-    )
-
-
-def _lines(log: RunLog) -> list[dict[str, Any]]:
-    text = log.path.read_text(encoding="utf-8") if log.path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
+@torch.no_grad()
+def _validate(trainer: MemlmTrainer, model: ProbeDecoder, data: ProbeData) -> dict[str, float]:
+    """Evaluate on validation passages in the precision of training; no random numbers are drawn."""
+    model.eval()
+    num_correct, nats, count = 0, 0.0, 0
+    parts = (tensor.split(_VALIDATION_BATCH) for tensor in (data.validation_vectors, data.validation_labels))
+    for vectors, labels in zip(*parts, strict=True):
+        with trainer.compute_loss_context_manager():
+            logits = model.decode(vectors.to(model.device)).cpu()
+        num_correct += int(correct(logits.argmax(-1), labels).sum())
+        nats += float(token_nats(logits, labels).sum())
+        count += int(target_mask(labels).sum())
+    model.train()
+    return {"validation_token_accuracy": num_correct / count, _KEY: nats / count}
 
 
 def _best(folder: Path) -> ProbeDecoder:
