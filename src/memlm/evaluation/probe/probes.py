@@ -97,7 +97,9 @@ class Probes:
         shares = {m.name: m.value for m in found}
         point = CapacityPoint(
             dataset.length,
-            *(shares[name] for name in ("token_accuracy", "exact_match", "retention/unigram")),
+            shares["token_accuracy"],
+            shares["exact_match"],
+            shares["retention/unigram"],
             {name: shares[f"token_accuracy/{name}"] for name in ("unigram", *controls)},
         )
         if settings.audit:
