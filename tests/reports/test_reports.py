@@ -104,6 +104,28 @@ def test_tables_fit_a_terminal_and_say_percent() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_no_name_of_a_run_is_folded_in_a_terminal() -> None:
+    console = Console(width=80, no_color=True)
+    shares = [
+        *("memories/untrained/token_accuracy/unigram", "memories/untrained/retention/unigram"),
+        *("recall_whole/sentence/3_chunks", "token_accuracy/blank_copy", "exact_match/next_token"),
+    ]
+    exact = {"exact_low": 0.9, "exact_high": 0.95, "interval_note": "bootstrap over 12 documents"}
+    figures = [measured(name, 0.925, **exact) for name in shares]
+    figures.append(measured("normalised_cross_entropy/int8", 1.894, unit="nats/token", high=1.899))
+    figures.append(measured("bits_saved_over/other_memory", 1.894, unit="bits/byte", high=1.899))
+    with console.capture() as capture:
+        console.print(tables.terminal(figures))
+    printed = capture.get()
+    lines = [line.split() for line in printed.splitlines()]
+    # title, headings, one line for each figure, the note on intervals, an empty line
+    assert [line[0] for line in lines[2:-2]] == [m.name for m in figures]
+    assert all(line[-1] == "12,345" for line in lines[2:-2])
+    assert "bootstrap over 12 documents" in printed
+    assert "exact binomial" not in printed
+    assert "exact binomial" in tables.markdown(figures)
+
+
 def test_wrong_pieces_are_marked_without_colour_too() -> None:
     console = Console(width=60, no_color=True)
     with console.capture() as capture:

@@ -193,19 +193,13 @@ def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = 
 
 def _adapted(svg: str, *, title: str, name: str) -> str:
     """Return the svg element without a size, with CSS variables for colours and ids that are unique in a page."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1), count=1
-    )
-    body = re.sub(r"\sxmlns(:xlink)?=\"[^\"]*\"", "", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    opened, body = body.split(">", 1)
+    opened = re.sub(r'\s(width|height|xmlns|xmlns:xlink)="[^"]*"', "", opened)
     body = body.replace("xlink:href", "href")
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r"url\(#", f"url(#{name}-", body)
-    body = re.sub(r'href="#', f'href="#{name}-', body)
-    body = re.sub(r"font:[^;\"]*px[^;\"]*", lambda m: re.sub(r"px.*", "px var(--font)", m.group(0)), body)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"(font:[^;\"]*?px)[^;\"]*", r"\1 var(--font)", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
-    start = body.index(">") + 1
     label = f'<title id="{name}-title">{title}</title>'
-    return body[: start - 1] + f' role="img" aria-labelledby="{name}-title">' + label + body[start:]
+    return f'{opened} role="img" aria-labelledby="{name}-title">{label}{body}'

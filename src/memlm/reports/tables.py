@@ -14,6 +14,8 @@ from rich.text import Text
 from memlm.measurement import Measurement, Passage
 
 HEADINGS = ("measurement", "value", "95 % interval", "exact binomial", "count", "baseline")
+_SHOWN = ("value", "95 % interval", "count")
+"""Headings of the columns behind the name that a terminal shows."""
 Cells = tuple[str, str, str, str, str, str]
 _EXACT = "exact binomial: for independent tokens or chunks, as those of one text are not"
 
@@ -28,7 +30,8 @@ def cells(m: Measurement) -> Cells:
     """Return the texts of a row: name, value with unit, interval, exact interval, denominator, baseline."""
     interval, exact = (_ends(*ends, m.unit) for ends in ((m.low, m.high), (m.exact_low, m.exact_high)))
     baseline = "" if m.baseline is None else f"{m.baseline.name} {m.baseline.value:.3f} {m.baseline.unit}"
-    return m.name, f"{_number(m.value, m.unit)} {_unit(m.unit)}".strip(), interval, exact, f"{m.count:,}", baseline
+    unit = "%" if m.unit == "fraction" else m.unit
+    return m.name, f"{_number(m.value, m.unit)} {unit}".strip(), interval, exact, f"{m.count:,}", baseline
 
 
 def _ends(low: float | None, high: float | None, unit: str) -> str:
@@ -50,17 +53,22 @@ def by_split(measurements: Sequence[Measurement]) -> list[tuple[str, list[Cells]
 
 
 def terminal(measurements: Sequence[Measurement]) -> RenderableType:
-    """Return a table for each split, at most 80 columns wide, without baselines: names of retentions include them."""
+    """Return a table for each split, at most 80 columns wide.
+
+    Exact intervals stand in JSON and on pages only; baselines are left out, since names of retentions include them.
+    """
     tables: list[RenderableType] = []
     for split, rows, below in by_split(measurements):
-        table = Table(title=split, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        # long names are folded, so that no figure is cut
+        table = Table(
+            title=split, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        # a name that is too long is folded, so that no figure is cut
         table.add_column(HEADINGS[0], overflow="fold")
-        for heading in HEADINGS[1:5]:
+        for heading in _SHOWN:
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*map(Text, row[:5]))
-        tables += [table, *(Text(note, style="dim") for note in below), Text()]
+        for name, value, interval, _, count, _ in rows:
+            table.add_row(*map(Text, (name, value, interval, count)))
+        tables += [table, *(Text(note, style="dim") for note in below if note != _EXACT), Text()]
     return Group(*tables)
 
 
@@ -81,10 +89,6 @@ def percent(fraction: float) -> str:
 
 def _number(value: float, unit: str) -> str:
     return percent(value) if unit == "fraction" else f"{value:.4g}"
-
-
-def _unit(unit: str) -> str:
-    return "%" if unit == "fraction" else unit
 
 
 def visible(text: str) -> str:
