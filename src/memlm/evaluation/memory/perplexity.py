@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -28,33 +29,6 @@ from memlm.objectives import Task, next_token, token_nats
 
 CONTEXTS = ("memory", "no_memory", "other_memory")
 """Substitutes for the earlier chunks of a document: its memories, nothing, or the memories of another document."""
-
-
-def logits_with(
-    model: ChunkReader,
-    input_ids: Int[Tensor, "rows tokens"],
-    attention_mask: Int[Tensor, "rows tokens"],
-    *,
-    context: str,
-    others: PackedRows,
-) -> Float[Tensor, "rows tokens vocabulary"]:
-    """Return the logits of rows of documents on the CPU.
-
-    Args:
-        model: the memory model.
-        input_ids: (rows, tokens).
-        attention_mask: (rows, tokens).
-        context: one of CONTEXTS.
-        others: for each row, the row whose memories stand for its own with "other_memory".
-    """
-    device = model.device
-    inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-    if context == "no_memory":
-        return model(**inputs, use_memory=False).logits.cpu()
-    if context == "other_memory":
-        memories = model.encode(others.input_ids.to(device), others.attention_mask.to(device))
-        return model(**inputs, memories=memories).logits.cpu()
-    return model(**inputs).logits.cpu()
 
 
 def rows_of_others(rows: PackedRows) -> Int[Tensor, " rows"]:
@@ -98,6 +72,16 @@ class ReadingScores:
     predictions: Int[Tensor, "rows tokens"]
 
 
+def _logits(
+    model: ChunkReader, input_ids: Tensor, attention_mask: Tensor, context: str, others: PackedRows
+) -> Float[Tensor, "rows tokens vocabulary"]:
+    """Return the logits on the CPU; `others` are the rows whose memories are read with "other_memory"."""
+    options: dict[str, Any] = {"use_memory": False} if context == "no_memory" else {}
+    if context == "other_memory":
+        options["memories"] = model.encode(others.input_ids.to(model.device), others.attention_mask.to(model.device))
+    return model(input_ids.to(model.device), attention_mask.to(model.device), **options).logits.cpu()
+
+
 @torch.inference_mode()
 def read_rows(
     model: ChunkReader,
@@ -128,7 +112,7 @@ def read_rows(
         batch = rows.select(numbers)
         task, mask = task_of(batch, numbers), batch.attention_mask
         mask = mask if task.input_ids is batch.input_ids else torch.ones_like(mask)
-        logits = logits_with(model, task.input_ids, mask, context=context, others=rows.select(others[numbers]))
+        logits = _logits(model, task.input_ids, mask, context, rows.select(others[numbers]))
         predicted, lost = logits.argmax(-1), token_nats(logits, task.labels)
         targets = target_mask(task.labels)
         weights = targets.double() if token_bytes is None else targets * token_bytes[task.labels.clamp(min=0)].double()
@@ -164,16 +148,12 @@ def perplexity_measurements(
             if nats.count:
                 found.append(_bits(f"bits_per_byte{suffix}/chunk_{i + 1}", [nats], [size], split))
         if context == "memory":
-            found += _next_token_measurements(scores, split)
+            shares, nats = ("token_accuracy/next_token", "fraction"), ("cross_entropy/next_token", "nats/token")
+            found.append(measure_ratio(*shares, scores.tokens, split, protocol=TEACHER_FORCED))
+            found.append(measure_ratio(*nats, sum_tallies(scores.nats), split, protocol=TEACHER_FORCED))
         elif len(scores.nats) > 1:
             found.append(_bits_saved(context, base, scores, split))
     return found
-
-
-def _next_token_measurements(scores: ReadingScores, split: str) -> list[Measurement]:
-    shares = measure_ratio("token_accuracy/next_token", "fraction", scores.tokens, split, protocol=TEACHER_FORCED)
-    nats = sum_tallies(scores.nats)
-    return [shares, measure_ratio("cross_entropy/next_token", "nats/token", nats, split, protocol=TEACHER_FORCED)]
 
 
 @torch.inference_mode()

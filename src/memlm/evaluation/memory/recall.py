@@ -7,13 +7,13 @@ the text from its beginning with nothing but memories. Only the tokens of the fa
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, Planted, digit_ids, ordinary_ids, plant_number, plant_pairs
-from memlm.evaluation.memory.perplexity import read_rows
+from memlm.evaluation.memory.perplexity import TaskFn, read_rows
 from memlm.measurement import GREEDY, Measurement, measure_ratio
 from memlm.models import ChunkReader
 from memlm.objectives import Task, blank_copy
@@ -72,27 +72,14 @@ def _kinds(
     return kinds
 
 
-def _with_facts(
-    rows: PackedRows, planted: Planted, blank_id: int, *, start: int
-) -> tuple[PackedRows, _BlankCopyOfFacts]:
-    documents = PackedRows(
-        torch.cat([planted.input_ids, rows.input_ids[:, planted.input_ids.shape[1] :]], 1),
-        rows.attention_mask,
-        rows.document_index,
-        rows.document_ids,
-    )
-    targets = F.pad(planted.target_mask, (start, rows.input_ids.shape[1] - start - planted.target_mask.shape[1]))
-    return documents, _BlankCopyOfFacts(targets, blank_id, start)
+def _with_facts(rows: PackedRows, planted: Planted, blank_id: int, *, start: int) -> tuple[PackedRows, TaskFn]:
+    """Return rows with facts, and a blank copy of them whose only targets are the tokens of the facts."""
+    length = planted.input_ids.shape[1]
+    ids = torch.cat([planted.input_ids, rows.input_ids[:, length:]], 1)
+    targets = F.pad(planted.target_mask, (start, rows.input_ids.shape[1] - start - length))
 
+    def task_of(batch: PackedRows, numbers: Int[Tensor, " chosen"]) -> Task:
+        task = blank_copy(batch.input_ids, blank_id=blank_id, start=start)
+        return Task(task.input_ids, task.labels.masked_fill(~targets[numbers], IGNORE_INDEX))
 
-class _BlankCopyOfFacts:
-    """A blank copy whose only targets are the tokens of the facts."""
-
-    def __init__(self, target_mask: Bool[Tensor, "rows tokens"], blank_id: int, start: int) -> None:
-        self.target_mask = target_mask
-        self.blank_id = blank_id
-        self.start = start
-
-    def __call__(self, batch: PackedRows, numbers: Int[Tensor, " chosen"]) -> Task:
-        task = blank_copy(batch.input_ids, blank_id=self.blank_id, start=self.start)
-        return Task(task.input_ids, task.labels.masked_fill(~self.target_mask[numbers], IGNORE_INDEX))
+    return PackedRows(ids, rows.attention_mask, rows.document_index, rows.document_ids), task_of
