@@ -13,15 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import (
-    PackedRows,
-    Passages,
-    SeenVocabulary,
-    TrainValTestSplit,
-    cut_passages,
-    near_duplicates,
-    passage_rows,
-)
+from memlm.data import PackedRows, Passages, SeenVocabulary, TrainValTestSplit, cut_passages, passage_rows
 from memlm.errors import DataError
 from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
@@ -68,10 +60,6 @@ class ProbeDataset:
         rows = self.classes("held_out")
         return float((rows.input_ids[rows.attention_mask.bool()] == 0).double().mean())
 
-    def duplicates(self) -> int:
-        """Return the number of held-out passages that nearly repeat a training passage."""
-        return near_duplicates(self.rows["train"], self.rows["held_out"])
-
     def probe_data(self, vectors: dict[str, Float[Tensor, "_ numbers"]]) -> ProbeData:
         """Return vectors and targets of the training and validation passages."""
         return ProbeData(
@@ -98,10 +86,9 @@ def dataset_of_documents(
     Raises:
         DataError: a part has no document of `length` tokens.
     """
-    parts = {name: getattr(documents, name) for name in PARTS}
     passages = {
-        name: cut_passages(part, tokenizer, length=length, limit=limits[name], seed=seed)
-        for name, part in parts.items()
+        name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed)
+        for name in PARTS
     }
     return dataset_of_passages(passages, tokenizer, length=length)
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memlm.data import decode_piece
+from memlm.data import decode_piece, near_duplicates
 from memlm.encoders import Encoder, open_encoder
-from memlm.encoders.vector_cache import embed
+from memlm.encoders.vector_cache import default_cache, embed
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
 from memlm.evaluation.probe.metrics import ROUNDINGS, CapacityPoint, audit_measurements, capacity_measurements
@@ -55,14 +55,15 @@ class Probes:
         out: the folder of the measurement.
         settings: lengths, sizes, controls.
         encoder: the fingerprint of the encoder or of its vectors.
-        cache: the folder of cached vectors and probes.
+        cache: the folder of cached vectors and probes; `default_cache()` where None.
         progress: show progress on stderr.
 
     Raises:
         RunFolderError: `out` belongs to another measurement.
     """
 
-    def __init__(self, out: Path, settings: ProbeSettings, *, encoder: str, cache: Path, progress: bool) -> None:
+    def __init__(self, out: Path, settings: ProbeSettings, *, encoder: str, cache: Path | None, progress: bool) -> None:
+        cache = cache or default_cache()
         self.out = out
         self.settings = settings
         self.progress = progress
@@ -186,10 +187,11 @@ class Probes:
         counts = ", ".join(f"{len(dataset.passages[part])} {part.replace('_', '-')}" for part in PARTS)
         documents = len(set(held_out.document_index.tolist()))
         unseen = f"{100 * dataset.unseen_share():.1f} %"
+        repeated = near_duplicates(dataset.rows["train"], dataset.rows["held_out"])
         notes = [
             (f"{length}: passages", f"{counts} (from {documents} documents never seen before)"),
             (f"{length}: classes", f"{len(dataset.vocabulary)}, {unseen} of held-out tokens in none of them"),
-            (f"{length}: near-duplicates", f"{dataset.duplicates()} of {len(held_out)} held-out passages"),
+            (f"{length}: near-duplicates", f"{repeated} of {len(held_out)} held-out passages"),
         ]
         if self.settings.controls and not untrained_known:
             notes.append((f"{length}: untrained", "not available: the encoder's architecture is unknown"))

@@ -74,8 +74,8 @@ def read_vectors(path: str) -> Float[Tensor, "texts numbers"]:
     else:
         raise DataError(f"'{path}' is neither .safetensors nor .npy; save the vectors as one of them.")
     arrays = [tensors[name] for name in sorted(tensors)]
-    if not arrays or any(a.ndim != 2 for a in arrays):
-        shapes = [tuple(a.shape) for a in arrays]
+    shapes = [tuple(a.shape) for a in arrays]
+    if not arrays or any(len(shape) != 2 for shape in shapes):
         raise DataError(f"'{path}' holds arrays of shapes {shapes[:4]}; each must be (texts, numbers).")
     widths = sorted({a.shape[1] for a in arrays})
     if len(widths) > 1:
@@ -146,18 +146,13 @@ def _rows_by_part(records: Sequence[dict[str, str]], path: str, *, held_out: flo
     missing = [part for part in PARTS if not rows[part]]
     if missing:
         raise DataError(f"'{path}' has no text for {missing[0]}; every part needs at least one.")
-    _check_shared(records, rows, path)
-    return rows
-
-
-def _check_shared(records: Sequence[dict[str, str]], rows: dict[str, list[int]], path: str) -> None:
-    """Raise a DataError where a document is in two parts: probes would train on it and be scored on it."""
     seen: dict[str, str] = {}
-    for part, numbers in rows.items():
-        for i in numbers:
-            name = records[i]["document"]
-            if seen.setdefault(name, part) != part:
-                raise DataError(f"document '{name}' in '{path}' is in {seen[name]} and in {part}; keep it in one part.")
+    for record, part in zip(records, found, strict=True):
+        # probes would train on such a document and be scored on it
+        name = record["document"]
+        if seen.setdefault(name, part) != part:
+            raise DataError(f"document '{name}' in '{path}' is in {seen[name]} and in {part}; keep it in one part.")
+    return rows
 
 
 def _passages(records: Sequence[dict[str, str]]) -> Passages:

@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.encoders import Encoder
-from memlm.encoders.vector_cache import default_cache
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
 from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
@@ -89,10 +88,8 @@ class Retention:
         documents = [t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts)]
         split = split_documents(documents, held_out=chosen.held_out, validation=chosen.held_out, seed=chosen.seed)
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in split.train])
-        limits: dict[str, int] = dict(
-            zip(PARTS, (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages), strict=True)
-        )
-        cache = cache or default_cache()
+        counts = (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages)
+        limits: dict[str, int] = dict(zip(PARTS, counts, strict=True))
         probes = Probes(Path(out), chosen, encoder=encoder.fingerprint, cache=cache, progress=progress)
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
@@ -133,7 +130,6 @@ class Retention:
         chosen = settings or ProbeSettings()
         texts = ready.passages["train"].texts
         tokens = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(texts, vocab_size=1024)
-        cache = cache or default_cache()
         probes = Probes(Path(out), chosen, encoder=_vectors_digest(ready), cache=cache, progress=progress)
         result = cls(name, ready.vectors["train"].shape[1])
         for length in chosen.lengths:
