@@ -34,12 +34,11 @@ from memlm.objectives import next_token, token_nats
 from memlm.recipes.autoencoder import autoencoder_chunk_deep, autoencoder_chunk_small, autoencoder_chunk_tiny
 from memlm.recipes.memory import memory_tiny
 from memlm.training import build_optimizer
-from memlm.training.config import OptimizerConfig, merge_run
+from memlm.training.config import OptimizerConfig, Stage, merge_run
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache
 from memlm.training.model_settings import TokenIds
 from memlm.training.run import build_model
-from memlm.training.stage_config import Stage
 
 CASES = ("memory cache", "frozen encoder", "parallel", "sequential")
 """In pairs: what is compared with what."""

@@ -19,13 +19,12 @@ from memlm.objectives import LinearSchedule
 from memlm.recipes import get_recipe
 from memlm.shapes import IGNORE_INDEX
 from memlm.training import RunFolder, train_run
-from memlm.training.config import RunConfig, make_run_config, merge_run, with_steps
+from memlm.training.config import RunConfig, Stage, make_run_config, merge_run, with_steps
 from memlm.training.loop.callbacks import RunCallback
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import build_memory_cache
 from memlm.training.prepare import prepare_data
 from memlm.training.run import build_run_model
-from memlm.training.stage_config import Stage
 
 MIXTURE = {"next_token": 1.0, "blank_copy": 2.0}
 

@@ -195,7 +195,7 @@ def test_mistakes_are_one_line(
 def test_a_pretrained_decoder_has_no_recurrent_memory() -> None:
     recurrent = {"model": {"model_type": "memlm_recurrent_memory"}, "decoder": {"path": "anywhere"}}
     stages = [{"name": "s", "objectives": {"next_token": 1.0}}]
-    with pytest.raises(ConfigError, match=r"a pretrained decoder \(decoder.path\) has no recurrent memory"):
+    with pytest.raises(ConfigError, match=r"a pretrained decoder \(decoder.path\) has no place in recurrent memory"):
         merge_run(get_recipe("memory-pretrained-input"), {**recurrent, "stages": stages})
 
 

@@ -12,13 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from memlm.data import PackedRows
 from memlm.objectives import LinearSchedule
-from memlm.training.config import OptimizerConfig, TrainingConfig
+from memlm.training.config import OptimizerConfig, Stage, TrainingConfig
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.trainer import MemlmTrainer, StepRows
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.model_settings import TokenIds, complete
 from memlm.training.run import build_model
-from memlm.training.stage_config import Stage
 
 ROWS, STEPS, PER_STEP = 32, 2, 8
 

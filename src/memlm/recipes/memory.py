@@ -6,8 +6,7 @@ from typing import Any
 
 from memlm.models import MemoryModelConfig
 from memlm.objectives import LinearSchedule, ObjectiveName
-from memlm.training.config import OptimizerConfig, PretrainedDecoder, RunConfig, TrainingConfig, merge_run
-from memlm.training.stage_config import Stage
+from memlm.training.config import OptimizerConfig, PretrainedDecoder, RunConfig, Stage, TrainingConfig, merge_run
 
 Weights = dict[ObjectiveName, float | LinearSchedule]
 ENCODER: dict[str, Any] = {"model_type": "memlm_chunk_encoder", "memory_activation": "rms_norm"}

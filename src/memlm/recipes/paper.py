@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from memlm.models import MemoryModelConfig, TextAutoencoderConfig
 from memlm.recipes.memory import ENCODER, MIXTURES
-from memlm.training.config import DataConfig, OptimizerConfig, RunConfig, TrainingConfig
-from memlm.training.stage_config import Stage
+from memlm.training.config import DataConfig, OptimizerConfig, RunConfig, Stage, TrainingConfig
 
 _DATA = DataConfig(vocab_size=8000, short_rows=0.0)
 

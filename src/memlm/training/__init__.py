@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         OptimizerConfig,
         PretrainedDecoder,
         RunConfig,
+        Stage,
         TrainingConfig,
         make_run_config,
         merge_run,
@@ -21,16 +22,14 @@ if TYPE_CHECKING:
     from memlm.training.prepare import PreparedData, prepare_data, read_split
     from memlm.training.run import train_run
     from memlm.training.run_folder import RunFolder
-    from memlm.training.stage_config import Stage
 
 _WHERE = {
     **dict.fromkeys(["DataConfig", "OptimizerConfig", "PretrainedDecoder", "RunConfig", "TrainingConfig"], "config"),
-    **dict.fromkeys(["make_run_config", "merge_run", "with_steps"], "config"),
+    **dict.fromkeys(["Stage", "make_run_config", "merge_run", "with_steps"], "config"),
     **dict.fromkeys(["MuonAdamW", "build_optimizer", "learning_rate_factor"], "loop.optimizer"),
     **dict.fromkeys(["PreparedData", "prepare_data", "read_split"], "prepare"),
     **dict.fromkeys(["Interrupted", "MemlmTrainer"], "loop.trainer"),
     "train_run": "run",
-    "Stage": "stage_config",
     "RunFolder": "run_folder",
 }
 

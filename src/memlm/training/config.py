@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import operator
+from collections.abc import Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 from transformers import PreTrainedConfig
 
 from memlm.errors import ConfigError
-from memlm.models import MemoryModelConfig, RecurrentMemoryConfig, TextAutoencoderConfig
-from memlm.objectives import ObjectiveName
+from memlm.models import RecurrentMemoryConfig, TextAutoencoderConfig
+from memlm.objectives import OBJECTIVES, LinearSchedule, Mixture, ObjectiveName
 from memlm.training.model_settings import ModelConfig, complete, merged, settings_of
 from memlm.training.schema import Count, Settings, Share, checked, settings_names
-from memlm.training.stage_config import Stage
 
 
 class DataConfig(Settings):
@@ -73,6 +75,104 @@ class OptimizerConfig(Settings):
     """Largest norm of all gradients together; 0 clips nothing."""
 
 
+class Stage(Settings):
+    """One part of the training: its objectives, and the weights that it may change."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+    """Name of the stage's folder and of its lines in the log."""
+    objectives: dict[ObjectiveName, Annotated[float, Field(ge=0)] | LinearSchedule]
+    """Weight of each objective, a number or a linear schedule."""
+    steps: Count | None = None
+    """Number of updates; training.steps by default."""
+    train: Literal["all", "decoder", "readout"] = "all"
+    """Weights that may change: all except a frozen encoder's, decoder and readout, or the readout with positions and
+    the head for blanks (a warm-up)."""
+    start: Literal["previous", "fresh"] = "previous"
+    """Decoder and readout continue from the previous stage, or start from new weights."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Peak learning rate of this stage; the run's by default."""
+    decay_share: Share | None = None
+    """Share of the stage's steps in which the learning rate falls to zero; the run's by default."""
+    row_share: dict[ObjectiveName, Annotated[float, Field(gt=0, le=1)] | LinearSchedule] = Field(default_factory=dict)
+    """Share of the rows that an objective is computed on (every n-th row, n a whole number), which maintains what has
+    been learned at a part of its cost."""
+    distances: Literal["half", "every"] = "half"
+    """Chunks between a token and the blank that asks for it in blank_copy: half of all, or each number in turn."""
+    max_targets: Count | LinearSchedule | None = None
+    """Number of leading tokens of each chunk that blank_copy asks for, which may grow over the stage (LOG.md); all by
+    default."""
+    random_share: Share | LinearSchedule = 0.0
+    """Share of blank_copy's tokens that are replaced by random ones: memories then keep facts that no text implies."""
+    dropout_share: Share = 0.5
+    """Share of the second half's tokens that token_dropout hides."""
+
+    @property
+    def mixture(self) -> Mixture:
+        """Objectives with their weights."""
+        return Mixture({**self.objectives})
+
+    @property
+    def draws_random(self) -> bool:
+        """True if any of blank_copy's tokens are replaced by random ones."""
+        return max(_ends(self.random_share)) > 0
+
+    @property
+    def changes_chunks(self) -> ObjectiveName | None:
+        """Name of an objective whose chunks differ from the text's, so that cached memories do not fit; else None."""
+        changed: dict[ObjectiveName, bool] = {"token_dropout": True, "blank_copy": self.draws_random}
+        return next((name for name in self.objectives if changed.get(name)), None)
+
+    def random_share_at(self, step: int) -> float:
+        """Return the share of random tokens in blank_copy at a step of the stage, the first being 0."""
+        return _at(self.random_share, step)
+
+    def max_targets_at(self, step: int) -> int | None:
+        """Return how many tokens of each chunk blank_copy asks for at a step of the stage; None for all."""
+        targets = self.max_targets
+        return max(1, round(targets.at(step))) if isinstance(targets, LinearSchedule) else targets
+
+    def row_interval_at(self, objective: str, step: int) -> int:
+        """Return n where an objective is computed on every n-th row at a step of the stage."""
+        return round(1 / _at(self.row_share.get(cast(ObjectiveName, objective), 1.0), step))
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        where = f"stage '{self.name}'"
+        if not self.objectives:
+            raise ConfigError(f"{where} has no objectives; name at least one, such as next_token.")
+        self._check_row_share(where)
+        start, end = _ends(self.random_share)
+        if max(start, end) > 1:
+            raise ConfigError(f"random_share of {where} (from {start} to {end}) must be between 0 and 1.")
+        starts, ends = zip(*map(_ends, self.objectives.values()), strict=True)
+        for when, weights in (("start", starts), ("end", ends)):
+            if not sum(weights) > 0:
+                raise ConfigError(f"the weights of {where} sum to 0 at its {when}; at least one must be above 0.")
+        return self
+
+    def _check_row_share(self, where: str) -> None:
+        for name, share in self.row_share.items():
+            start, end = _ends(share)
+            if not 0 < min(start, end) <= max(start, end) <= 1:
+                raise ConfigError(
+                    f"row_share of {name} in {where} (from {start} to {end}) must lie above 0 and not above 1."
+                )
+            if name not in self.objectives or name == "reconstruction":
+                what = "which reads the others' rows" if name == "reconstruction" else "which it does not ask for"
+                raise ConfigError(f"row_share of {where} names {name}, {what}; leave it out.")
+        if self.row_share and self.objectives.keys() - {"reconstruction"} <= self.row_share.keys():
+            raise ConfigError(f"row_share of {where} leaves rows that nothing is asked of; give one objective all.")
+
+
+def _at(value: float | LinearSchedule, step: int) -> float:
+    return value.at(step) if isinstance(value, LinearSchedule) else value
+
+
+def _ends(value: float | LinearSchedule) -> tuple[float, float]:
+    """Return the first and the last value."""
+    return (value.start, value.end) if isinstance(value, LinearSchedule) else (value, value)
+
+
 class TrainingConfig(Settings):
     """Length, batch size, and what is logged and kept."""
 
@@ -128,9 +228,9 @@ def _default_data(values: dict[str, Any]) -> DataConfig:
 
 
 def _default_stages(values: dict[str, Any]) -> tuple[Stage, ...]:
-    if isinstance(values.get("model"), TextAutoencoderConfig):
-        return (Stage(name="reconstruction", objectives={"reconstruction": 1.0}),)
-    return (Stage(name="next_token", objectives={"next_token": 1.0}),)
+    is_autoencoder = isinstance(values.get("model"), TextAutoencoderConfig)
+    objective: ObjectiveName = "reconstruction" if is_autoencoder else "next_token"
+    return (Stage(name=objective, objectives={objective: 1.0}),)
 
 
 if TYPE_CHECKING:
@@ -164,11 +264,6 @@ class RunConfig(Settings):
         return isinstance(self.model, TextAutoencoderConfig)
 
     @property
-    def asks_reconstruction(self) -> bool:
-        """True if any stage has the reconstruction objective."""
-        return any("reconstruction" in stage.objectives for stage in self.stages)
-
-    @property
     def steps(self) -> int:
         """Number of updates of all stages together."""
         return sum(map(self.steps_in, self.stages))
@@ -182,7 +277,7 @@ class RunConfig(Settings):
         return sum(self.steps_in(stage) for stage in self.stages if objective in stage.objectives) or self.steps
 
     @model_validator(mode="after")
-    def _fits(self) -> RunConfig:
+    def _check(self) -> RunConfig:
         if not self.stages:
             raise ConfigError("stages (none) must hold at least one stage.")
         if self.encoder_run is not None and self.data.tokenizer is not None:
@@ -193,28 +288,24 @@ class RunConfig(Settings):
         names = [stage.name for stage in self.stages]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ConfigError(f"two stages are named '{sorted(twice)[0]}'; give each a name of its own.")
+            raise ConfigError(f"two stages are named '{min(twice)}'; give each a name of its own.")
         self._check_row_intervals()
         if isinstance(self.model, TextAutoencoderConfig):
-            self._check_autoencoder()
+            self._check_alone("autoencoders", ["reconstruction"])
             return self
         if self.data.token_table is not None:
             raise ConfigError(f"data.token_table ('{self.data.token_table}') is for autoencoders; leave it out.")
-        self._check_recurrent()
-        self._check_pretrained()
+        if isinstance(self.model, RecurrentMemoryConfig):
+            self._check_alone("recurrent memory", [name for name in OBJECTIVES if name != "reconstruction"])
+        elif self.decoder.path is not None and (
+            self.model.layout != "variable" or self.model.learned_positions or self.model.blank_head
+        ):
+            raise ConfigError(
+                "a pretrained decoder (decoder.path) reads text at the positions that it knows: model.layout must be "
+                "'variable', learned_positions and blank_head false."
+            )
         self._check_copies(self.model.num_chunks)
         return self
-
-    def _check_autoencoder(self) -> None:
-        for name, value in (("encoder_run", self.encoder_run), ("decoder.path", self.decoder.path)):
-            if value is not None:
-                raise ConfigError(f"{name} ('{value}') is for memory models; an autoencoder trains its own parts.")
-        for stage in self.stages:
-            if stage.train != "all" or [*stage.objectives] != ["reconstruction"]:
-                what = (
-                    f"train ('{stage.train}')" if stage.train != "all" else f"objective ({', '.join(stage.objectives)})"
-                )
-                raise ConfigError(f"{what} of stage '{stage.name}' has no place in an autoencoder; it reconstructs.")
 
     def _check_row_intervals(self) -> None:
         """Check that every step has at least one row for every objective."""
@@ -228,43 +319,29 @@ class RunConfig(Settings):
                         f"training.batch_size ({rows}); raise either."
                     )
 
-    def _check_copies(self, num_chunks: int) -> None:
-        objectives = {name for stage in self.stages for name in stage.objectives}
-        halves = {
-            "blank_copy" for stage in self.stages if "blank_copy" in stage.objectives and stage.distances == "half"
-        }
-        copies = objectives & {"copy", "token_dropout"} | halves
-        if copies and num_chunks % 2:
-            raise ConfigError(
-                f"num_chunks ({num_chunks}) must be even for {sorted(copies)[0]}: "
-                "the second half of the chunks repeats the first."
-            )
-        if "blank_copy" in objectives and num_chunks == 1:
-            raise ConfigError("num_chunks (1) must be at least 2 for blank_copy: text and blanks.")
-
-    def _check_recurrent(self) -> None:
-        if not isinstance(self.model, RecurrentMemoryConfig):
-            return
+    def _check_alone(self, model: str, objectives: Sequence[str]) -> None:
+        """Check that a model has no parts of others, and that stages train all of it, with objectives that it has."""
+        if self.decoder.path is not None:
+            raise ConfigError(f"a pretrained decoder (decoder.path) has no place in {model}; use memlm_memory.")
         if self.encoder_run is not None:
-            raise ConfigError(
-                f"encoder_run ('{self.encoder_run}') has no place in recurrent memory, which has no encoder."
-            )
+            raise ConfigError(f"encoder_run ('{self.encoder_run}') has no place in {model}; leave it out.")
         for stage in self.stages:
-            if stage.train != "all" or "reconstruction" in stage.objectives:
-                what = f"train ('{stage.train}')" if stage.train != "all" else "reconstruction"
-                raise ConfigError(f"{what} of stage '{stage.name}' has no place in recurrent memory; leave it out.")
+            foreign = [name for name in stage.objectives if name not in objectives]
+            if stage.train != "all" or foreign:
+                what = f"train ('{stage.train}')" if stage.train != "all" else f"objective ({', '.join(foreign)})"
+                raise ConfigError(f"{what} of stage '{stage.name}' has no place in {model}; leave it out.")
 
-    def _check_pretrained(self) -> None:
-        if self.decoder.path is None:
-            return
-        model = self.model
-        if not isinstance(model, MemoryModelConfig):
-            raise ConfigError("a pretrained decoder (decoder.path) has no recurrent memory; use memlm_memory.")
-        if model.layout != "variable" or model.learned_positions or model.blank_head:
-            raise ConfigError(
-                "a pretrained decoder (decoder.path) reads text at the positions that it knows: model.layout must be "
-                "'variable', learned_positions and blank_head false."
-            )
+    def _check_copies(self, num_chunks: int) -> None:
+        for stage in self.stages:
+            whole = {"blank_copy"} if stage.distances == "every" else set[str]()
+            copies = sorted({"copy", "token_dropout", "blank_copy"} & stage.objectives.keys() - whole)
+            if copies and num_chunks % 2:
+                raise ConfigError(
+                    f"num_chunks ({num_chunks}) must be even for {copies[0]}: "
+                    "the second half of the chunks repeats the first."
+                )
+            if "blank_copy" in stage.objectives and num_chunks == 1:
+                raise ConfigError("num_chunks (1) must be at least 2 for blank_copy: text and blanks.")
 
 
 def make_run_config(values: dict[str, Any]) -> RunConfig:
@@ -290,27 +367,22 @@ def with_steps(config: RunConfig, steps: int) -> RunConfig:
     return merge_run(config, changes)
 
 
-def _scaled(stage: dict[str, Any], share: float) -> dict[str, Any]:
-    def moved(value: Any) -> Any:
-        return {**value, "steps": max(1, round(value["steps"] * share))} if isinstance(value, dict) else value
-
-    return {
-        **stage,
-        "steps": None if stage["steps"] is None else max(1, round(stage["steps"] * share)),
-        "objectives": {name: moved(weight) for name, weight in stage["objectives"].items()},
-        "random_share": moved(stage["random_share"]),
-        "max_targets": moved(stage["max_targets"]),
-        "row_share": {name: moved(share) for name, share in stage["row_share"].items()},
-    }
+def _scaled(value: Any, share: float) -> Any:
+    """Return nested values with every number of steps multiplied by `share`, at least 1."""
+    if not isinstance(value, dict):
+        return value
+    settings = cast("dict[str, Any]", value)
+    scaled = {name: _scaled(inner, share) for name, inner in settings.items()}
+    if settings.get("steps") is not None:
+        scaled["steps"] = max(1, round(settings["steps"] * share))
+    return scaled
 
 
 def run_settings_help() -> dict[str, tuple[Any, str]]:
     """Return the dotted name of every setting of a run, apart from its model's, with its default and help text."""
     values = RunConfig().model_dump(mode="json")
-    found: dict[str, tuple[Any, str]] = {}
-    for name, text in settings_names(RunConfig).items():
-        value: Any = values
-        for part in name.split("."):
-            value = value[part]
-        found[name] = (value, " ".join(text.split()))
-    return {name: value for name, value in found.items() if name not in ("recipe", "model")}
+    texts = {name: text for name, text in settings_names(RunConfig).items() if name not in ("recipe", "model")}
+    return {
+        name: (reduce(operator.getitem, name.split("."), values), " ".join(text.split()))
+        for name, text in texts.items()
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from typing import Any, cast
@@ -114,71 +114,49 @@ def complete(
     Raises:
         ConfigError: an unknown model or setting, or values that do not fit each other.
     """
+    tokens = tokens or TokenIds()
     values = dict(settings)
     kind = _class_of(str(values.pop("model_type", TextAutoencoderConfig.model_type)), MODEL_CONFIGS)
     _check_names(kind, values, "model")
-    return _COMPLETE[kind](values, tokens or TokenIds(), encoder, filled)
-
-
-def _autoencoder(
-    values: dict[str, Any], tokens: TokenIds, encoder: ChunkEncoderConfig | None, filled: dict[str, Any]
-) -> ModelConfig:
-    return cast(ModelConfig, _made(TextAutoencoderConfig, {**values, **vars(tokens), **filled}, "model"))
-
-
-def _memory(
-    values: dict[str, Any], tokens: TokenIds, encoder: ChunkEncoderConfig | None, filled: dict[str, Any]
-) -> ModelConfig:
-    length = values.get("chunk_length")
-    if not isinstance(length, int) or length < 1:  # the model's own check names a wrong one
-        length = MemoryModelConfig.chunk_length
-    own = {"vocab_size": tokens.vocab_size, "pad_token_id": tokens.pad_token_id, "chunk_length": length}
-    parts = {
-        "encoder": _part("encoder", values, own) if encoder is None else encoder,
+    if kind is TextAutoencoderConfig:
+        return cast(ModelConfig, _made(kind, {**values, **vars(tokens), **filled}, "model"))
+    parts: dict[str, Any] = {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
+    if kind is MemoryModelConfig:
         # one more id, which stands for a slot in prompts
-        "decoder": _decoder(values, tokens.vocab_size + 1, tokens),
-    }
-    ids = {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
-    rest = {**values, **parts, **ids, "memory_token_id": tokens.vocab_size, **filled}
-    config = cast(MemoryModelConfig, _made(MemoryModelConfig, rest, "model"))
-    blocks = memory_blocks_needed(config.layout, chunks=config.num_chunks, trained=config.num_chunks)
-    slots = blocks * config.slots_per_chunk if config.injection == "token" else 0
-    return _with_positions(config, slots + config.chunk_length)
-
-
-def _recurrent(
-    values: dict[str, Any], tokens: TokenIds, encoder: ChunkEncoderConfig | None, filled: dict[str, Any]
-) -> ModelConfig:
-    ids = {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
-    decoder = _decoder(values, tokens.vocab_size, tokens)
-    rest = {**values, "decoder": decoder, **ids, **filled}
-    config = cast(RecurrentMemoryConfig, _made(RecurrentMemoryConfig, rest, "model"))
-    return _with_positions(config, config.inputs)
+        parts |= {"memory_token_id": tokens.vocab_size, "decoder": _decoder(values, tokens, tokens.vocab_size + 1)}
+        parts["encoder"] = _encoder(values, tokens) if encoder is None else encoder
+    else:
+        parts["decoder"] = _decoder(values, tokens, tokens.vocab_size)
+    config = cast(MemoryModelConfig | RecurrentMemoryConfig, _made(kind, {**values, **parts, **filled}, "model"))
+    _set_positions(config)
+    return config
 
 
 MODEL_CONFIGS: dict[str, type[PreTrainedConfig]] = {
     kind.model_type: kind for kind in (TextAutoencoderConfig, MemoryModelConfig, RecurrentMemoryConfig)
 }
 """Configurations of the models that runs train, by model_type."""
-_COMPLETE: dict[type[PreTrainedConfig], Callable[..., ModelConfig]] = {
-    TextAutoencoderConfig: _autoencoder,
-    MemoryModelConfig: _memory,
-    RecurrentMemoryConfig: _recurrent,
-}
 
 
-def _decoder(values: dict[str, Any], vocab_size: int, tokens: TokenIds) -> PreTrainedConfig:
-    filled = {"vocab_size": vocab_size, "pad_token_id": tokens.pad_token_id, "bos_token_id": None, "eos_token_id": None}
-    given: Any = values.get("decoder")
-    sizes: list[Any] = (
-        [given.get(name) for name in ("hidden_size", "num_attention_heads")] if isinstance(given, dict) else []
-    )
-    if sizes and all(isinstance(size, int) and size > 0 for size in sizes) and sizes[0] % (2 * sizes[1]):
-        raise ConfigError(
-            f"model.decoder.hidden_size ({sizes[0]}) must be divisible by twice num_attention_heads ({sizes[1]}), "
-            "since rotary positions turn pairs of numbers."
-        )
-    return _part("decoder", values, {**filled, "max_position_embeddings": _ROTARY_POSITIONS})
+def _encoder(values: dict[str, Any], tokens: TokenIds) -> PreTrainedConfig:
+    length = values.get("chunk_length")
+    if not isinstance(length, int) or length < 1:  # the model's own check names a wrong one
+        length = MemoryModelConfig.chunk_length
+    own = {"vocab_size": tokens.vocab_size, "pad_token_id": tokens.pad_token_id, "chunk_length": length}
+    return _part("encoder", values, own)
+
+
+def _decoder(values: dict[str, Any], tokens: TokenIds, vocab_size: int) -> PreTrainedConfig:
+    match values.get("decoder"):
+        case {"hidden_size": int(width), "num_attention_heads": int(heads)} if heads > 0 and width % (2 * heads):
+            raise ConfigError(
+                f"model.decoder.hidden_size ({width}) must be divisible by twice num_attention_heads ({heads}), "
+                "since rotary positions turn pairs of numbers."
+            )
+        case _:
+            ids = {"pad_token_id": tokens.pad_token_id, "bos_token_id": None, "eos_token_id": None}
+            sizes = {"vocab_size": vocab_size, "max_position_embeddings": _ROTARY_POSITIONS}
+            return _part("decoder", values, {**sizes, **ids})
 
 
 def _part(name: str, values: dict[str, Any], filled: dict[str, Any]) -> PreTrainedConfig:
@@ -192,12 +170,17 @@ def _part(name: str, values: dict[str, Any], filled: dict[str, Any]) -> PreTrain
     return _made(kind, {**own, **filled}, f"model.{name}")
 
 
-def _with_positions(config: MemoryModelConfig | RecurrentMemoryConfig, inputs: int) -> ModelConfig:
+def _set_positions(config: MemoryModelConfig | RecurrentMemoryConfig) -> None:
+    """Set the positions of the decoder; a mixer's matrices are as large as its longest input."""
+    if isinstance(config, RecurrentMemoryConfig):
+        inputs = config.inputs
+    else:
+        blocks = memory_blocks_needed(config.layout, chunks=config.num_chunks, trained=config.num_chunks)
+        slots = blocks * config.slots_per_chunk if config.injection == "token" else 0
+        inputs = slots + config.chunk_length
     decoder = cast(Any, config.decoder_config)
-    # a mixer's matrices are as large as its longest input
     mixes = decoder.model_type == MixerConfig.model_type
     decoder.max_position_embeddings = inputs if mixes else max(_ROTARY_POSITIONS, inputs)
-    return config
 
 
 def _class_of(model_type: str, known: Any) -> type[PreTrainedConfig]:

@@ -64,7 +64,7 @@ def build_run_model(
         torch.manual_seed(seed)
         return build_around_pretrained(config, tokenizer, encoder=encoder, encoder_tokenizer=own)
     tokens = TokenIds(len(tokenizer), pad_id(tokenizer), eos_id(tokenizer))
-    head = config.asks_reconstruction and not config.is_autoencoder
+    head = any("reconstruction" in stage.objectives for stage in config.stages) and not config.is_autoencoder
     model = build_model(config.model, tokens, seed=seed, encoder=encoder, reconstruction_head=head)
     if config.data.token_table is not None:
         take_token_table(cast(TextAutoencoder, model), config.data.token_table)

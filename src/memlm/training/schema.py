@@ -37,9 +37,11 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
         ConfigError: the first value that does not fit, in one line.
     """
     try:
-        return kind.model_validate_json(_as_json(values))
+        return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error, kind)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:
@@ -80,13 +82,6 @@ def settings_names(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
         else:
             names[f"{prefix}{name}"] = field.description or ""
     return names
-
-
-def _as_json(values: dict[str, Any]) -> str:
-    try:
-        return json.dumps(values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
 
 
 def _in_one_line(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -21,7 +21,7 @@ from memlm.files import read_tensors, write_file_atomic, write_folder_atomic
 from memlm.measurement import correct, target_mask
 from memlm.models.runtime import wants_bf16, weights_fingerprint
 from memlm.objectives import Task, blank_copy, next_token, reconstruction, token_nats
-from memlm.training.config import RunConfig, TrainingConfig
+from memlm.training.config import RunConfig, Stage, TrainingConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
 from memlm.training.loop.trainer import BatchFn, MemlmTrainer, fit, reconstruction_batches
@@ -29,7 +29,6 @@ from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache, build_memory_cache
 from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
-from memlm.training.stage_config import Stage
 
 Validate = Callable[[], dict[str, float]]
 

@@ -12,9 +12,9 @@ from memlm.data import PackedRows
 from memlm.errors import ConfigError
 from memlm.objectives import Task, blank_copy, copy, next_token, reconstruction, token_dropout
 from memlm.shapes import IGNORE_INDEX
+from memlm.training.config import Stage
 from memlm.training.loop.trainer import Batch
 from memlm.training.memory.cache import MemoryCache
-from memlm.training.stage_config import Stage
 
 
 class MemoryBatches:
