@@ -25,7 +25,12 @@ PACKAGES = (
 
 
 def exported(package: str) -> tuple[str, list[str]]:
-    """Return a package's docstring and the names in its `__all__`."""
+    """Return the docstring of a package and the names in its `__all__`, or of a module and its public definitions."""
+    module = SOURCE / f"{package}.py"
+    if package and module.is_file():
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        names = [n.name for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+        return ast.get_docstring(tree) or "", [name for name in names if not name.startswith("_")]
     tree = ast.parse((SOURCE / package / "__init__.py").read_text(encoding="utf-8"))
     lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"]
     return ast.get_docstring(tree) or "", [name for value in lists for name in ast.literal_eval(value)]

@@ -1,13 +1,11 @@
-"""Conversions between documents and chunks: rows of tokens are cut into chunks of one length and joined again.
-
-The functions change no tensor in place.
-"""
+"""Conversions of documents to chunks of one length; no function changes a tensor in place."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +39,13 @@ def text_first(attention_mask: TokenMask) -> Int[Tensor, "batch tokens"] | None:
     if not bool((readable[:, 1:] & ~readable[:, :-1]).any()):
         return None
     return (~readable).long().argsort(dim=1, stable=True)
+
+
+def in_input_order(
+    x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"] | None
+) -> Float[Tensor, "batch tokens vocabulary"]:
+    """Move the columns that `text_first` has ordered back to where they were."""
+    return x if order is None else x.gather(1, order.argsort(dim=1)[..., None].expand_as(x))
 
 
 def left_align(input_ids: TokenIds, attention_mask: TokenMask) -> tuple[TokenIds, TokenMask]:
@@ -79,7 +84,11 @@ def split(input_ids: TokenIds, attention_mask: TokenMask, *, chunk_length: int, 
     return Chunks(ids.reshape(shape), mask.reshape(shape))
 
 
-def rejoin(chunks: Chunks) -> list[Int[Tensor, " tokens"]]:
-    """Return the tokens of each row without padding; this inverts `split` exactly."""
-    rows = zip(chunks.input_ids.flatten(1), chunks.attention_mask.flatten(1), strict=True)
-    return [ids[mask.bool()] for ids, mask in rows]
+def padded(
+    rows: list[list[int]], *, length: int, pad_token_id: int
+) -> tuple[Int[Tensor, "rows length"], Int[Tensor, "rows length"]]:
+    """Return lists of at most `length` tokens as one tensor, padded on the right, and its mask (1 for text)."""
+    mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    ids = torch.full(mask.shape, pad_token_id)
+    ids[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    return ids, mask.long()

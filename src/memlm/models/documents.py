@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from memlm.chunking import split, text_first
+from memlm.chunking import in_input_order, split, text_first
 from memlm.objectives import ObjectiveSums, sums_by_objective, weighted_loss
 from memlm.shapes import IGNORE_INDEX, Labels, Logits
 
@@ -35,7 +35,7 @@ class AutoencoderOutput(ModelOutput):
 
 
 @dataclass
-class MemoryModelOutput(ModelOutput):
+class MemoryModelOutput(AutoencoderOutput):
     """Output of a memory model that read documents.
 
     Attributes:
@@ -47,12 +47,6 @@ class MemoryModelOutput(ModelOutput):
         num_targets: (objectives,), number of targets.
     """
 
-    # accelerate rebuilds outputs from one mapping when it widens them to fp32; a check of the fields would refuse that
-    __no_type_check__: ClassVar[bool] = True
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    memories: Tensor | None = None
     nats: Tensor | None = None
     num_correct: Tensor | None = None
     num_targets: Tensor | None = None
@@ -133,10 +127,7 @@ class ChunkedDocuments(NamedTuple):
     def joined(self, logits: Float[Tensor, "chunks length vocabulary"]) -> Logits:
         """Return the logits of folded chunks as (documents, tokens, vocabulary), at the positions of the input."""
         rows = logits.unflatten(0, self.ids.shape[:2]).flatten(1, 2)[:, : self.tokens]
-        rows = F.pad(rows, (0, 0, 0, self.tokens - rows.shape[1]))
-        if self.order is None:
-            return rows
-        return rows.gather(1, self.order.argsort(dim=1)[..., None].expand_as(rows))
+        return in_input_order(F.pad(rows, (0, 0, 0, self.tokens - rows.shape[1])), self.order)
 
 
 def chunked(
@@ -157,13 +148,12 @@ def chunked(
         input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
     text = max(1, int(mask.bool().sum(1).max()))
     chunks = split(input_ids[:, :text], mask[:, :text], chunk_length=length, pad_token_id=pad)
-    labels, reconstruction = (
-        None if x is None else _split_labels(x if order is None else x.gather(1, order), text, length)
-        for x in (targets.labels, targets.reconstruction_labels)
-    )
+
+    def split_labels(labels: Labels | None) -> Int[Tensor, "documents chunks length"] | None:
+        if labels is None:
+            return None
+        labels = (labels if order is None else labels.gather(1, order))[:, :text]
+        return F.pad(labels, (0, -text % length), value=IGNORE_INDEX).unflatten(1, (-1, length))
+
+    labels, reconstruction = split_labels(targets.labels), split_labels(targets.reconstruction_labels)
     return ChunkedDocuments(chunks.input_ids, chunks.attention_mask, labels, reconstruction, order, input_ids.shape[1])
-
-
-def _split_labels(labels: Labels, text: int, length: int) -> Int[Tensor, "documents chunks length"]:
-    labels = labels[:, :text]
-    return F.pad(labels, (0, -text % length), value=IGNORE_INDEX).unflatten(1, (-1, length))

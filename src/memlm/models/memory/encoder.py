@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 
+from memlm.chunking import padded
 from memlm.data import decode_piece, encode_texts, eos_id, load_tokenizer, pad_id
 from memlm.errors import CheckpointError, TokenizerError, UserError
 from memlm.models.autoencoder.modeling import TextAutoencoder
@@ -86,8 +87,8 @@ class ChunkEncoder(MemlmModel):
 def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
     """Return the encoder of an autoencoder with the same weights, in evaluation mode."""
     encoder = ChunkEncoder(ChunkEncoderConfig.of_autoencoder(autoencoder.config))
-    wanted = encoder.state_dict().keys()
-    encoder.load_state_dict({name: value for name, value in autoencoder.state_dict().items() if name in wanted})
+    weights = autoencoder.state_dict()
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     return encoder.eval()
 
 
@@ -137,12 +138,8 @@ class Translation:
         self.tokens += sum(map(len, found))
         self.cut += sum(max(0, len(row) - self.length) for row in found)
         ended = [[*row, eos_id(self.encoder_tokenizer)][: self.length] for row in found]
-        out = torch.full((len(ended), self.length), pad_id(self.encoder_tokenizer), device=ids.device)
-        out_mask = torch.zeros_like(out)
-        for i, row in enumerate(ended):
-            out[i, : len(row)] = torch.tensor(row, device=ids.device)
-            out_mask[i, : len(row)] = 1
-        return out, out_mask
+        out, out_mask = padded(ended, length=self.length, pad_token_id=pad_id(self.encoder_tokenizer))
+        return out.to(ids.device), out_mask.to(ids.device)
 
     def require_fitting(self, chunk_length: int) -> None:
         """Check that the encoder has room for the chunks translated so far.
@@ -158,11 +155,6 @@ class Translation:
                 f"chunks of {chunk_length} decoder tokens do not fit the encoder's {self.length}: "
                 f"{100 * self.cut / self.tokens:.0f} % of its tokens were cut; lower model.chunk_length."
             )
-
-
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Return whether two tokenizers have the same vocabulary."""
-    return one.get_vocab() == other.get_vocab()
 
 
 def translation_in(folder: str | Path, *, length: int) -> Translation:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers import initialization as init
 
-from memlm.chunking import left_align, split
+from memlm.chunking import split
 from memlm.errors import UserError
 from memlm.models.base import DecoderInside
 from memlm.models.memory.adapter import LoraSettings, add_adapter, set_adapter_trainable
@@ -105,8 +105,7 @@ class MemoryEncodingModel(DecoderInside):
             (documents, chunks, memories, numbers); memories of chunks without text carry no meaning.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        ids, mask = left_align(input_ids, mask)
-        chunks = split(ids, mask, chunk_length=self.config.chunk_length, pad_token_id=self.blank_id)
+        chunks = split(input_ids, mask, chunk_length=self.config.chunk_length, pad_token_id=self.blank_id)
         return self.encode_chunks(chunks.input_ids, chunks.attention_mask)
 
     def encode_chunks(

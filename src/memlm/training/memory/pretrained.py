@@ -11,7 +11,7 @@ from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, ConfigError
 from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder
 from memlm.models.memory.adapter import LoraSettings, base_weights_into
-from memlm.models.memory.encoder import Translation, same_tokens
+from memlm.models.memory.encoder import Translation
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.model_settings import settings_of
@@ -66,7 +66,7 @@ def build_around_pretrained(
         raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give encoder_run (--encoder).")
     base = load_decoder(str(config.decoder.path))
     table = _token_embeddings(base, f"use another decoder than '{config.decoder.path}'")
-    apart = not same_tokens(tokenizer, encoder_tokenizer)
+    apart = tokenizer.get_vocab() != encoder_tokenizer.get_vocab()
     settings = {n: v for n, v in settings_of(config.model).items() if n not in _REPLACED}
     model = MemoryModelForCausalLM(
         MemoryModelConfig(
