@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaModel
 from memlm.models import TextAutoencoderConfig
 from memlm.models.layers.backbone import LlamaBackbone
 from memlm.models.layers.bottleneck import BOTTLENECKS, QuantizationNoise
-from memlm.models.layers.readout import READOUTS, naive_windows
+from memlm.models.layers.readout import READOUTS
 from tests.variants import TINY
 
 HIDDEN = torch.arange(12.0).view(1, 6, 2)  # token t is (2t, 2t + 1)
@@ -39,13 +39,19 @@ def test_each_stretch_is_pooled_without_its_padding(kind: str, memories: int, ex
     assert pooled(kind, memories) == expected
 
 
-def readout(**changes: Any) -> Any:
-    return READOUTS[changes["readout"]](TextAutoencoderConfig(**{**TINY, **changes}))
+def readout(kind: str, *, numbers: int, memories: int = 1) -> Any:
+    return READOUTS[kind](length=6, width=12, memories=memories, numbers=numbers, rank=3)
+
+
+def naive_windows(memory: torch.Tensor, length: int) -> torch.Tensor:
+    """The windows of the unrolled embedding, element by element."""
+    width = len(memory)
+    return torch.stack([torch.stack([memory[(i + j) % width] for j in range(width // 2)]) for i in range(length)])
 
 
 @pytest.mark.parametrize("memories", [1, 2])
 def test_windows_equal_the_slow_loop(memories: int) -> None:
-    module = readout(readout="windowed", bottleneck_size=12, memories_per_chunk=memories)
+    module = readout("windowed", numbers=12, memories=memories)
     given = torch.randn(3, memories, 12)
     stretch = 6 // memories
     slow = torch.stack([torch.cat([naive_windows(m, stretch) for m in row]) for row in given])
@@ -53,14 +59,14 @@ def test_windows_equal_the_slow_loop(memories: int) -> None:
 
 
 def test_repeated_memories_stand_on_their_stretch() -> None:
-    module = readout(readout="repeated", bottleneck_size=12, memories_per_chunk=3)
+    module = readout("repeated", numbers=12, memories=3)
     given = torch.randn(2, 3, 12)
     assert torch.equal(module(given), given[:, [0, 0, 1, 1, 2, 2]])
 
 
 def test_a_position_writes_into_its_own_slice_and_reads_it_alone() -> None:
     config = TextAutoencoderConfig(**{**TINY, "bottleneck_size": 18})
-    bottleneck, reader = BOTTLENECKS["slices"](config), readout(readout="slices", bottleneck_size=18)
+    bottleneck, reader = BOTTLENECKS["slices"](config), readout("slices", numbers=18)
     for module in (bottleneck, reader):
         torch.nn.init.normal_(module.maps)
     hidden, mask = torch.randn(1, 6, 12), torch.ones(1, 6, dtype=torch.bool)

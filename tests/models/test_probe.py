@@ -11,8 +11,7 @@ from transformers import AutoModel
 
 from memlm.errors import ConfigError, MemoryShapeError
 from memlm.models import ProbeConfig, ProbeDecoder
-from memlm.models.probe import start_from_vectors
-from memlm.models.probe.start import whitening_of
+from memlm.models.probe.start import start_from_vectors, whitening_of
 from memlm.objectives import token_nats
 from memlm.shapes import IGNORE_INDEX
 

@@ -92,7 +92,7 @@ def test_memories_of_another_text_are_read_and_none_without_memory() -> None:
     changed[:, 2] = 5
     without = [model(x, use_memory=False).logits[:, 4:] for x in (ids, changed)]
     assert torch.equal(*without)
-    with pytest.raises(MemoryShapeError, match=r"hands on \(2, 12\)"):
+    with pytest.raises(MemoryShapeError, match=r"writes \(2, 12\)"):
         model(ids, memories=memories[..., :5])
     with pytest.raises(MemoryShapeError, match="3 are read"):
         model(ids, memories=memories[:, :2])

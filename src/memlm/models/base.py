@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, ClassVar, cast, get_origin
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memlm.errors import ConfigError, did_you_mean
@@ -95,14 +97,14 @@ def _field_types(kind: type[MemlmConfig]) -> dict[str, Any]:
     return found
 
 
-def require_positive(config: PreTrainedConfig, *names: str, most: int = 2**20) -> None:
-    """Raise ConfigError for the first of these settings that is below 1 or above `most`."""
+def require_positive(config: PreTrainedConfig, *names: str) -> None:
+    """Raise ConfigError for the first of these settings that is below 1 or above 2**20; None is neither."""
     for name in names:
         value = getattr(config, name)
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{name} ({value}) must be at least 1.")
-        if value > most:
-            raise ConfigError(f"{name} ({value}) must be at most {most}.")
+        if value is not None and value > 2**20:
+            raise ConfigError(f"{name} ({value}) must be at most {2**20}.")
 
 
 def require_known(config: PreTrainedConfig, **kinds: Iterable[str]) -> None:
@@ -134,6 +136,10 @@ class MemlmModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module)
+
     def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
         """Enable gradients for a part of the model and disable them for the rest.
 
@@ -147,6 +153,24 @@ class MemlmModel(PreTrainedModel):
         if part not in TRAINABLE_PARTS:
             raise ConfigError(f"unknown part '{part}'. {did_you_mean(part, TRAINABLE_PARTS)}")
         self.requires_grad_(True)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise a layer: torch's own starts for linear and norm layers (the paper's choice), normal embeddings.
+
+    Layers with other parameters initialise them in a method `init_own_weights`.
+    """
+    if hasattr(module, "init_own_weights"):
+        cast(Any, module).init_own_weights()
+    elif isinstance(module, nn.Linear):
+        init.kaiming_uniform_(module.weight, a=5**0.5)
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        init.normal_(module.weight, std=1.0)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
 
 
 class DecoderInside(MemlmModel):

@@ -1,19 +1,73 @@
-"""Documents cut into chunks, with the targets of their tokens: the input of every model that reads chunk by chunk."""
+"""Models that read documents chunk by chunk: their settings, the chunks and targets they read, and their outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from memlm.chunking import in_input_order, split, text_first
+from memlm.errors import ConfigError, MemoryShapeError
+from memlm.models.base import MemlmConfig
 from memlm.objectives import ObjectiveSums, sums_by_objective, weighted_loss
 from memlm.shapes import IGNORE_INDEX, Labels, Logits
+
+
+@strict
+class DocumentModelConfig(MemlmConfig):
+    """Settings of a decoder that reads documents chunk by chunk, with earlier chunks as memories."""
+
+    has_no_defaults_at_init = True
+
+    decoder: dict[str, Any] | PreTrainedConfig | None = None
+    """Configuration of the decoder, any causal language model; `generate()` looks for this name."""
+    chunk_length: int = 16
+    """Tokens per chunk."""
+    num_chunks: int = 4
+    """Chunks of a document in training; more can be read later if the decoder has positions for them."""
+    use_memory: bool = True
+    """Read memories; false gives the `no_memory` baseline."""
+    initializer_range: float = 0.02
+    """Standard deviation of initial weights, for transformers."""
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.decoder = sub_config(self.decoder, "decoder")
+        super().__post_init__(**kwargs)
+
+    @property
+    def decoder_config(self) -> PreTrainedConfig:
+        """Configuration of the decoder."""
+        return cast(PreTrainedConfig, self.decoder)
+
+    @property
+    def document_length(self) -> int:
+        """Tokens of a document in training."""
+        return self.chunk_length * self.num_chunks
+
+
+def sub_config(value: dict[str, Any] | PreTrainedConfig | None, name: str) -> PreTrainedConfig:
+    """Return the configuration of a model within a model, made from its mapping if it is not made yet.
+
+    Raises:
+        ConfigError: no configuration, or a mapping without `model_type`.
+    """
+    if isinstance(value, PreTrainedConfig):
+        return value
+    if not isinstance(value, dict) or "model_type" not in value:
+        raise ConfigError(f"{name} must be a configuration, or a mapping with a model_type; got {value!r}.")
+    settings = dict(value)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 @dataclass
@@ -157,3 +211,26 @@ def chunked(
 
     labels, reconstruction = split_labels(targets.labels), split_labels(targets.reconstruction_labels)
     return ChunkedDocuments(chunks.input_ids, chunks.attention_mask, labels, reconstruction, order, input_ids.shape[1])
+
+
+def check_memories(memories: Tensor, shape: tuple[int, ...], *, documents: int, chunks: int) -> None:
+    """Check memories that are read in place of a model's own.
+
+    Args:
+        memories: (documents, chunks, memories, numbers).
+        shape: (memories, numbers) of the model.
+        documents: number of documents that are read.
+        chunks: number of chunks whose memories are read.
+
+    Raises:
+        MemoryShapeError: memories of another shape, or of too few chunks.
+    """
+    if memories.ndim != 4 or tuple(memories.shape[2:]) != shape or len(memories) != documents:
+        raise MemoryShapeError(
+            f"memories of shape {tuple(memories.shape)} do not fit {documents} documents of this model, "
+            f"which writes {shape} (memories, numbers) per chunk."
+        )
+    if memories.shape[1] < chunks:
+        raise MemoryShapeError(
+            f"memories of {memories.shape[1]} chunks are too few: {chunks} are read; encode the whole document."
+        )

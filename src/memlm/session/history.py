@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
-from memlm.models.memory import MemoryModelConfig
+from memlm.models import MemoryModelConfig
 from memlm.models.memory.prompt import Piece
 
 ChunkMemory = Float[Tensor, "memories numbers"]

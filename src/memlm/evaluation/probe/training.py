@@ -21,7 +21,8 @@ from memlm.errors import CheckpointError
 from memlm.evaluation.probe.settings import SIZES, ProbeTraining
 from memlm.files import write_folder_atomic
 from memlm.measurement import correct, target_mask
-from memlm.models.probe import ProbeConfig, ProbeDecoder, start_from_vectors
+from memlm.models import ProbeConfig, ProbeDecoder
+from memlm.models.probe.start import start_from_vectors
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import OptimizerConfig, TrainingConfig

@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError
 from memlm.models.base import MemlmConfig, require_known
-from memlm.models.layers.configuration import ChunkCodingConfig
+from memlm.models.layers.bottleneck import ChunkCodingConfig
 from memlm.models.layers.readout import READOUTS
 
 

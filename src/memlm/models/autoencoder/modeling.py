@@ -14,20 +14,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from memlm.chunking import text_first
+from memlm.chunking import in_input_order, text_first
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.base import MemlmModel
 from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import build_backbone
-from memlm.models.layers.bottleneck import LearnedSlots, MemoryWriter
-from memlm.models.layers.mixer.modeling import init_mixer_weights
-from memlm.models.layers.positionwise import PositionMaps, start_maps
-from memlm.models.layers.readout import READOUTS, Prefix
+from memlm.models.layers.bottleneck import MemoryWriter
+from memlm.models.layers.readout import READOUTS
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits, Memories, TokenIds, TokenMask
 
@@ -49,21 +46,15 @@ class TextAutoencoder(MemlmModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.encoder = build_backbone(config, num_layers=config.num_encoder_layers, length=config.chunk_length)
         self.bottleneck = MemoryWriter(config)
-        self.readout = READOUTS[config.readout](config)
+        sizes = {"length": config.chunk_length, "width": config.hidden_size, "rank": config.readout_rank}
+        memories = {"memories": config.memories_per_chunk, "numbers": config.bottleneck_size}
+        self.readout = READOUTS[config.readout](**sizes, **memories)
         written = config.chunk_length + self.readout.prefix_slots
         self.decoder = build_backbone(config, num_layers=config.num_decoder_layers, length=written)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         # transformers would pick the shifted causal loss from the class name
         self.loss_type = "ForMaskedLM"
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the encoder's token table."""
-        return self.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """Return the output layer."""
-        return self.lm_head
 
     def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
         """Enable gradients for everything but a token table that `freeze_embeddings` keeps as it is.
@@ -74,17 +65,6 @@ class TextAutoencoder(MemlmModel):
         """
         super().set_trainable(part, freeze_encoder=freeze_encoder)
         self.embed_tokens.requires_grad_(not self.config.freeze_embeddings)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, PositionMaps):
-            start_maps(module)
-        elif isinstance(module, LearnedSlots):
-            init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
-        elif isinstance(module, Prefix):
-            init.normal_(module.blank)
-        else:
-            init_mixer_weights(module)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> Memories:
         """Return the memories of one chunk per row.
@@ -99,16 +79,22 @@ class TextAutoencoder(MemlmModel):
         Raises:
             UserError: more tokens than a chunk holds.
         """
-        self._check_tokens(input_ids)
+        return self._encode(input_ids, attention_mask)[0]
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return memories, and the order that put text first (see `text_first`)."""
+        longest = self.config.chunk_length
+        if input_ids.shape[1] > longest:
+            raise UserError(
+                f"{input_ids.shape[1]} tokens do not fit a chunk of {longest}; "
+                "split the text first (memlm.chunking.split)."
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         order = text_first(mask)
         if order is not None:
             input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        return self._encode_aligned(input_ids, mask.bool())
-
-    def _encode_aligned(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.encoder(self.embed_tokens(input_ids), mask)
-        return self.bottleneck(hidden, mask)
+        mask = mask.bool()
+        return self.bottleneck(self.encoder(self.embed_tokens(input_ids), mask), mask), order
 
     def decode(self, memories: Float[Tensor, ...]) -> Logits:
         """Return the logits (batch, chunk_length, vocabulary) of each chunk's tokens.
@@ -146,26 +132,10 @@ class TextAutoencoder(MemlmModel):
         Raises:
             UserError: more tokens than a chunk holds, or no label is a target.
         """
-        self._check_tokens(input_ids)
-        tokens = input_ids.shape[1]
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        order = text_first(mask)
-        if order is None:
-            memories = self._encode_aligned(input_ids, mask.bool())
-            logits = self._decode(memories)[:, :tokens]
-        else:
-            memories = self._encode_aligned(input_ids.gather(1, order), mask.gather(1, order).bool())
-            logits = _put_back(self._decode(memories)[:, :tokens], order)
+        memories, order = self._encode(input_ids, attention_mask)
+        logits = in_input_order(self._decode(memories)[:, : input_ids.shape[1]], order)
         loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
         return AutoencoderOutput(loss=loss, logits=logits, memories=memories)
-
-    def _check_tokens(self, input_ids: Tensor) -> None:
-        longest = self.config.chunk_length
-        if input_ids.shape[1] > longest:
-            raise UserError(
-                f"{input_ids.shape[1]} tokens do not fit a chunk of {longest}; "
-                "split the text first (memlm.chunking.split)."
-            )
 
     def check_memories(self, memories: Tensor) -> None:
         """Raise MemoryShapeError if the model cannot decode these memories."""
@@ -180,8 +150,3 @@ class TextAutoencoder(MemlmModel):
             raise MemoryShapeError(
                 f"{bad} of {memories.numel()} numbers in the memories are NaN or infinite; encode the text again."
             )
-
-
-def _put_back(x: Float[Tensor, "batch tokens vocabulary"], order: Int[Tensor, "batch tokens"]) -> Tensor:
-    """Undo the order of `text_first`."""
-    return x.gather(1, order.argsort(dim=1)[..., None].expand_as(x))

@@ -1,38 +1,66 @@
-"""Stacks of layers that an encoder or decoder can be made of: embeddings and a mask in, hidden states out."""
+"""Stacks of layers for encoders and decoders, and their settings: embeddings and a mask in, hidden states out."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
+from huggingface_hub.dataclasses import strict
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from memlm.errors import ConfigError
+from memlm.models.base import MemlmConfig, require_divisible, require_known, require_positive
 from memlm.models.layers.mixer.configuration import MixerConfig
 from memlm.models.layers.mixer.modeling import MixerModel
-
-
-@runtime_checkable
-class BackboneSettings(Protocol):
-    """The part of a configuration that a backbone reads."""
-
-    backbone: str
-    hidden_size: int
-    intermediate_size: int | None
-    num_heads: int
-    kernel_size: int
-    causal: bool
-    initializer_range: float
-    attention_implementation: str
-    learned_positions: bool
-
 
 BACKBONES = ("mixer", "llama")
 
 
-def build_backbone(settings: BackboneSettings, *, num_layers: int, length: int) -> MixerBackbone | LlamaBackbone:
-    """The stack that `settings.backbone` names, for inputs of at most `length` positions."""
+@strict
+class LayersConfig(MemlmConfig):
+    """A stack of mixer or Llama layers.
+
+    Raises:
+        ConfigError: sizes below one, heads that do not divide the width, an unknown backbone, unknown keys.
+    """
+
+    vocab_size: int = 1024
+    """Number of token ids."""
+    hidden_size: int = 192
+    """Width of the layers."""
+    backbone: str = "mixer"
+    """Kind of layers: `mixer` (learned matrices over positions) or `llama` (attention)."""
+    num_heads: int = 16
+    """Heads of every layer; a mixer with one head is flat."""
+    kernel_size: int = 1
+    """Taps of a mixer's convolution along the width."""
+    causal: bool = True
+    """Positions see only earlier ones, which helps autoencoders too (Badger, arXiv 2602.13466)."""
+    intermediate_size: int | None = None
+    """Width of the feed-forward layers; four times the hidden size by default."""
+    learned_positions: bool = False
+    """Llama layers get a learned vector for each position beside their rotary positions."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights of Llama layers."""
+    attention_implementation: str = "sdpa"
+    """Attention kernel of Llama layers: `sdpa` or `eager`."""
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+
+    def check(self) -> None:
+        """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
+        require_positive(self, "vocab_size", "hidden_size", "num_heads", "kernel_size", "intermediate_size")
+        require_known(self, backbone=BACKBONES)
+        require_divisible(self, "hidden_size", "num_heads")
+        if self.backbone == "llama" and self.hidden_size // self.num_heads % 2:
+            raise ConfigError(
+                f"hidden_size ({self.hidden_size}) must be divisible by twice num_heads ({self.num_heads}) for llama "
+                "layers, whose rotary positions turn pairs of numbers."
+            )
+
+
+def build_backbone(settings: LayersConfig, *, num_layers: int, length: int) -> MixerBackbone | LlamaBackbone:
+    """Return the stack that `settings.backbone` names, for inputs of at most `length` positions."""
     kind = MixerBackbone if settings.backbone == "mixer" else LlamaBackbone
     return kind(settings, num_layers=num_layers, length=length)
 
@@ -40,7 +68,7 @@ def build_backbone(settings: BackboneSettings, *, num_layers: int, length: int) 
 class MixerBackbone(nn.Module):
     """Masked mixer blocks; positions are absolute, so tokens must start at position 0."""
 
-    def __init__(self, settings: BackboneSettings, *, num_layers: int, length: int) -> None:
+    def __init__(self, settings: LayersConfig, *, num_layers: int, length: int) -> None:
         super().__init__()
         config = MixerConfig(
             hidden_size=settings.hidden_size,
@@ -56,7 +84,7 @@ class MixerBackbone(nn.Module):
     def forward(
         self, inputs: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
-        """Hidden states; masked positions (right of the text) are never read."""
+        """Return hidden states; masked positions (right of the text) are never read."""
         return self.stack(inputs_embeds=inputs, attention_mask=mask, use_cache=False).last_hidden_state
 
 
@@ -67,7 +95,7 @@ class LlamaBackbone(nn.Module):
     order of tokens. With `learned_positions` a vector of each position is added to its input (LOG.md).
     """
 
-    def __init__(self, settings: BackboneSettings, *, num_layers: int, length: int) -> None:
+    def __init__(self, settings: LayersConfig, *, num_layers: int, length: int) -> None:
         super().__init__()
         self.causal = settings.causal
         config = LlamaConfig(
@@ -92,7 +120,7 @@ class LlamaBackbone(nn.Module):
     def forward(
         self, inputs: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
-        """Hidden states; masked positions are never read."""
+        """Return hidden states; masked positions are never read."""
         if self.positions is not None:
             inputs = inputs + self.positions.weight[: inputs.shape[1]]
         return self.stack(

@@ -3,33 +3,23 @@
 repeated      every position gets the memory of its stretch
 windowed      position i gets elements i, i+1, ... of it, half its width, wrapping (the paper's unrolled embedding)
 prefix        the memories stand before L blank positions
-slices, positionwise  each position has a linear map of its own out of the memories (memlm.models.layers.positionwise)
+slices, positionwise  each position has a linear map of its own out of the memories (memlm.models.layers.bottleneck)
+
+A readout turns `memories` vectors of `numbers` numbers into `length` vectors of `width` numbers; `rank` is the number
+of numbers that each position of the positionwise readout reads.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from memlm.models.layers.positionwise import PositionwiseReadout, SlicesReadout
+from transformers import initialization as init
 
 Memories = Float[Tensor, "chunks memories numbers"]
 DecoderInputs = Float[Tensor, "chunks slots_and_tokens width"]
-
-
-@runtime_checkable
-class ReadoutSettings(Protocol):
-    """The part of a configuration that a readout reads."""
-
-    chunk_length: int
-    hidden_size: int
-    bottleneck_size: int
-    memories_per_chunk: int
-    readout: str
-    readout_rank: int
 
 
 class Repeated(nn.Module):
@@ -37,14 +27,13 @@ class Repeated(nn.Module):
 
     prefix_slots = 0
 
-    def __init__(self, settings: ReadoutSettings) -> None:
+    def __init__(self, *, length: int, width: int, memories: int, numbers: int, rank: int) -> None:
         super().__init__()
-        self.stretch = settings.chunk_length // settings.memories_per_chunk
-        same = settings.bottleneck_size == settings.hidden_size
-        self.up = nn.Identity() if same else nn.Linear(settings.bottleneck_size, settings.hidden_size)
+        self.stretch = length // memories
+        self.up = nn.Identity() if numbers == width else nn.Linear(numbers, width)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, chunk_length, width)."""
+        """(chunks, memories, numbers) -> (chunks, length, width)."""
         return self.up(memories).repeat_interleave(self.stretch, dim=1)
 
 
@@ -56,37 +45,80 @@ class Windowed(nn.Module):
 
     prefix_slots = 0
 
-    def __init__(self, settings: ReadoutSettings) -> None:
+    def __init__(self, *, length: int, width: int, memories: int, numbers: int, rank: int) -> None:
         super().__init__()
-        width = settings.hidden_size
-        self.repeat = Repeated(settings)
+        self.repeat = Repeated(length=length, width=width, memories=memories, numbers=numbers, rank=rank)
         self.spread = nn.Linear(width // 2, width)
-        self.length = settings.chunk_length
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, chunk_length, width)."""
+        """(chunks, memories, numbers) -> (chunks, length, width)."""
         repeated = self.repeat(memories)
-        width = repeated.shape[-1]
-        starts = torch.arange(self.length, device=memories.device) % self.repeat.stretch
+        chunks, length, width = repeated.shape
+        starts = torch.arange(length, device=memories.device) % self.repeat.stretch
         windows = (starts[:, None] + torch.arange(width // 2, device=memories.device)) % width
-        return self.spread(repeated.gather(-1, windows.expand(len(repeated), -1, -1)))
+        return self.spread(repeated.gather(-1, windows.expand(chunks, -1, -1)))
 
 
 class Prefix(nn.Module):
     """The memories stand first, then one learned blank vector at each position to be written."""
 
-    def __init__(self, settings: ReadoutSettings) -> None:
+    def __init__(self, *, length: int, width: int, memories: int, numbers: int, rank: int) -> None:
         super().__init__()
-        self.prefix_slots = settings.memories_per_chunk
-        self.length = settings.chunk_length
-        same = settings.bottleneck_size == settings.hidden_size
-        self.up = nn.Identity() if same else nn.Linear(settings.bottleneck_size, settings.hidden_size)
-        self.blank = nn.Parameter(torch.randn(settings.hidden_size))
+        self.prefix_slots, self.length = memories, length
+        self.up = nn.Identity() if numbers == width else nn.Linear(numbers, width)
+        self.blank = nn.Parameter(torch.randn(width))
+
+    def init_own_weights(self) -> None:
+        """Initialise the blank vector."""
+        init.normal_(self.blank)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, memories + chunk_length, width)."""
+        """(chunks, memories, numbers) -> (chunks, memories + length, width)."""
         slots = self.up(memories)
         return torch.cat([slots, self.blank.to(slots.dtype).expand(len(slots), self.length, -1)], dim=1)
+
+
+class SlicesReadout(nn.Module):
+    """Each group of positions has its own map out of its slice of the memory."""
+
+    prefix_slots = 0
+
+    def __init__(self, *, length: int, width: int, memories: int, numbers: int, rank: int) -> None:
+        super().__init__()
+        self.length = length
+        groups = math.gcd(length, memories * numbers)
+        self.maps = nn.Parameter(torch.empty(groups, memories * numbers // groups, length // groups * width))
+
+    def init_own_weights(self) -> None:
+        """Initialise all maps alike; they keep the variance."""
+        init.normal_(self.maps, std=self.maps.shape[1] ** -0.5)
+        init.copy_(self.maps, self.maps[:1].expand_as(self.maps))
+
+    def forward(self, memories: Memories) -> DecoderInputs:
+        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        slices = memories.reshape(len(memories), *self.maps.shape[:2])
+        read = (slices.transpose(0, 1) @ self.maps).transpose(0, 1)
+        return read.reshape(len(memories), self.length, -1)
+
+
+class PositionwiseReadout(nn.Module):
+    """All memories together are split into `rank` numbers per position, and each position has its own map."""
+
+    prefix_slots = 0
+
+    def __init__(self, *, length: int, width: int, memories: int, numbers: int, rank: int) -> None:
+        super().__init__()
+        self.split = nn.Linear(memories * numbers, length * rank)
+        self.maps = nn.Parameter(torch.empty(length, rank, width))
+
+    def init_own_weights(self) -> None:
+        """Initialise the maps, which keep the variance."""
+        init.normal_(self.maps, std=self.maps.shape[1] ** -0.5)
+
+    def forward(self, memories: Memories) -> DecoderInputs:
+        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        read = self.split(memories.flatten(1)).unflatten(1, (len(self.maps), -1))
+        return (read.transpose(0, 1) @ self.maps).transpose(0, 1)
 
 
 READOUTS = {
@@ -96,9 +128,3 @@ READOUTS = {
     "positionwise": PositionwiseReadout,
     "slices": SlicesReadout,
 }
-
-
-def naive_windows(memory: Float[Tensor, " width"], length: int) -> Float[Tensor, "length half"]:
-    """The windows of the unrolled embedding, element by element: the oracle of the tests."""
-    width = len(memory)
-    return torch.stack([torch.stack([memory[(i + j) % width] for j in range(width // 2)]) for i in range(length)])

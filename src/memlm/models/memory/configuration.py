@@ -11,7 +11,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from memlm.errors import ConfigError
 from memlm.models.autoencoder.configuration import TextAutoencoderConfig
 from memlm.models.base import MemlmConfig, require_known, require_positive
-from memlm.models.layers.configuration import ChunkCodingConfig
+from memlm.models.documents import DocumentModelConfig, sub_config
+from memlm.models.layers.bottleneck import ChunkCodingConfig
 from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.adapter import LoraSettings
 
@@ -36,8 +37,7 @@ class ChunkEncoderConfig(ChunkCodingConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.base, dict):
-            settings = dict(self.base)
-            self.base = AutoConfig.for_model(settings.pop("model_type"), **settings)
+            self.base = sub_config(self.base, "base")
         if self.base is not None:
             self.hidden_size, self.vocab_size = self.base.hidden_size, self.base.vocab_size
         super().__post_init__(**kwargs)
@@ -58,7 +58,7 @@ SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
 
 @strict
-class MemoryModelConfig(MemlmConfig):
+class MemoryModelConfig(DocumentModelConfig):
     """A decoder that reads a chunk's tokens behind the memories that an encoder made of the chunks before it.
 
     Raises:
@@ -67,7 +67,6 @@ class MemoryModelConfig(MemlmConfig):
 
     model_type = "memlm_memory"
     sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"encoder": AutoConfig, "decoder": AutoConfig}  # pyright: ignore
-    has_no_defaults_at_init = True
     from_data: ClassVar[frozenset[str]] = MemlmConfig.from_data | {
         *("freeze_encoder", "freeze_decoder", "encoder_fingerprint", "encoder_tokens", "own_blank"),
         *("first_token_id", "memory_token_id", "reconstruction_head"),
@@ -76,12 +75,6 @@ class MemoryModelConfig(MemlmConfig):
 
     encoder: dict[str, Any] | PreTrainedConfig | None = None
     """Configuration of the encoder, a ChunkEncoderConfig."""
-    decoder: dict[str, Any] | PreTrainedConfig | None = None
-    """Configuration of the decoder, any causal language model; `generate()` looks for this name."""
-    chunk_length: int = 16
-    """Tokens per chunk."""
-    num_chunks: int = 4
-    """Chunks of a document in training; more can be read later if the decoder has positions for their slots."""
     slots_per_chunk: int = 8
     """Decoder inputs that one chunk's memories take."""
     readout: str = "slices"
@@ -115,8 +108,6 @@ class MemoryModelConfig(MemlmConfig):
     """Keep the encoder in evaluation mode and without gradients."""
     encoder_fingerprint: str | None = None
     """Fingerprint of a frozen encoder's weights."""
-    use_memory: bool = True
-    """Fill slots with memories; false gives the `no_memory` baseline."""
     blank_head: bool = False
     """Predict blanks (padding ids within text) through an output layer of their own, since copying and prediction pull
     one layer in different directions (LOG.md). The decoder must not scale or cap its logits."""
@@ -124,32 +115,15 @@ class MemoryModelConfig(MemlmConfig):
     """Add a head that predicts a chunk's tokens from its memories alone, for the `reconstruction` objective."""
     memory_token_id: int = 1024
     """Placeholder for a slot in the decoder's input ids; no tokenizer id."""
-    initializer_range: float = 0.02
-    """Standard deviation of initial weights, for transformers."""
-    tie_word_embeddings: bool = False
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder = _as_config(self.encoder, "encoder")
-        self.decoder = _as_config(self.decoder, "decoder")
+        self.encoder = sub_config(self.encoder, "encoder")
         super().__post_init__(**kwargs)
-
-    @property
-    def decoder_config(self) -> PreTrainedConfig:
-        """Configuration of the decoder."""
-        return cast(PreTrainedConfig, self.decoder)
 
     @property
     def encoder_config(self) -> PreTrainedConfig:
         """Configuration of the encoder."""
         return cast(PreTrainedConfig, self.encoder)
-
-    @property
-    def document_length(self) -> int:
-        """Tokens of a document in training."""
-        return self.chunk_length * self.num_chunks
 
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
@@ -224,12 +198,3 @@ class MemoryModelConfig(MemlmConfig):
                 "an encoder with a tokenizer of its own must be frozen (freeze_encoder) and has no "
                 "reconstruction head: gradients do not pass through text."
             )
-
-
-def _as_config(value: dict[str, Any] | PreTrainedConfig | None, name: str) -> PreTrainedConfig:
-    if isinstance(value, PreTrainedConfig):
-        return value
-    if not isinstance(value, dict) or "model_type" not in value:
-        raise ConfigError(f"{name} must be a configuration, or a mapping with a model_type; got {value!r}.")
-    settings = dict(value)
-    return AutoConfig.for_model(settings.pop("model_type"), **settings)

@@ -11,11 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
-from transformers import initialization as init
 
 from memlm.chunking import padded
 from memlm.data import decode_piece, encode_texts, eos_id, load_tokenizer, pad_id
@@ -23,9 +21,7 @@ from memlm.errors import CheckpointError, TokenizerError, UserError
 from memlm.models.autoencoder.modeling import TextAutoencoder
 from memlm.models.base import MemlmModel
 from memlm.models.layers.backbone import build_backbone
-from memlm.models.layers.bottleneck import LearnedSlots, MemoryWriter
-from memlm.models.layers.mixer.modeling import init_mixer_weights
-from memlm.models.layers.positionwise import PositionMaps, start_maps
+from memlm.models.layers.bottleneck import MemoryWriter
 from memlm.models.memory.configuration import ChunkEncoderConfig
 from memlm.shapes import Memories, TokenIds, TokenMask
 
@@ -49,10 +45,6 @@ class ChunkEncoder(MemlmModel):
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the token table."""
         return self.embed_tokens if self.config.base is None else self.base.get_input_embeddings()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        init_memory_weights(module)
 
     def forward(self, input_ids: TokenIds, attention_mask: TokenMask, **kwargs: Any) -> Memories:
         """Return the memories of chunks.
@@ -90,16 +82,6 @@ def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
     weights = autoencoder.state_dict()
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     return encoder.eval()
-
-
-def init_memory_weights(module: nn.Module) -> None:
-    """Initialise a module of memlm's encoders or readouts."""
-    if isinstance(module, PositionMaps):
-        start_maps(module)
-    elif isinstance(module, LearnedSlots):
-        init.normal_(module.slots, std=module.slots.shape[1] ** -0.5)
-    else:
-        init_mixer_weights(module)
 
 
 FOLDER = "encoder_tokenizer"

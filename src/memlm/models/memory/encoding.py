@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers import initialization as init
 
 from memlm.chunking import split
 from memlm.errors import UserError
 from memlm.models.base import DecoderInside
 from memlm.models.memory.adapter import LoraSettings, add_adapter, set_adapter_trainable
 from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
-from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, init_memory_weights, translation_in
+from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, translation_in
 from memlm.models.memory.slots import ChunkPositionEmbedding, Injection, ReconstructionHead, SlotReadout, memory_shape
 from memlm.shapes import TokenIds, TokenMask
 
@@ -42,7 +41,10 @@ class MemoryEncodingModel(DecoderInside):
             add_adapter(self.decoder, LoraSettings.of(config.lora))
         self.translation: Translation | None = None
         width = config.decoder_config.hidden_size
-        self.chunk_positions = ChunkPositionEmbedding(config.chunk_length, width) if config.learned_positions else None
+        # the scale of the tokens they are added to: 1 in memlm's mixers, `initializer_range` in transformers
+        std = getattr(config.decoder_config, "initializer_range", 1.0)
+        positions = ChunkPositionEmbedding(config.chunk_length, width, std) if config.learned_positions else None
+        self.chunk_positions = positions
         self.blank = nn.Parameter(torch.zeros(config.chunk_length, width)) if config.own_blank else None
         self.blank_head = nn.Linear(width, config.decoder_config.vocab_size, bias=False) if config.blank_head else None
         self.reconstruction = ReconstructionHead(config) if config.reconstruction_head else None
@@ -50,17 +52,6 @@ class MemoryEncodingModel(DecoderInside):
         self.loss_type = "ForMaskedLM"
         self.post_init()
         self.set_trainable(freeze_encoder=config.freeze_encoder)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, SlotReadout):
-            if module.filler is not None:
-                init.ones_(module.filler)
-        elif isinstance(module, ChunkPositionEmbedding):
-            # the scale of the tokens they are added to: 1 in memlm's mixers, `initializer_range` in transformers
-            init.normal_(module.weight, std=getattr(self.config.decoder_config, "initializer_range", 1.0))
-        else:
-            init_memory_weights(module)
 
     def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
         """Enable gradients for a part of the model and disable them for the rest.

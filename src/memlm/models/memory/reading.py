@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from memlm.errors import MemoryShapeError, UserError
-from memlm.models.documents import ChunkedDocuments, DocumentTargets, MemoryModelOutput, chunked
-from memlm.models.layers.mixer import MixerConfig
+from memlm.models.documents import ChunkedDocuments, DocumentTargets, MemoryModelOutput, check_memories, chunked
+from memlm.models.layers.mixer.configuration import MixerConfig
 from memlm.models.memory.adapter import adapter_off
 from memlm.models.memory.encoding import DocumentMemories, MemoryEncodingModel
 from memlm.models.memory.slots import UNUSED, Injection, memory_blocks_needed, memory_shape, reads_own_chunk, slot_table
@@ -110,7 +110,7 @@ class DocumentReadingModel(MemoryEncodingModel):
         if not self.config.use_memory:
             raise UserError("this model never reads its memories (use_memory=False); nothing can be given back.")
         blocks = max(1, self.config.num_chunks // 2)
-        self._check_memories(memories[:, None], len(memories), 1)
+        check_memories(memories[:, None], memory_shape(self.config), documents=len(memories), chunks=1)
         if not bool(torch.isfinite(memories).all()):
             raise MemoryShapeError("memories hold values that are NaN or infinite; encode the text again.")
         if not len(memories):
@@ -127,7 +127,7 @@ class DocumentReadingModel(MemoryEncodingModel):
         needed = document.ids.shape[1] - (not reads_last)
         if memories is None:
             return self.encode_chunks(document.ids[:, :needed], document.mask[:, :needed])
-        self._check_memories(memories, len(document.ids), needed)
+        check_memories(memories, memory_shape(self.config), documents=len(document.ids), chunks=needed)
         return memories
 
     def _training_sums(
@@ -271,18 +271,6 @@ class DocumentReadingModel(MemoryEncodingModel):
         logits = of_blanks.new_empty(*blanks.shape, self.blank_head.out_features)
         logits[blanks], logits[~blanks] = of_blanks, of_text
         return logits
-
-    def _check_memories(self, memories: Tensor, documents: int, needed: int) -> None:
-        expected = memory_shape(self.config)
-        if memories.ndim != 4 or tuple(memories.shape[2:]) != expected or memories.shape[0] != documents:
-            raise MemoryShapeError(
-                f"memories of shape {tuple(memories.shape)} do not fit {documents} documents of this model, "
-                f"which writes {expected} (memories, numbers) per chunk."
-            )
-        if memories.shape[1] < needed:
-            raise MemoryShapeError(
-                f"memories of {memories.shape[1]} chunks are too few: {needed} are read; encode the whole document."
-            )
 
     def _check_length(self, inputs: int, chunks: int) -> None:
         config, longest = self.config, self.config.decoder_config.max_position_embeddings

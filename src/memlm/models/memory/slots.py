@@ -13,13 +13,13 @@ An entry of a slot table is the chunk whose memory fills that block, or UNUSED.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from memlm.models.layers.readout import READOUTS
 from memlm.models.memory.configuration import MemoryModelConfig
@@ -66,31 +66,11 @@ def memory_shape(config: MemoryModelConfig) -> tuple[int, int]:
     return config.encoder_config.memories_per_chunk, config.encoder_config.bottleneck_size
 
 
-@dataclass
-class SlotSettings:
-    """Settings of a readout that writes `chunk_length` vectors of the decoder's width from one chunk's memories."""
-
-    chunk_length: int
-    hidden_size: int
-    bottleneck_size: int
-    bottleneck_rank: int
-    memories_per_chunk: int
-    readout: str
-    readout_rank: int
-
-
 def _readout(config: MemoryModelConfig, length: int) -> nn.Module:
+    """Return a readout that writes `length` vectors of the decoder's width from one chunk's memories."""
     memories, numbers = memory_shape(config)
-    settings = SlotSettings(
-        chunk_length=length,
-        hidden_size=config.decoder_config.hidden_size,
-        bottleneck_size=numbers,
-        bottleneck_rank=config.readout_rank,
-        memories_per_chunk=memories,
-        readout=config.readout,
-        readout_rank=config.readout_rank,
-    )
-    return READOUTS[config.readout](settings)
+    sizes = {"length": length, "width": config.decoder_config.hidden_size, "rank": config.readout_rank}
+    return READOUTS[config.readout](**sizes, memories=memories, numbers=numbers)
 
 
 class SlotReadout(nn.Module):
@@ -104,6 +84,11 @@ class SlotReadout(nn.Module):
         self.masks_unused = config.filler == "masked"
         self.places = nn.Embedding(config.slots_per_chunk, width) if config.learned_positions else None
         self.filler = nn.Parameter(torch.ones(width)) if config.filler == "learned" else None
+
+    def init_own_weights(self) -> None:
+        """Initialise the filler of unused slots, if it is learned."""
+        if self.filler is not None:
+            init.ones_(self.filler)
 
     def forward(self, memories: Float[Tensor, "chunks memories numbers"]) -> Float[Tensor, "chunks slots width"]:
         """Return the slots of each chunk."""
@@ -159,6 +144,14 @@ class Injection(nn.Module):
 
 class ChunkPositionEmbedding(nn.Embedding):
     """A learned vector for each position in a chunk, added to the token there."""
+
+    def __init__(self, length: int, width: int, std: float) -> None:
+        super().__init__(length, width)
+        self.std = std
+
+    def init_own_weights(self) -> None:
+        """Initialise the vectors at the scale of the tokens."""
+        init.normal_(self.weight, std=self.std)
 
 
 class ReconstructionHead(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 
 from memlm.models.base import require_positive
-from memlm.models.layers.configuration import LayersConfig
+from memlm.models.layers.backbone import LayersConfig
 
 
 @strict

@@ -24,7 +24,6 @@ from memlm.errors import MemoryShapeError
 from memlm.models.base import MemlmModel
 from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import build_backbone
-from memlm.models.layers.mixer.modeling import init_mixer_weights
 from memlm.models.probe.configuration import ProbeConfig
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits
@@ -38,6 +37,11 @@ class PositionReadout(nn.Module):
         self.directions = nn.Parameter(torch.empty(config.length, config.vector_size, config.readout_rank))
         self.maps = nn.Parameter(torch.empty(config.length, config.readout_rank, config.hidden_size))
         self.shared = nn.Linear(config.vector_size, config.hidden_size, bias=False)
+
+    def init_own_weights(self) -> None:
+        """Initialise directions and maps, which keep the variance."""
+        for maps in (self.directions, self.maps):
+            init.normal_(maps, std=maps.shape[1] ** -0.5)
 
     def forward(self, vectors: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch tokens width"]:
         """Return the decoder's inputs, (batch, tokens, width)."""
@@ -53,6 +57,11 @@ class Whitening(nn.Module):
         self.register_buffer("matrix", torch.eye(size))
         self.mean: Tensor
         self.matrix: Tensor
+
+    def init_own_weights(self) -> None:
+        """Initialise to the identity."""
+        init.zeros_(self.mean)
+        init.copy_(self.matrix, torch.eye(len(self.mean)))
 
     def forward(self, vectors: Float[Tensor, "batch numbers"]) -> Float[Tensor, "batch numbers"]:
         """Return whitened vectors in fp32; the norms of the input may be far from one."""
@@ -80,17 +89,6 @@ class ProbeDecoder(MemlmModel):
     def get_output_embeddings(self) -> nn.Linear:
         """Return the output layer."""
         return self.lm_head
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, PositionReadout):
-            for maps in (module.directions, module.maps):
-                init.normal_(maps, std=maps.shape[1] ** -0.5)
-        elif isinstance(module, Whitening):
-            init.zeros_(module.mean)
-            init.copy_(module.matrix, torch.eye(len(module.mean)))
-        else:
-            init_mixer_weights(module)
 
     def decode(self, vectors: Float[Tensor, "batch numbers"]) -> Logits:
         """Return the logits (batch, length, vocabulary).

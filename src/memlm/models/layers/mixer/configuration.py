@@ -49,9 +49,8 @@ class MixerConfig(MemlmConfig):
     def check(self) -> None:
         """Raise ConfigError for sizes that do not exist or do not fit each other."""
         require_positive(self, "vocab_size", "hidden_size", "num_heads", "kernel_size", "max_position_embeddings")
+        require_positive(self, "intermediate_size")
         require_divisible(self, "hidden_size", "num_heads")
-        if self.intermediate_size is not None:
-            require_positive(self, "intermediate_size")
         if not 0 <= self.num_hidden_layers <= 512:
             raise ConfigError(f"num_hidden_layers ({self.num_hidden_layers}) must lie between 0 and 512.")
         if self.kernel_size > self.hidden_size // self.num_heads:

@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from memlm.errors import ConfigError, UserError
-from memlm.models.base import CACHE_NAME
+from memlm.models.base import CACHE_NAME, init_weights
 from memlm.models.layers.mixer.configuration import MixerConfig
 
 HeadsInput = Float[Tensor, "batch heads tokens channels"]
@@ -41,6 +41,14 @@ class TokenMixing(nn.Module):
         self.bias = nn.Parameter(torch.empty(heads, length))
         if self.causal:
             self.register_state_dict_post_hook(_keep_lower_triangle)
+
+    def init_own_weights(self) -> None:
+        """Initialise weights as torch does for layers of `taps * length` inputs; entries never read are zero."""
+        init.zeros_(self.bias)
+        fan_in = self.weight.shape[1] * self.weight.shape[-1]
+        init.uniform_(self.weight, -(fan_in**-0.5), fan_in**-0.5)
+        if self.causal:
+            init.copy_(self.weight, self.weight.tril())
 
     def masked_weight(self, tokens: int) -> Float[Tensor, "heads taps tokens tokens"]:
         """The matrices for the first `tokens` positions, zero where a position may not look."""
@@ -152,30 +160,7 @@ class MixerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        init_mixer_weights(module)
-
-
-def init_mixer_weights(module: nn.Module) -> None:
-    """Torch's own starts for linear, convolution and norm layers (the paper's choice), normal embeddings."""
-    if isinstance(module, nn.Linear):
-        init.kaiming_uniform_(module.weight, a=5**0.5)
-        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-            init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        init.normal_(module.weight, std=1.0)
-    elif isinstance(module, nn.LayerNorm):
-        init.ones_(module.weight)
-        init.zeros_(module.bias)
-    elif isinstance(module, TokenMixing):
-        _init_mixing(module)
-
-
-def _init_mixing(module: TokenMixing) -> None:
-    init.zeros_(module.bias)
-    fan_in = module.weight.shape[1] * module.weight.shape[-1]
-    init.uniform_(module.weight, -(fan_in**-0.5), fan_in**-0.5)
-    if module.causal:
-        init.copy_(module.weight, module.weight.tril())
+        init_weights(module)
 
 
 class MixerModel(MixerPreTrainedModel):

@@ -7,21 +7,60 @@ All tokens of a chunk are kept, what is written has attended to them, and paddin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 
-from memlm.errors import MemoryShapeError
-from memlm.models.base import DecoderInside
-from memlm.models.documents import ChunkedDocuments, DocumentTargets, MemoryModelOutput, chunked
-from memlm.models.recurrent.configuration import RecurrentMemoryConfig
+from memlm.errors import ConfigError
+from memlm.models.base import DecoderInside, require_positive
+from memlm.models.documents import (
+    ChunkedDocuments,
+    DocumentModelConfig,
+    DocumentTargets,
+    MemoryModelOutput,
+    check_memories,
+    chunked,
+)
 from memlm.shapes import TokenIds, TokenMask
 
 RecurrentMemories = Float[Tensor, "documents chunks memories width"]
+
+
+@strict
+class RecurrentMemoryConfig(DocumentModelConfig):
+    """A decoder that passes a few vectors from chunk to chunk (recurrent memory transformer, arXiv 2207.06881).
+
+    Raises:
+        ConfigError: sizes that do not fit each other, unknown keys.
+    """
+
+    model_type = "memlm_recurrent_memory"
+    sub_configs: ClassVar[dict[str, type[AutoConfig]]] = {"decoder": AutoConfig}  # pyright: ignore
+
+    memory_tokens: int = 8
+    """Vectors that pass from chunk to chunk."""
+    backpropagation_depth: int | None = None
+    """Number of chunks that gradients pass through before they are cut; all by default."""
+
+    @property
+    def inputs(self) -> int:
+        """Positions of the decoder that one chunk takes: memories read, tokens, memories written."""
+        return 2 * self.memory_tokens + self.chunk_length
+
+    def check(self) -> None:
+        """Raise ConfigError for sizes that do not exist or do not fit each other."""
+        require_positive(self, "chunk_length", "num_chunks", "memory_tokens", "backpropagation_depth")
+        longest = self.decoder_config.max_position_embeddings
+        if self.inputs > longest:
+            raise ConfigError(
+                f"chunk_length ({self.chunk_length}) and twice memory_tokens ({self.memory_tokens}) take {self.inputs} "
+                f"decoder positions and it has {longest}."
+            )
 
 
 class RecurrentMemoryForCausalLM(DecoderInside):
@@ -39,11 +78,10 @@ class RecurrentMemoryForCausalLM(DecoderInside):
         self.loss_type = "ForMaskedLM"
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, RecurrentMemoryForCausalLM):
-            for vectors in (module.start, module.write):
-                init.normal_(vectors, std=vectors.shape[1] ** -0.5)
+    def init_own_weights(self) -> None:
+        """Initialise the learned vectors."""
+        for vectors in (self.start, self.write):
+            init.normal_(vectors, std=vectors.shape[1] ** -0.5)
 
     def encode(self, input_ids: TokenIds, attention_mask: TokenMask | None = None) -> RecurrentMemories:
         """Return what every chunk of every document hands on.
@@ -98,7 +136,7 @@ class RecurrentMemoryForCausalLM(DecoderInside):
         """Return the logits of all chunks, folded, and what each chunk handed on."""
         documents, chunks = document.ids.shape[:2]
         if given is not None:
-            self._check_memories(given, documents, chunks)
+            check_memories(given, tuple(self.start.shape), documents=documents, chunks=chunks - 1)
         start = self.start.expand(documents, -1, -1)
         memory, depth = start, self.config.backpropagation_depth
         logits: list[Tensor] = []
@@ -127,15 +165,3 @@ class RecurrentMemoryForCausalLM(DecoderInside):
             use_cache=False,
         ).last_hidden_state
         return hidden[:, self.config.memory_tokens :]
-
-    def _check_memories(self, memories: Tensor, documents: int, chunks: int) -> None:
-        expected = (self.config.memory_tokens, self.config.decoder_config.hidden_size)
-        if memories.ndim != 4 or len(memories) != documents or tuple(memories.shape[2:]) != expected:
-            raise MemoryShapeError(
-                f"memories of shape {tuple(memories.shape)} do not fit {documents} documents of this model, "
-                f"which hands on {expected} (memories, numbers) per chunk."
-            )
-        if memories.shape[1] < chunks - 1:
-            raise MemoryShapeError(
-                f"memories of {memories.shape[1]} chunks are too few: {chunks - 1} are read; encode the whole document."
-            )
