@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Bool, Float
+from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from memlm.errors import ConfigError, UserError
 from memlm.models import MixerConfig, MixerForCausalLM, MixerModel
 from memlm.models.layers.mixer.modeling import TokenMixing
-from memlm.models.layers.mixer.naive import naive_token_mixing
 from tests.variants import MIXERS
 
 VOCAB = 19
@@ -37,6 +38,40 @@ def language_model(**changes: object) -> MixerForCausalLM:
         torch.nn.init.normal_(layer.mixing.weight)
         torch.nn.init.normal_(layer.mixing.bias)
     return model
+
+
+def naive_token_mixing(
+    x: Float[Tensor, "batch heads tokens channels"],
+    weight: Float[Tensor, "heads taps length length"],
+    bias: Float[Tensor, "heads length"],
+    *,
+    causal: bool,
+    readable: Bool[Tensor, "batch tokens"] | None = None,
+) -> Float[Tensor, "batch heads tokens channels"]:
+    """Each output position sums what it may read, each tap shifted along the channels, zeros beyond the edge."""
+    batch, heads, tokens, channels = x.shape
+    taps = weight.shape[1]
+    rows: list[Tensor] = []
+    for i in range(tokens):
+        row = bias[None, :, i, None].expand(batch, heads, channels)
+        for j in range(i + 1 if causal else tokens):
+            source = x[:, :, j]
+            if readable is not None:
+                source = torch.where(readable[:, j, None, None], source, torch.zeros_like(source))
+            for tap in range(taps):
+                row = row + weight[None, :, tap, i, j, None] * _shifted(source, tap - (taps - 1) // 2)
+        rows.append(row)
+    return torch.stack(rows, dim=2)
+
+
+def _shifted(x: Tensor, offset: int) -> Tensor:
+    """`out[c] = x[c + offset]`, zero where that lies outside."""
+    out = torch.zeros_like(x)
+    channels = x.shape[-1]
+    for c in range(channels):
+        if 0 <= c + offset < channels:
+            out[..., c] = x[..., c + offset]
+    return out
 
 
 @pytest.mark.parametrize("causal", [True, False])

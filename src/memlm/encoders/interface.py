@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data import chunk_texts, encode_texts, eos_id
 from memlm.errors import EncoderError
 from memlm.models import ChunkEncoder
-from memlm.models.runtime import hash_weights
+from memlm.models.runtime import weights_fingerprint
 
 TextVectors = Float[Tensor, "texts numbers"]
 
@@ -69,10 +68,7 @@ class FunctionEncoder:
 
 def model_fingerprint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *settings: object) -> str:
     """Return the SHA-256 over weights, tokenizer and settings in hexadecimal digits."""
-    digest = hashlib.sha256(repr(settings).encode())
-    hash_weights(digest, model)
-    digest.update(vocabulary_of(tokenizer).encode())
-    return digest.hexdigest()
+    return weights_fingerprint(model, before=repr(settings), after=vocabulary_of(tokenizer))
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -13,8 +13,7 @@ from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelCon
 from memlm.models.memory.encoder import ChunkEncoder, encoder_of
 from memlm.models.memory.modeling import MemoryModelForCausalLM
 from memlm.models.passage import PassageEncoder, PassageEncoderConfig
-from memlm.models.probe.configuration import ProbeConfig
-from memlm.models.probe.modeling import ProbeDecoder
+from memlm.models.probe.modeling import ProbeConfig, ProbeDecoder
 from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM
 
 for _auto, _models in (

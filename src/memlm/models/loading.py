@@ -63,11 +63,9 @@ def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, Pre
     by_kind = {str(cast(Any, one.config_class).model_type): one for one in classes}
     if kind not in by_kind:
         kinds = "' or '".join(by_kind)
-        advice = (
-            "give another memlm run"
-            if kind in RUN_MODELS
-            else "give a memlm run, or open an exported decoder with transformers' AutoModelForCausalLM"
-        )
+        advice = "give a memlm run, or open an exported decoder with transformers' AutoModelForCausalLM"
+        if kind in RUN_MODELS:
+            advice = "give another memlm run"
         raise CheckpointError(f"'{directory}' holds a model of kind '{kind}', not '{kinds}'; {advice}.")
     model = _weights(folder, by_kind[kind])
     if not (folder / "tokenizer.json").is_file():
@@ -81,7 +79,7 @@ def summary_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> st
     """Describe a model in one line: its kind, the sizes of a chunk's memories, its parameters and its tokenizer."""
     config = model.config
     if isinstance(model, RecurrentMemoryForCausalLM):
-        vectors, width = model.config.memory_tokens, model.config.decoder_config.hidden_size
+        vectors, width = model.start.shape
     else:
         encoder = model.encoder.config if isinstance(model, MemoryModelForCausalLM) else config
         vectors, width = encoder.memories_per_chunk, encoder.bottleneck_size

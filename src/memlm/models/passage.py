@@ -24,7 +24,6 @@ from memlm.objectives import info_nce, mean_loss
 from memlm.shapes import Labels, TokenIds, TokenMask
 
 POOLINGS = {"last_token": LastToken, "penultimate": Penultimate}
-PASSAGE_OBJECTIVES = ("next_token", "retrieval")
 
 
 @strict
@@ -54,7 +53,7 @@ class PassageEncoderConfig(LayersConfig):
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
         super().check()
         require_positive(self, "chunk_length")
-        require_known(self, pooling=POOLINGS, objective=PASSAGE_OBJECTIVES)
+        require_known(self, pooling=POOLINGS, objective=("next_token", "retrieval"))
         if self.memories_per_chunk != 1:
             raise ConfigError(f"memories_per_chunk ({self.memories_per_chunk}) must be 1 for a passage encoder.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +26,13 @@ def no_shard_bars() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-@runtime_checkable
-class Digest(Protocol):
-    """A hash object of hashlib."""
-
-    def update(self, data: bytes, /) -> None:
-        """Add bytes to the hash."""
-
-
-def hash_weights(digest: Digest, model: nn.Module) -> None:
-    """Add the names, types, shapes and values of all weights to a hash."""
+def weights_fingerprint(model: nn.Module, *, before: str = "", after: str = "") -> str:
+    """Return the SHA-256 of the names, types, shapes and values of all weights, between two texts, in hexadecimal."""
+    digest = hashlib.sha256(before.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of all weights as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    hash_weights(digest, model)
+    digest.update(after.encode())
     return digest.hexdigest()
 
 
@@ -58,7 +46,8 @@ def wants_bf16(precision: str) -> bool:
         return precision == "bf16"
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return _cpu_has_bf16()
+    supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)  # pyright: ignore[reportPrivateUsage]
+    return any(is_supported() for is_supported in supported)
 
 
 class ShortAttentionInFp32(TorchFunctionMode):
@@ -85,8 +74,3 @@ def _is_slow(query: Tensor) -> bool:
 
 def _in_fp32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _cpu_has_bf16() -> bool:
-    supported = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)  # pyright: ignore[reportPrivateUsage]
-    return any(is_supported() for is_supported in supported)

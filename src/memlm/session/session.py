@@ -327,7 +327,7 @@ class MemorySession:
 def _window(model: MemoryModelForCausalLM, positions: int | None) -> int:
     """Return the decoder positions for older chunks: all but those of a full chunk and the token that follows it."""
     config = model.config
-    newest = config.chunk_length + 1 + config.has_first_token
+    newest = config.chunk_length + 1 + (config.first_token_id is not None)
     rotary = getattr(config.decoder_config, "rope_parameters", None) is not None
     trained = (config.num_chunks - 1) * config.slots_per_chunk
     available = config.decoder_config.max_position_embeddings - newest if rotary else trained

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from memlm.errors import ConfigError
 
-ALL_LINEAR = "all-linear"
-
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -31,7 +29,7 @@ class LoraSettings:
     """Rank of each adapter."""
     alpha: float = 32.0
     """Adapters' outputs are scaled by alpha / rank."""
-    targets: list[str] | str = field(default=ALL_LINEAR)
+    targets: list[str] | str = "all-linear"
     """Names of linear layers; all except the output layer by default."""
     gated: bool = False
     """Multiply each adapter's output by the tanh of a gate that starts at zero (as in LLaMA-Adapter, arXiv 2303.16199)
@@ -51,10 +49,6 @@ class LoraSettings:
         if found.rank < 1 or found.alpha <= 0:
             raise ConfigError(f"lora's rank ({found.rank}) must be at least 1 and its alpha ({found.alpha}) above 0.")
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the mapping that a configuration stores."""
-        return asdict(self)
 
 
 def add_adapter(decoder: PreTrainedModel, settings: LoraSettings) -> None:
@@ -128,7 +122,8 @@ def adapter_layers(decoder: PreTrainedModel) -> list[Any]:
 def adapter_off(decoder: PreTrainedModel) -> Generator[None]:
     """Deactivate all adapters within the context."""
     layers = adapter_layers(decoder)
-    trained = [p for layer in layers for n, p in layer.named_parameters() if "lora_" in n and p.requires_grad]
+    # PEFT also switches the gradients of adapters
+    gradients = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -136,11 +131,8 @@ def adapter_off(decoder: PreTrainedModel) -> Generator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-            for name, parameter in layer.named_parameters():
-                if "lora_" in name:
-                    parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for weight, required in gradients:
+            weight.requires_grad_(required)
 
 
 def base_weights_into(decoder: PreTrainedModel, weights: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
@@ -51,9 +51,6 @@ class ChunkEncoderConfig(ChunkCodingConfig):
 
 
 LAYOUTS = ("aligned", "fixed", "variable", "oracle")
-FILLERS = ("masked", "learned", "constant")
-ENCODER_TOKENS = ("shared", "own")
-INJECTIONS = ("token", "hidden", "projection")
 SLOT_READOUTS = tuple(name for name in READOUTS if name != "prefix")
 
 
@@ -128,8 +125,8 @@ class MemoryModelConfig(DocumentModelConfig):
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
         require_positive(self, "chunk_length", "num_chunks", "slots_per_chunk", "readout_rank")
-        require_known(self, layout=LAYOUTS, filler=FILLERS, readout=SLOT_READOUTS, injection=INJECTIONS)
-        require_known(self, encoder_tokens=ENCODER_TOKENS)
+        require_known(self, layout=LAYOUTS, filler=("masked", "learned", "constant"), readout=SLOT_READOUTS)
+        require_known(self, injection=("token", "hidden", "projection"), encoder_tokens=("shared", "own"))
         if self.filler != "masked" and self.layout == "variable":
             raise ConfigError(f"filler ('{self.filler}') has no place in the variable layout; use 'masked'.")
         if self.injection != "token" and self.layout != "oracle":
@@ -139,14 +136,14 @@ class MemoryModelConfig(DocumentModelConfig):
             )
         if self.learned_positions and self.layout == "variable":
             raise ConfigError(
-                "learned_positions have no place in the variable layout, where places move; use 'aligned'."
+                "learned_positions have no place in the variable layout, where positions move; use 'aligned'."
             )
         if self.lora is not None:
-            self.lora = LoraSettings.of(self.lora).to_dict()
+            self.lora = asdict(LoraSettings.of(self.lora))
             if self.layout != "variable":
                 raise ConfigError(
-                    f"lora needs layout 'variable', not '{self.layout}': where no memory is read, text must stand "
-                    "where the decoder knows it."
+                    f"lora needs layout 'variable', not '{self.layout}': text without memories must have "
+                    "the decoder's own positions."
                 )
         if self.first_token_id is not None and (self.layout != "variable" or self.first_token_id < 0):
             raise ConfigError(
@@ -160,11 +157,6 @@ class MemoryModelConfig(DocumentModelConfig):
             )
         self._check_sizes()
 
-    @property
-    def has_first_token(self) -> bool:
-        """True if a token precedes the first memory."""
-        return self.first_token_id is not None
-
     def _check_sizes(self) -> None:
         memories, slots = self.encoder_config.memories_per_chunk, self.slots_per_chunk
         if self.readout in ("repeated", "windowed") and slots % memories:
@@ -173,7 +165,7 @@ class MemoryModelConfig(DocumentModelConfig):
                 f"for the {self.readout} readout."
             )
         if self.encoder_tokens == "own":
-            self._check_apart()
+            self._check_own_tokens()
             return
         if self.chunk_length > self.encoder_config.chunk_length:
             raise ConfigError(
@@ -186,7 +178,7 @@ class MemoryModelConfig(DocumentModelConfig):
                 f"{self.encoder_config.vocab_size} ids; nothing else may stand for a slot."
             )
 
-    def _check_apart(self) -> None:
+    def _check_own_tokens(self) -> None:
         """Check an encoder with a tokenizer of its own."""
         if self.memory_token_id < self.decoder_config.vocab_size:
             raise ConfigError(

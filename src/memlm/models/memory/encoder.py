@@ -105,6 +105,19 @@ class Translation:
         self.decoder_tokenizer, self.encoder_tokenizer, self.length = decoder_tokenizer, encoder_tokenizer, length
         self.tokens = self.cut = 0
 
+    @classmethod
+    def in_folder(cls, folder: str | Path, *, length: int) -> Translation:
+        """Load the translation of a model saved in a folder, whose encoder reads `length` tokens.
+
+        Raises:
+            CheckpointError: the folder has no tokenizer of the encoder.
+            TokenizerError: a tokenizer that cannot be loaded.
+        """
+        encoder_folder = Path(folder) / FOLDER
+        if not encoder_folder.is_dir():
+            raise CheckpointError(f"no {FOLDER} in '{folder}', which this model's encoder needs; restore it.")
+        return cls(load_tokenizer(folder), load_tokenizer(encoder_folder), length=length)
+
     def __call__(
         self, ids: Int[Tensor, "chunks tokens"], mask: Int[Tensor, "chunks tokens"]
     ) -> tuple[Int[Tensor, "chunks length"], Int[Tensor, "chunks length"]]:
@@ -137,20 +150,3 @@ class Translation:
                 f"chunks of {chunk_length} decoder tokens do not fit the encoder's {self.length}: "
                 f"{100 * self.cut / self.tokens:.0f} % of its tokens were cut; lower model.chunk_length."
             )
-
-
-def translation_in(folder: str | Path, *, length: int) -> Translation:
-    """Load the translation of a saved model.
-
-    Args:
-        folder: the folder of the model.
-        length: number of tokens that the encoder reads.
-
-    Raises:
-        CheckpointError: the folder has no tokenizer of the encoder.
-        TokenizerError: a tokenizer that cannot be loaded.
-    """
-    encoder_folder = Path(folder) / FOLDER
-    if not encoder_folder.is_dir():
-        raise CheckpointError(f"no {FOLDER} in '{folder}', which this model's encoder needs; restore it.")
-    return Translation(load_tokenizer(folder), load_tokenizer(encoder_folder), length=length)

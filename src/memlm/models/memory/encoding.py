@@ -15,7 +15,7 @@ from memlm.errors import UserError
 from memlm.models.base import DecoderInside
 from memlm.models.memory.adapter import LoraSettings, add_adapter, set_adapter_trainable
 from memlm.models.memory.configuration import ChunkEncoderConfig, MemoryModelConfig
-from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation, translation_in
+from memlm.models.memory.encoder import FOLDER, ChunkEncoder, Translation
 from memlm.models.memory.slots import ChunkPositionEmbedding, Injection, ReconstructionHead, SlotReadout, memory_shape
 from memlm.shapes import TokenIds, TokenMask
 
@@ -157,7 +157,7 @@ class MemoryEncodingModel(DecoderInside):
         model = found[0] if isinstance(found, tuple) else found
         if model.config.encoder_tokens == "own":
             length = model.config.encoder_config.chunk_length
-            model.translation = translation_in(pretrained_model_name_or_path, length=length)
+            model.translation = Translation.in_folder(pretrained_model_name_or_path, length=length)
         return found
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -48,7 +48,7 @@ class DecoderRows(NamedTuple):
     blanks: Bool[Tensor, "rows tokens"]
 
     def select(self, rows: Tensor) -> DecoderRows:
-        """Return these rows, given by a mask or by indices."""
+        """Return some rows, given by a mask or by indices."""
         return DecoderRows(*(x[rows] for x in self))
 
 
@@ -145,9 +145,7 @@ class DocumentReadingModel(MemoryEncodingModel):
         labels = labels[rows][:, : logits.shape[1]]
         return sums_by_objective(logits, labels, objective, count=targets.num_objectives)
 
-    def _reconstruction_sums(
-        self, labels: Int[Tensor, "documents chunks tokens"], memories: Tensor | None
-    ) -> ObjectiveSums:
+    def _reconstruction_sums(self, labels: Tensor, memories: Tensor | None) -> ObjectiveSums:
         if self.reconstruction is None or memories is None:
             raise UserError("this model has no reconstruction head; make it with reconstruction_head=True.")
         logits = self.reconstruction(memories.flatten(0, 1))
@@ -172,15 +170,15 @@ class DocumentReadingModel(MemoryEncodingModel):
         # a row that may read nothing is NaN in some attention kernels; its logits are never used
         return self._read_rows(rows._replace(mask=rows.mask | ~rows.mask.any(-1, keepdim=True)))
 
-    def _decoder_rows(
-        self,
-        ids: Int[Tensor, "documents chunks length"],
-        mask: Int[Tensor, "documents chunks length"],
-        memories: Tensor | None,
-    ) -> DecoderRows:
+    def _decoder_rows(self, ids: Tensor, mask: Tensor, memories: Tensor | None) -> DecoderRows:
+        """Return the decoder's inputs for chunks of ids, (documents, chunks, length), and their mask."""
         slots, readable, tokens = self._with_memories(self.embed_chunk(ids), memories)
-        if self.config.has_first_token:
-            slots, readable = self._behind_first_token(slots, readable)
+        if self.config.first_token_id is not None:
+            # the token before all slots is read if any slot is
+            token_id = torch.tensor(self.config.first_token_id, device=self.device)
+            first = self.get_input_embeddings()(token_id).expand(*slots.shape[:2], 1, -1).to(slots.dtype)
+            slots = torch.cat([first, slots], dim=2)
+            readable = torch.cat([readable.any(-1, keepdim=True), readable], dim=1)
         inputs = torch.cat([slots.to(tokens.dtype), tokens], dim=2).flatten(0, 1)
         return DecoderRows(
             inputs=inputs,
@@ -191,11 +189,7 @@ class DocumentReadingModel(MemoryEncodingModel):
 
     def _with_memories(
         self, tokens: Float[Tensor, "documents chunks length width"], memories: Tensor | None
-    ) -> tuple[
-        Float[Tensor, "documents chunks slots width"],
-        Bool[Tensor, "chunks slots"],
-        Float[Tensor, "documents chunks length width"],
-    ]:
+    ) -> tuple[Tensor, Bool[Tensor, "chunks slots"], Tensor]:
         """Return the slots before each chunk's tokens, which of them may be read, and the tokens."""
         documents, chunks, length, width = tokens.shape
         config = self.config
@@ -206,20 +200,12 @@ class DocumentReadingModel(MemoryEncodingModel):
             return tokens.new_zeros(documents, chunks, 0, width), tokens.new_zeros(chunks, 0).bool(), tokens
         blocks = memory_blocks_needed(config.layout, chunks=chunks, trained=config.num_chunks)
         table = slot_table(config.layout, chunks=chunks, memory_blocks=blocks).to(tokens.device)
-        self._check_length(int(config.has_first_token) + blocks * config.slots_per_chunk + length, chunks)
+        self._check_length(int(config.first_token_id is not None) + blocks * config.slots_per_chunk + length, chunks)
         if memories is None:
             slots, table = tokens.new_zeros(documents, 1, config.slots_per_chunk, width), torch.full_like(table, UNUSED)
         else:
             slots = self.readout(memories.flatten(0, 1)).unflatten(0, memories.shape[:2])
         return *self.readout.place(slots, table), tokens
-
-    def _behind_first_token(
-        self, slots: Float[Tensor, "documents chunks slots width"], readable: Bool[Tensor, "chunks slots"]
-    ) -> tuple[Float[Tensor, "documents chunks inputs width"], Bool[Tensor, "chunks inputs"]]:
-        """Put a token before all slots; it is read if any slot is."""
-        token_id = torch.tensor(self.config.first_token_id, device=self.device)
-        first = self.get_input_embeddings()(token_id).expand(*slots.shape[:2], 1, -1).to(slots.dtype)
-        return torch.cat([first, slots], dim=2), torch.cat([readable.any(-1, keepdim=True), readable], dim=1)
 
     def _positions(self, readable: Bool[Tensor, "chunks slots"]) -> Int[Tensor, "chunks inputs"]:
         """Return consecutive positions; the variable layout counts them from the first memory."""
@@ -231,7 +217,7 @@ class DocumentReadingModel(MemoryEncodingModel):
 
     def _read_rows(self, rows: DecoderRows) -> Float[Tensor, "rows tokens vocabulary"]:
         """Return the logits of each row's tokens, without computing the masked slots before its first memory."""
-        lead = int(self.config.has_first_token)
+        lead = int(self.config.first_token_id is not None)
         slots = rows.inputs.shape[1] - rows.blanks.shape[1] - lead
         starts, groups = self._first_slots(rows.mask[:, lead:], slots).unique(return_inverse=True)
         members = [(groups == i).nonzero()[:, 0] for i in range(len(starts))]
@@ -256,7 +242,7 @@ class DocumentReadingModel(MemoryEncodingModel):
         return torch.where(first == slots, slots, first // step * step)
 
     def _adapted(self, reads_memory: bool) -> AbstractContextManager[None]:
-        """Return a context in which adapters are active only if memories are read."""
+        """Return a context in which adapters work only if memories are read."""
         return nullcontext() if reads_memory or self.config.lora is None else adapter_off(self.decoder)
 
     def _logits(self, inputs: Tensor, mask: Tensor, positions: Tensor, blanks: Bool[Tensor, "rows tokens"]) -> Tensor:

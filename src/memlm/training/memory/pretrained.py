@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -97,7 +98,7 @@ def _lora(config: RunConfig) -> dict[str, Any] | None:
     adapter = config.decoder.adapter
     if adapter not in ("lora", "gated"):
         return None
-    given = cast(MemoryModelConfig, config.model).lora or LoraSettings().to_dict()
+    given = cast(MemoryModelConfig, config.model).lora or asdict(LoraSettings())
     return {**given, "gated": adapter == "gated"}
 
 

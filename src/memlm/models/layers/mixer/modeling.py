@@ -12,7 +12,7 @@ Departures from the reference code of arXiv 2602.13466:
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,11 +50,6 @@ class TokenMixing(nn.Module):
         if self.causal:
             init.copy_(self.weight, self.weight.tril())
 
-    def masked_weight(self, tokens: int) -> Float[Tensor, "heads taps tokens tokens"]:
-        """The matrices for the first `tokens` positions, zero where a position may not look."""
-        weight = self.weight[:, :, :tokens, :tokens]
-        return weight.tril() if self.causal else weight
-
     def forward(self, x: HeadsInput) -> HeadsInput:
         """Mix whole rows whose token t stands at position t."""
         batch, heads, tokens, channels = x.shape
@@ -62,7 +57,9 @@ class TokenMixing(nn.Module):
         # one matrix product per head: (tokens, taps*tokens) @ (taps*tokens, batch*channels)
         x_HTBC = x.permute(1, 2, 0, 3)
         sources = torch.cat([_shift_channels(x_HTBC, offset) for offset in self.offsets()], dim=1)
-        weight = self.masked_weight(tokens).transpose(1, 2).reshape(heads, tokens, taps * tokens)
+        weight = self.weight[:, :, :tokens, :tokens]
+        weight = weight.tril() if self.causal else weight
+        weight = weight.transpose(1, 2).reshape(heads, tokens, taps * tokens)
         mixed = weight @ sources.reshape(heads, taps * tokens, batch * channels)
         mixed = mixed + self.bias[:, :tokens, None]
         return mixed.view(heads, tokens, batch, channels).permute(2, 0, 1, 3)
@@ -85,7 +82,7 @@ class TokenMixing(nn.Module):
         return mixed + self.bias[:, rows].permute(1, 0, 2)[..., None]
 
     def offsets(self) -> range:
-        """How far each tap looks along the channels ('same' padding, the extra tap of an even kernel on the right)."""
+        """Return the offset of each tap along the channels ('same' padding, an even kernel's extra tap right)."""
         taps = self.weight.shape[1]
         return range(-((taps - 1) // 2), taps - (taps - 1) // 2)
 
@@ -117,26 +114,19 @@ class MixerBlock(nn.Module):
         return x + self.contract(F.gelu(self.expand(self.feed_forward_norm(x))))
 
 
-class ChunkPositions:
+class ChunkPositions(NamedTuple):
     """Positions of the tokens of one forward pass, and which of them may be read.
 
     `positions` None means row by row 0, 1, 2, ... with nothing kept from before: the fast path of training.
     """
 
-    def __init__(
-        self,
-        positions: Int[Tensor, "batch queries"] | None,
-        readable: Bool[Tensor, "batch tokens"] | None,
-        cache: Cache | None = None,
-        columns: Int[Tensor, "batch tokens"] | None = None,
-    ) -> None:
-        self.positions = positions
-        self.readable = readable
-        self.cache = cache
-        self.columns = columns
+    positions: Int[Tensor, "batch queries"] | None
+    readable: Bool[Tensor, "batch tokens"] | None
+    cache: Cache | None = None
+    columns: Int[Tensor, "batch tokens"] | None = None
 
     def mix(self, mixing: TokenMixing, x: HeadsInput, layer_index: int) -> HeadsInput:
-        """Token mixing of this pass, earlier tokens taken from the cache."""
+        """Mix the tokens of this pass with those of the cache."""
         if self.cache is not None:
             x, _ = self.cache.update(x, x[..., :0], layer_index)
         if self.readable is not None:
@@ -168,8 +158,8 @@ class MixerModel(MixerPreTrainedModel):
 
     def __init__(self, config: MixerConfig, *, with_embeddings: bool = True) -> None:
         super().__init__(config)
-        table = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id) if with_embeddings else None
-        self.embed_tokens = table
+        sizes = (config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(*sizes) if with_embeddings else None
         self.layers = nn.ModuleList(MixerBlock(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size) if config.final_norm else nn.Identity()
         self.post_init()
@@ -185,7 +175,7 @@ class MixerModel(MixerPreTrainedModel):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (batch, tokens, width) of the tokens given, earlier ones read from the cache.
+        """Return the hidden states (batch, tokens, width) of the tokens given, earlier ones read from the cache.
 
         Without `position_ids` a token stands at the number of readable tokens before it. With them, columns are
         consecutive and end at the last position given, masked ones included (unused memory slots keep their place).
@@ -196,44 +186,33 @@ class MixerModel(MixerPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds.")
-        hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None and self.embed_tokens is None:
+            raise UserError("this mixer has no token embeddings; give inputs_embeds.")
+        hidden = cast(nn.Module, self.embed_tokens)(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache()
-        place = self._place(hidden, attention_mask, position_ids, cache)
+        positions = self._chunk_positions(hidden, attention_mask, position_ids, cache)
         for layer in self.layers:
-            hidden = layer(hidden, place)
-        kept: dict[str, Any] = {CACHE_NAME: cache}
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), **kept)
+            hidden = layer(hidden, positions)
+        return cast(Any, BaseModelOutputWithPast)(last_hidden_state=self.norm(hidden), **{CACHE_NAME: cache})
 
-    def _embed(self, input_ids: Tensor | None) -> Tensor:
-        if self.embed_tokens is None:
-            raise UserError("this mixer has no token embeddings; give inputs_embeds.")
-        return self.embed_tokens(input_ids)
-
-    def _place(
+    def _chunk_positions(
         self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
     ) -> ChunkPositions:
-        seen = cache.get_seq_length() if cache is not None else 0
-        total = seen + hidden.shape[1]
-        if position_ids is not None:
-            return self._placed(hidden, attention_mask, position_ids, cache, seen)
-        self._check_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
-        readable = None if attention_mask is None else attention_mask[:, :total].bool()
-        if seen == 0 and not _padded_on_left(readable):
-            return ChunkPositions(None, readable, cache)
-        positions = _columns(readable if readable is not None else _all_true(hidden, total))[:, seen:]
-        return ChunkPositions(positions, readable, cache)
-
-    def _placed(
-        self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None, seen: int
-    ) -> ChunkPositions:
         batch, tokens = hidden.shape[:2]
+        seen = cache.get_seq_length() if cache is not None else 0
+        total = seen + tokens
+        readable = None if attention_mask is None else attention_mask[:, :total].bool()
+        if position_ids is None:
+            self._check_beyond(total if attention_mask is None else int(attention_mask.sum(-1).max()))
+            if seen == 0 and not _padded_on_left(readable):
+                return ChunkPositions(None, readable, cache)
+            positions = _columns(readable if readable is not None else _all_true(hidden, total))[:, seen:]
+            return ChunkPositions(positions, readable, cache)
         positions = position_ids[:, -tokens:].expand(batch, -1)
         self._check_beyond(int(positions.max()) + 1)
-        readable = None if attention_mask is None else attention_mask[:, : seen + tokens].bool()
-        back = torch.arange(seen + tokens - 1, -1, -1, device=hidden.device)
-        columns = positions[:, -1:] - back
+        columns = positions[:, -1:] - torch.arange(total - 1, -1, -1, device=hidden.device)
         if seen == 0 and bool((columns[:, 0] == 0).all()) and torch.equal(columns, positions):
             return ChunkPositions(None, readable, cache)
         return ChunkPositions(positions, readable, cache, columns.clamp(min=0))
@@ -276,37 +255,25 @@ class MixerForCausalLM(MixerPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (batch, tokens, vocabulary); with labels (not shifted, as in transformers) the mean loss in nats."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-        )
+        """Return logits (batch, tokens, vocabulary), and the mean loss in nats of labels; they are not shifted."""
+        cache = past_key_values if cache is None else cache
+        outputs = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
-            loss = cast(Any, self.loss_function)(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
-        kept: dict[str, Any] = {CACHE_NAME: outputs.get(CACHE_NAME)}
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **kept)
+            loss = cast(Any, self.loss_function)(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        kept = {CACHE_NAME: outputs.get(CACHE_NAME)}
+        return cast(Any, CausalLMOutputWithPast)(loss=loss, logits=logits, **kept)
 
 
 def _keep_lower_triangle(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """Optimisers that update whole matrices (Muon) move entries that are never read; they stay out of checkpoints."""
+    """Keep entries that are never read out of checkpoints; optimisers of whole matrices (Muon) move them."""
     state[prefix + "weight"] = state[prefix + "weight"].tril()
 
 
 def _shift_channels(x: Tensor, offset: int) -> Tensor:
     """`out[..., c] = x[..., c + offset]`, zeros beyond the edge."""
-    if offset == 0:
-        return x
-    edge = (0, offset) if offset > 0 else (-offset, 0)
-    kept = x[..., offset:] if offset > 0 else x[..., :offset]
-    return F.pad(kept, edge)
+    return x if offset == 0 else F.pad(x, (-offset, offset))
 
 
 def _padded_on_left(readable: Tensor | None) -> bool:
@@ -315,7 +282,7 @@ def _padded_on_left(readable: Tensor | None) -> bool:
 
 
 def _columns(readable: Tensor) -> Tensor:
-    """Position of each column: the number of readable tokens before it."""
+    """Return the position of each column: the number of readable tokens before it."""
     return (readable.long().cumsum(-1) - 1).clamp(min=0)
 
 
