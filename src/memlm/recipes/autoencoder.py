@@ -1,9 +1,17 @@
-"""Text autoencoders as full configurations, each derived from another by what it changes."""
+"""Text autoencoders as full configurations, each derived from another by what it changes.
+
+`autoencoder-paper` has the sizes of the tables of arXiv 2602.13466, for GPUs. Give it --text.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from memlm.models import TextAutoencoderConfig
 from memlm.training.config import OptimizerConfig, RunConfig, TrainingConfig, merge_run
+
+PAPER_DATA: dict[str, Any] = {"vocab_size": 8000, "short_rows": 0.0}
+"""Settings of the text with which the tables of arXiv 2602.13466 were made."""
 
 
 def autoencoder_tiny() -> RunConfig:
@@ -75,9 +83,24 @@ def autoencoder_paper_tiny() -> RunConfig:
     """The design of arXiv 2602.13466 at the tiny one's width and depth: 4 heads, last_token, windowed, AdamW."""
     # the paper's rate for mixers is 5e-4 at 200,000 steps; at this length 1e-3 is the better of both (LOG.md)
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), warmup_steps=50)
-    tiny = autoencoder_tiny()
     return RunConfig(
         recipe="autoencoder-paper-tiny",
         model=TextAutoencoderConfig(num_heads=4, bottleneck="last_token", readout="windowed"),
-        training=tiny.training.model_copy(update={"optimizer": optimizer, "steps": 1200}),
+        training=autoencoder_tiny().training.model_copy(update={"optimizer": optimizer, "steps": 1200}),
     )
+
+
+def autoencoder_paper() -> RunConfig:
+    """The paper's mixer autoencoder: 512 tokens into 1,024 numbers, width 1,024, 8 + 8 layers, kernel 16; 218 M."""
+    sizes = {"chunk_length": 512, "hidden_size": 1024, "bottleneck_size": 1024}
+    layers = {"num_encoder_layers": 8, "num_decoder_layers": 8, "num_heads": 1, "kernel_size": 16}
+    training = paper_training(learning_rate=5e-4, batch_size=128, steps=200_000)
+    changes = {"recipe": "autoencoder-paper", "data": PAPER_DATA, "model": {**sizes, **layers}, "training": training}
+    return merge_run(autoencoder_paper_tiny(), changes)
+
+
+def paper_training(*, learning_rate: float, batch_size: int, steps: int) -> dict[str, Any]:
+    """Return how the paper's recipes differ from their tiny versions in training."""
+    optimizer = {"learning_rate": learning_rate, "warmup_steps": 500}
+    every = dict.fromkeys(("evaluate_every", "checkpoint_every"), 1000)
+    return {"batch_size": batch_size, "steps": steps, "evaluate_rows": 512, "optimizer": optimizer, **every}

@@ -1,4 +1,7 @@
-"""Memory models as full configurations, each derived from another by what it changes."""
+"""Memory models as full configurations, each derived from another by what it changes.
+
+The two whose names end in `-paper` have the sizes of the tables of arXiv 2602.13466, for GPUs. Give them --text.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,14 @@ from typing import Any
 
 from memlm.models import MemoryModelConfig
 from memlm.objectives import LinearSchedule, ObjectiveName
+from memlm.recipes.autoencoder import PAPER_DATA, paper_training
 from memlm.training.config import OptimizerConfig, PretrainedDecoder, RunConfig, Stage, TrainingConfig, merge_run
 
 Weights = dict[ObjectiveName, float | LinearSchedule]
-ENCODER: dict[str, Any] = {"model_type": "memlm_chunk_encoder", "memory_activation": "rms_norm"}
-MIXER: dict[str, Any] = {"model_type": "memlm_mixer", "hidden_size": 128, "num_hidden_layers": 2, "num_heads": 16}
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 352,
-}
+_ENCODER: dict[str, Any] = {"model_type": "memlm_chunk_encoder", "memory_activation": "rms_norm"}
+_SIZES: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2}
+_MIXER: dict[str, Any] = {"model_type": "memlm_mixer", **_SIZES, "num_heads": 16}
+_LLAMA: dict[str, Any] = {"model_type": "llama", **_SIZES, "num_attention_heads": 4, "intermediate_size": 352}
 """Attention selects memories, which a mixer's fixed matrices cannot (LOG.md)."""
 
 MIXTURES: dict[str, Weights] = {
@@ -46,7 +45,7 @@ def memory_tiny() -> RunConfig:
     )
     return RunConfig(
         recipe="memory-tiny",
-        model=MemoryModelConfig(learned_positions=True, blank_head=True, encoder=ENCODER, decoder=_LLAMA),
+        model=MemoryModelConfig(learned_positions=True, blank_head=True, encoder=_ENCODER, decoder=_LLAMA),
         stages=(stage,),
         training=TrainingConfig(
             batch_size=32,
@@ -86,7 +85,8 @@ def memory_last_token_tiny() -> RunConfig:
     # copies say too little of how a whole chunk finds its way into one position (LOG.md)
     taught: Weights = {"next_token": 1.0, "blank_copy": _FADING, "reconstruction": _FADING}
     changes = {"recipe": "memory-last-token-tiny", "model": {"encoder": {"bottleneck": "last_token"}}}
-    return _with_stages(merge_run(tiny, changes), tiny.stages[0].model_copy(update={"objectives": taught}))
+    stages = (tiny.stages[0].model_copy(update={"objectives": taught}),)
+    return merge_run(tiny, changes).model_copy(update={"stages": stages})
 
 
 def memory_pretrained_input() -> RunConfig:
@@ -104,8 +104,8 @@ def memory_pretrained_input() -> RunConfig:
             slots_per_chunk=1,
             layout="variable",
             lora={"rank": 64, "alpha": 64.0},
-            encoder=ENCODER,
-            decoder=MIXER,
+            encoder=_ENCODER,
+            decoder=_MIXER,
         ),
         decoder=PretrainedDecoder(adapter="lora"),
         stages=(
@@ -147,19 +147,15 @@ def _next_token_alone(name: str, model: dict[str, Any]) -> RunConfig:
     tiny = memory_tiny()
     stage = Stage(name="next_token", objectives=MIXTURES["next_token"], steps=tiny.steps_of("next_token"))
     # without the head for blanks, which nothing would train; copies then come from the head that is trained
-    plain = merge_run(_with_stages(tiny, stage), {"recipe": name, "model": {"blank_head": False}})
+    plain = merge_run(tiny.model_copy(update={"stages": (stage,)}), {"recipe": name, "model": {"blank_head": False}})
     return merge_run(plain, {"model": model})
-
-
-def _with_stages(config: RunConfig, *stages: Stage) -> RunConfig:
-    return config.model_copy(update={"stages": stages})
 
 
 def memory_paper_tiny() -> RunConfig:
     """The design of arXiv 2602.13466 at the tiny one's width: last_token, one slot, fixed layout, ones, AdamW."""
     tiny = memory_tiny()
     optimizer = OptimizerConfig(name="adamw", learning_rate=1e-3, betas=(0.9, 0.999), warmup_steps=50)
-    encoder = {**ENCODER, "num_heads": 4, "bottleneck": "last_token", "memory_activation": "none"}
+    encoder = {**_ENCODER, "num_heads": 4, "bottleneck": "last_token", "memory_activation": "none"}
     return RunConfig(
         recipe="memory-paper-tiny",
         model=MemoryModelConfig(
@@ -168,8 +164,30 @@ def memory_paper_tiny() -> RunConfig:
             layout="fixed",
             filler="constant",
             encoder=encoder,
-            decoder={**MIXER, "num_heads": 4},
+            decoder={**_MIXER, "num_heads": 4},
         ),
         stages=(Stage(name="mixture", objectives=MIXTURES["mixture"], steps=tiny.steps_of("next_token")),),
         training=tiny.training.model_copy(update={"optimizer": optimizer}),
     )
+
+
+def memory_paper() -> RunConfig:
+    """The paper's memory transformer, 512/512, 16 layers, 4 chunks of 256, next tokens and copies; 146 M."""
+    encoder = {"hidden_size": 512, "backbone": "llama", "num_encoder_layers": 16, "bottleneck_size": 512}
+    decoder = {"model_type": "llama", "hidden_size": 512, "num_hidden_layers": 16, "intermediate_size": 2048}
+    changes: dict[str, Any] = {
+        "recipe": "memory-paper",
+        "data": PAPER_DATA,
+        "model": {"chunk_length": 256, "encoder": encoder, "decoder": {**decoder, "num_attention_heads": 4}},
+        # the weights that the paper's reference code applies
+        "stages": [{"name": "mixture", "objectives": {"next_token": 1.0, "copy": 0.5}, "steps": 100_000}],
+        "training": paper_training(learning_rate=2e-4, batch_size=64, steps=100_000),
+    }
+    return merge_run(memory_paper_tiny(), changes)
+
+
+def memory_curriculum_paper() -> RunConfig:
+    """The same around a frozen encoder (--encoder): blank copy, copy, then both objectives, 100,000 steps each."""
+    paper = memory_paper()
+    copies = (Stage(name=name, objectives={name: 1.0}, steps=100_000) for name in ("blank_copy", "copy"))
+    return paper.model_copy(update={"recipe": "memory-curriculum-paper", "stages": (*copies, *paper.stages)})
