@@ -10,8 +10,8 @@ import pytest
 from memlm.cli.probe_table import markdown
 from memlm.errors import RunFolderError
 from memlm.reproduction import paper_table as table
-from memlm.reproduction.paper_rows import ROWS
-from memlm.reproduction.paper_table import TableSettings, measure_table
+from memlm.reproduction.paper_rows import ROWS, TableSettings
+from memlm.reproduction.paper_table import measure_table
 from memlm.training.schema import checked
 
 

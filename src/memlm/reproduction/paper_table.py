@@ -9,63 +9,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import numpy as np
 import torch
-from pydantic import Field
 
 from memlm.data import PackedRows, load_documents, pack, split_documents, train_tokenizer
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_documents
 from memlm.evaluation.probe.folders import claim_folder
 from memlm.evaluation.probe.metrics import capacity_measurements
-from memlm.evaluation.probe.settings import ProbeTraining
 from memlm.evaluation.probe.training import train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
 from memlm.files import read_json, write_file_atomic
 from memlm.measurement import DocumentTally, Measurement
-from memlm.reproduction.paper_rows import ROWS, EncoderSizes, TableRow, encode_passages, train_encoder
+from memlm.reproduction.paper_rows import ROWS, TableRow, TableSettings, encode_passages, train_encoder
 from memlm.reproduction.scheduler import run_side_by_side
-from memlm.training.config import OptimizerConfig, TrainingConfig
-from memlm.training.schema import Count, Settings
 
 Say = Callable[[str], None]
-
-
-class TableSettings(Settings):
-    """The settings of all rows."""
-
-    text: Annotated[str, Field(min_length=1)] = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
-    length: Annotated[int, Field(ge=8, le=1024)] = 16
-    """Tokens per passage."""
-    vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024
-    """Vocabulary size of the BPE, which is trained on the training documents."""
-    hidden_size: Annotated[int, Field(ge=16, le=2**14)] = 128
-    """Width of every encoder, and the number of components of its vector."""
-    num_layers: Count = 2
-    """Layers of every encoder."""
-    num_heads: Count = 16
-    """Heads of every layer."""
-    steps: Count = 1000
-    """Updates of each training; rows for retrieval are trained twice."""
-    batch_size: Count = 32
-    """Passages in each update."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 4e-3
-    """Peak learning rate of Muon and of AdamW."""
-    passages: Annotated[int, Field(ge=8)] = 16384
-    """Training passages of each probe."""
-    held_out_passages: Count = 2048
-    """Maximum number of held-out passages."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of documents held out, and again for early stopping."""
-    seeds: Annotated[int, Field(ge=1, le=100)] = 3
-    """Encoders and probes of each row, whose figures are averaged; all share one split."""
-    probe: ProbeTraining = ProbeTraining(steps=240, patience=3)
-    """Settings of the probe decoder, the same for all rows."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +68,15 @@ def measure_table(
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
     say("reading the text")
     # text that cannot be read is an error before any worker starts
-    _prepared(settings)
-    scores: dict[Job, ReconstructionScores] = {}
-    total, began = len(ROWS) * settings.seeds, time.monotonic()
-    for job, found in _each(settings, out, workers=workers, progress=progress):
-        scores[job] = found
-        left = (time.monotonic() - began) / len(scores) * (total - len(scores)) / 60
-        say(f"{len(scores)} of {total}: {job[0].name}, seed {job[1]}  (about {left:.0f} min left)")
-    dataset = _prepared(settings)[1]
+    dataset = _prepared(settings.model_dump_json())[1]
+    jobs, began = _jobs(settings.seeds), time.monotonic()
+    work = partial(_measure, settings=settings, out=out, progress=progress and workers == 1)
+    for done, (row, seed) in enumerate(run_side_by_side(jobs, work, needs=_needs, workers=workers), start=1):
+        left = (time.monotonic() - began) / done * (len(jobs) - done) / 60
+        say(f"{done} of {len(jobs)}: {row.name}, seed {seed}  (about {left:.0f} min left)")
     lines: list[TableLine] = []
     for row in ROWS:
-        runs = [scores[row, seed] for seed in range(settings.seeds)]
+        runs = [_read(read_json(_scores_file((row, seed), out)), dataset) for seed in range(settings.seeds)]
         found = capacity_measurements(dataset, runs, {}, numbers=settings.hidden_size, split=row.name)
         lines.append(TableLine(row, found))
     return lines
@@ -130,38 +92,14 @@ def _needs(job: Job) -> Job | None:
     """Return the row before a row of the same backbone and seed."""
     row, seed = job
     chain = [other for other in ROWS if other.backbone == row.backbone]
-    place = chain.index(row)
-    return (chain[place - 1], seed) if place else None
-
-
-def _each(
-    settings: TableSettings, out: Path, *, workers: int, progress: bool
-) -> Iterator[tuple[Job, ReconstructionScores]]:
-    jobs = _jobs(settings.seeds)
-    work = partial(_measure, settings=settings, out=out, progress=progress and workers == 1)
-    if workers == 1:
-        done = _in_order(jobs, work)
-    else:
-        done = run_side_by_side(jobs, work, needs=_needs, workers=workers, watch=lambda: None)
-    dataset = _prepared(settings)[1]
-    for job in done:
-        yield job, _read(read_json(_scores_file(job, out)), dataset)
-
-
-def _in_order(jobs: list[Job], work: Callable[[Job], None]) -> Iterator[Job]:
-    for job in jobs:
-        work(job)
-        yield job
-
-
-def _prepared(settings: TableSettings) -> tuple[PackedRows, ProbeDataset]:
-    """Return training rows and the probes' passages, which each process reads once."""
-    return _prepared_from(settings.model_dump_json())
+    position = chain.index(row)
+    return (chain[position - 1], seed) if position else None
 
 
 @lru_cache(maxsize=1)
-def _prepared_from(text: str) -> tuple[PackedRows, ProbeDataset]:
-    settings = TableSettings.model_validate_json(text)
+def _prepared(settings_json: str) -> tuple[PackedRows, ProbeDataset]:
+    """Return training rows and the probes' passages, which each process reads once."""
+    settings = TableSettings.model_validate_json(settings_json)
     split = split_documents(
         load_documents(settings.text), held_out=settings.held_out, validation=settings.held_out, seed=0
     )
@@ -173,7 +111,7 @@ def _prepared_from(text: str) -> tuple[PackedRows, ProbeDataset]:
 
 def _scores_file(job: Job, out: Path) -> Path:
     row, seed = job
-    return out / "probes" / f"{row.name.replace(' -> ', '-').replace(' ', '-')}-seed{seed}" / "scores.json"
+    return out / "probes" / row.folder_name(seed) / "scores.json"
 
 
 def _measure(job: Job, *, settings: TableSettings, out: Path, progress: bool) -> None:
@@ -182,27 +120,12 @@ def _measure(job: Job, *, settings: TableSettings, out: Path, progress: bool) ->
     file = _scores_file(job, out)
     if file.is_file():
         return
-    rows, dataset = _prepared(settings)
-    sizes = EncoderSizes(settings.hidden_size, settings.num_layers, settings.num_heads)
-    training = _training(settings, seed)
-    encoder = train_encoder(row, rows, dataset.tokenizer, sizes, training, out / "encoders", progress=progress)
+    rows, dataset = _prepared(settings.model_dump_json())
+    encoder = train_encoder(row, rows, dataset.tokenizer, settings, out / "encoders", seed=seed, progress=progress)
     vectors = {part: encode_passages(encoder, dataset.rows[part]) for part in PARTS}
     probe = train_probe(dataset.probe_data(vectors), settings.probe, file.parent, seed=seed, progress=progress)
     scores = score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
     write_file_atomic(file, json.dumps(_written(scores)) + "\n")
-
-
-def _training(settings: TableSettings, seed: int) -> TrainingConfig:
-    rate = settings.learning_rate
-    return TrainingConfig(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        seed=seed,
-        evaluate_every=settings.steps,
-        checkpoint_every=max(1, settings.steps // 4),
-        log_every=max(1, settings.steps // 10),
-        optimizer=OptimizerConfig(learning_rate=rate, adamw_learning_rate=rate),
-    )
 
 
 _TALLIES = ("tokens", "chunks", "nats")
@@ -219,15 +142,11 @@ def _written(scores: ReconstructionScores) -> dict[str, Any]:
 
 
 def _read(record: dict[str, Any], dataset: ProbeDataset) -> ReconstructionScores:
-    def tally(name: str) -> DocumentTally:
-        found, rows = DocumentTally(len(passages.document_ids)), record[name]
-        found.add(
-            passages.document_index, *(torch.tensor(rows[key], dtype=torch.float64) for key in ("sums", "counts"))
-        )
-        return found
-
     passages = dataset.passages["held_out"]
-
+    rows = DocumentTally(len(passages.document_ids))
+    rows.document_index = passages.document_index.numpy()
+    tokens, chunks, nats = (
+        rows.with_rows(np.array(record[name]["sums"]), np.array(record[name]["counts"])) for name in _TALLIES
+    )
     at = [torch.tensor(record[name]) for name in ("num_correct_at", "num_targets_at", "predictions")]
-    tokens, chunks, nats = map(tally, _TALLIES)
     return ReconstructionScores(tokens, chunks, nats, *at)

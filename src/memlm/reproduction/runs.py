@@ -1,4 +1,4 @@
-"""The trainings that the claims rest on, each at every seed, kept one by one: what was stopped goes on.
+"""The experiments that the claims rest on, each at every seed. Finished ones are saved and not run again.
 
 A seed draws weights, order of rows and the split alike; held-out documents differ from seed to seed.
 """
@@ -6,18 +6,18 @@ A seed draws weights, order of rows and the split alike; held-out documents diff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from memlm.evaluation import evaluate_run, probe_autoencoder
 from memlm.evaluation.probe.folders import claim_folder
 from memlm.files import write_file_atomic
-from memlm.measurement import Measurement
+from memlm.measurement import Measurement, to_json_lines
 from memlm.recipes import get_recipe
 from memlm.reproduction.scheduler import run_side_by_side
 from memlm.training import RunFolder, train_run
@@ -90,61 +90,62 @@ class Figure:
 
 
 Figures = Mapping[tuple[str, str], Figure]
-"""By cell and measurement."""
-
+"""By experiment and measurement."""
 
 Job = tuple[str, int]
-"""A cell at a seed."""
+"""An experiment at one seed."""
 
 
 def measure_experiments(
     settings: ClaimSettings, out: Path, *, say: Say, workers: int = 1, progress: bool = False
 ) -> tuple[dict[tuple[str, str], Figure], list[Measurement]]:
-    """Train and evaluate what is missing below `out`; all figures, and the measurements they are made of.
+    """Train and evaluate what is missing below `out`; return all figures and the measurements they are made of.
 
     Args:
-        settings: text, length, seeds.
-        out: where runs and figures are kept.
-        say: told what is done.
-        workers: trainings side by side, each with its share of the cores.
-        progress: show how far all are on stderr, and each training's own where there is one worker.
+        settings: the settings of all trainings.
+        out: the folder of runs and figures.
+        say: called with a line about each finished training.
+        workers: the number of trainings at a time, each with its share of the cores.
+        progress: show on stderr how far all are, or each training where there is one worker.
 
     Raises:
-        RunFolderError: the folder belongs to claims of other settings.
+        RunFolderError: the folder belongs to claims with other settings.
         DataError: the text cannot be read or is too short.
         Interrupted: Ctrl-C.
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
-    jobs = [(name, seed) for seed in range(settings.seeds) for name in EXPERIMENTS]
+    seeds = range(settings.seeds)
+    jobs = [(name, seed) for seed in seeds for name in EXPERIMENTS]
     missing = [job for job in jobs if not _figures_file(job, out).is_file()]
-    done = len(jobs) - len(missing)
-    for name, seed in _worked(missing, settings, out, workers=workers, progress=progress):
-        done += 1
+    trained = _train_missing(missing, settings, out, workers=workers, progress=progress)
+    for done, (name, seed) in enumerate(trained, start=len(jobs) - len(missing) + 1):
         say(f"{done} of {len(jobs)}: {name}, seed {seed}")
-    found = {job: _kept_figures(job, out) for job in jobs}
-    figures = {
-        (name, measure): combined([_named(found[name, seed], measure) for seed in range(settings.seeds)])
-        for name in EXPERIMENTS
-        for measure in _shared(found[name, seed] for seed in range(settings.seeds))
-    }
-    return figures, [_of_run(m, name, seed) for (name, seed), records in found.items() for m in records]
+    lines = {job: _figures_file(job, out).read_text("utf-8").splitlines() for job in jobs}
+    found = {job: [Measurement.from_json_line(line) for line in lines[job]] for job in jobs}
+    figures: dict[tuple[str, str], Figure] = {}
+    for name in EXPERIMENTS:
+        first, *others = (_held_out(found[name, seed]) for seed in seeds)
+        for measure in first:
+            if all(measure in other for other in others):
+                figures[name, measure] = combined([first[measure], *(other[measure] for other in others)])
+    return figures, [
+        m.model_copy(update={"name": f"{name}/seed_{seed}/{m.name}"})
+        for (name, seed), records in found.items()
+        for m in records
+    ]
 
 
-def _worked(jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int, progress: bool) -> Iterator[Job]:
-    if workers == 1:
-        for job in jobs:
-            _train_and_measure(job, settings=settings, out=out, progress=progress)
-            yield job
-        return
+def _train_missing(
+    jobs: list[Job], settings: ClaimSettings, out: Path, *, workers: int, progress: bool
+) -> Iterator[Job]:
     folders = {_run_folder(*job, out): config_of(*job, settings, out).steps for job in jobs}
-    view = ProgressView(sum(folders.values()), shown=progress, noun="step")
-    began = {folder: _steps_done(folder) for folder in folders}
-    view.start(sum(began.values()))
+    view = ProgressView(sum(folders.values()), shown=progress and workers > 1)
+    view.start(sum(map(_steps_done, folders)))
 
     def watch() -> None:
         view.update(sum(map(_steps_done, folders)), f"of {len(jobs)} trainings, {workers} side by side")
 
-    work = partial(_train_and_measure, settings=settings, out=out, progress=False)
+    work = partial(_train_and_measure, settings=settings, out=out, progress=progress and workers == 1)
     try:
         yield from run_side_by_side(jobs, work, needs=_needs, workers=workers, watch=watch)
     finally:
@@ -162,7 +163,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> RunConfig:
-    """A cell's training at one seed."""
+    """Return the training of an experiment at one seed."""
     experiment = EXPERIMENTS[name]
     changes: dict[str, Any] = {
         "training": {"seed": seed},
@@ -184,60 +185,41 @@ def _figures_file(job: Job, out: Path) -> Path:
     return out / "figures" / f"{name}-seed{seed}.jsonl"
 
 
-def _kept_figures(job: Job, out: Path) -> list[Measurement]:
-    return [Measurement.from_json_line(line) for line in _figures_file(job, out).read_text("utf-8").splitlines()]
-
-
 def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress: bool) -> None:
     name, seed = job
-    folder, kept = _run_folder(name, seed, out), _figures_file(job, out)
+    folder, file = _run_folder(name, seed, out), _figures_file(job, out)
     resume = (folder / "run.json").is_file()
     train_run(config_of(name, seed, settings, out), folder, resume=resume, progress=progress)
-    found = _measured(str(folder), EXPERIMENTS[name])
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_file_atomic(kept, "".join(m.to_json_line() + "\n" for m in found))
+    experiment = EXPERIMENTS[name]
+    found = evaluate_run(str(folder), probe=experiment.probed).measurements
+    if experiment.probed and get_recipe(experiment.recipe).is_autoencoder:
+        found = [*found, *probe_autoencoder(str(folder))]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_file_atomic(file, to_json_lines(found))
 
 
-def _measured(folder: str, experiment: Experiment) -> list[Measurement]:
-    found = evaluate_run(folder, probe=experiment.probed).measurements
-    if not experiment.probed or not get_recipe(experiment.recipe).is_autoencoder:
-        return found
-    return [*found, *probe_autoencoder(folder)]
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Training of some cells, over all seeds: tokens that were read, and seconds by the clock."""
+class Spent(NamedTuple):
+    """Training of some experiments, over all seeds: tokens that were read, and seconds by the clock."""
 
     tokens: int
     seconds: float
 
 
-def spent_on(experiments: Iterable[str], settings: ClaimSettings, out: Path) -> Spent:
-    """By the runs' logs; the encoders that are frozen into them count too."""
-    named = list(experiments)
-    whole = {*named, *(e for name in named if (e := EXPERIMENTS[name].encoder) is not None)}
-    lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in whole for seed in range(settings.seeds)]
+def spent_on(experiments: Sequence[str], settings: ClaimSettings, out: Path) -> Spent:
+    """Sum the logs of the runs; the encoders that are frozen into them count too."""
+    names = {*experiments, *(encoder for name in experiments if (encoder := EXPERIMENTS[name].encoder) is not None)}
+    lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in names for seed in range(settings.seeds)]
     return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
 
 
-def measure_name(m: Measurement) -> str:
-    """A measurement's name, with the protocol where one name has several."""
-    return f"{m.name}/{m.protocol}" if m.name.endswith("/copy") else m.name
-
-
-def _named(records: Iterable[Measurement], name: str) -> Measurement:
-    return next(m for m in records if m.split == "held_out" and measure_name(m) == name)
-
-
-def _shared(seeds: Iterable[list[Measurement]]) -> list[str]:
-    """Return the names of the figures that every seed has on held-out text."""
-    names = [[measure_name(m) for m in records if m.split == "held_out"] for records in seeds]
-    return [name for name in dict.fromkeys(names[0]) if all(name in others for others in names)]
+def _held_out(records: Sequence[Measurement]) -> dict[str, Measurement]:
+    """Return the first held-out measurement of each name, with the protocol where one name has several."""
+    named = [(f"{m.name}/{m.protocol}" if m.name.endswith("/copy") else m.name, m) for m in records]
+    return {name: m for name, m in reversed(named) if m.split == "held_out"}
 
 
 def combined(records: list[Measurement]) -> Figure:
-    """Mean over seeds; its variance is that between seeds and the documents' within each, over the seeds."""
+    """Return the mean over seeds; its variance is that between seeds and of documents within each, over the seeds."""
     count = len(records)
     values = tuple(m.value for m in records)
     mean = sum(values) / count
@@ -245,10 +227,7 @@ def combined(records: list[Measurement]) -> Figure:
     halves = [(m.high - m.low) / 2 for m in records if m.low is not None and m.high is not None]
     within = sum((half / _NINETY_FIVE) ** 2 for half in halves) / max(len(halves), 1)
     half = _NINETY_FIVE * math.sqrt((between + within) / count)
+    low, high = mean - half, mean + half
     if records[0].unit == "fraction":
-        return Figure(mean, max(0.0, mean - half), min(1.0, mean + half), values)
-    return Figure(mean, mean - half, mean + half, values)
-
-
-def _of_run(m: Measurement, name: str, seed: int) -> Measurement:
-    return m.model_copy(update={"name": f"{name}/seed_{seed}/{m.name}"})
+        low, high = max(0.0, low), min(1.0, high)
+    return Figure(mean, low, high, values)

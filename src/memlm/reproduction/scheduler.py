@@ -21,24 +21,29 @@ def run_side_by_side(
     *,
     needs: Callable[[Job], Job | None],
     workers: int,
-    watch: Callable[[], None],
+    watch: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:
-    """Run jobs and yield each one when it is finished.
+    """Run jobs and yield each one when it is finished; one worker is this process, which takes them in order.
 
     The training of a small model gains little from a second thread, so several at once, each with a share of the cores,
     take less time than one after the other with all cores (LOG.md).
 
     Args:
         jobs: the jobs, started in this order where their needs allow it.
-        work: a function of a module, called in another process.
+        work: a function of a module, called in another process where there are several.
         needs: returns the job that must finish first, or None; a job that is not in `jobs` counts as finished.
-        workers: the number of processes.
-        watch: called every few seconds.
+        workers: the number of processes; with one, every job must stand behind the one that it needs.
+        watch: called every few seconds while there are several workers.
 
     Raises:
         Exception: the exception that `work` raised, after the running jobs have finished.
         KeyboardInterrupt: Ctrl-C, which running jobs receive too.
     """
+    if workers == 1:
+        for job in jobs:
+            work(job)
+            yield job
+        return
     waiting, left = list(jobs), set(jobs)
     running: dict[Future[None], Job] = {}
     threads = max(1, (os.cpu_count() or 1) // workers)
