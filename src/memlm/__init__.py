@@ -53,48 +53,26 @@ if TYPE_CHECKING:
         train_run,
     )
 
+_MODELS = (
+    *("ChunkEncoderConfig", "MemoryModelConfig", "MemoryModelForCausalLM", "MixerConfig", "MixerForCausalLM"),
+    *("MixerModel", "PassageEncoderConfig", "ProbeConfig", "RecurrentMemoryConfig", "RecurrentMemoryForCausalLM"),
+    *("TextAutoencoder", "TextAutoencoderConfig"),
+)
+_TRAINING = ("DataConfig", "OptimizerConfig", "PretrainedDecoder", "RunConfig", "RunFolder", "Stage", "TrainingConfig")
 _WHERE = {
-    **dict.fromkeys(["FunctionEncoder", "open_encoder"], "encoders"),
-    **dict.fromkeys(["MemlmError", "UserError"], "errors"),
+    **dict.fromkeys(("FunctionEncoder", "open_encoder"), "encoders"),
+    **dict.fromkeys(("MemlmError", "UserError"), "errors"),
     "evaluate_run": "evaluation",
     "EfficiencySettings": "evaluation.efficiency",
     "Retention": "evaluation.probe.retention",
-    **dict.fromkeys(["ProbeSettings", "ProbeTraining"], "evaluation.probe.settings"),
+    **dict.fromkeys(("ProbeSettings", "ProbeTraining"), "evaluation.probe.settings"),
     "Measurement": "measurement",
-    **dict.fromkeys(
-        [
-            "ChunkEncoderConfig",
-            "MemoryModelConfig",
-            "MemoryModelForCausalLM",
-            "MixerConfig",
-            "MixerForCausalLM",
-            "MixerModel",
-            "PassageEncoderConfig",
-            "ProbeConfig",
-            "RecurrentMemoryConfig",
-            "RecurrentMemoryForCausalLM",
-            "TextAutoencoder",
-            "TextAutoencoderConfig",
-        ],
-        "models",
-    ),
+    **dict.fromkeys(_MODELS, "models"),
     "LinearSchedule": "objectives",
-    **dict.fromkeys(["RECIPES", "get_recipe"], "recipes"),
-    **dict.fromkeys(["MemorySession", "TextMemory", "load"], "session"),
-    **dict.fromkeys(["MemoryStore", "TextStore", "dequantize", "quantize"], "store"),
-    **dict.fromkeys(
-        [
-            "DataConfig",
-            "OptimizerConfig",
-            "PretrainedDecoder",
-            "RunConfig",
-            "RunFolder",
-            "Stage",
-            "TrainingConfig",
-            "train_run",
-        ],
-        "training",
-    ),
+    **dict.fromkeys(("RECIPES", "get_recipe"), "recipes"),
+    **dict.fromkeys(("MemorySession", "TextMemory", "load"), "session"),
+    **dict.fromkeys(("MemoryStore", "TextStore", "dequantize", "quantize"), "store"),
+    **dict.fromkeys((*_TRAINING, "train_run"), "training"),
 }
 
 __all__ = [

@@ -11,17 +11,7 @@ from memlm.cli import main
 from memlm.cli.claims import markdown, summary
 from memlm.errors import RunFolderError
 from memlm.measurement import Measurement
-from memlm.reproduction import (
-    CLAIMS,
-    EXPERIMENTS,
-    ClaimSettings,
-    Figure,
-    Spent,
-    judge_all,
-    measure_experiments,
-    runs,
-    spent_on,
-)
+from memlm.reproduction import CLAIMS, EXPERIMENTS, ClaimSettings, Figure, Spent, measure_experiments, runs, spent_on
 from memlm.reproduction.runs import Experiment, combined, config_of
 from memlm.training.config import RunConfig, merge_run
 
@@ -57,7 +47,7 @@ def figures(**changed: float) -> dict[tuple[str, str], Figure]:
 
 
 def outcomes(**changed: float) -> list[str]:
-    return [verdict.outcome for _, verdict in judge_all(figures(**changed))]
+    return [claim.judge(figures(**changed)).outcome for claim in CLAIMS]
 
 
 def test_every_claim_can_hold_and_can_fail() -> None:
@@ -77,12 +67,13 @@ def test_every_claim_can_hold_and_can_fail() -> None:
     for i, changed in enumerate(bad):
         assert outcomes(**changed)[i] == "does not hold here", changed
     assert outcomes(**{"last_token_mixture__memories/token_accuracy": 0.2})[0] == "does not hold here"
-    verdicts = judge_all(figures(**bad[0]))
-    table = markdown(verdicts, [Spent(2_500_000, 90.0)] * 10 + [Spent(0, 0.0)])
+    costs = [Spent(2_500_000, 90.0)] * 10 + [Spent(0, 0.0)]
+    rows = [(claim, claim.judge(figures(**bad[0])), cost) for claim, cost in zip(CLAIMS, costs, strict=True)]
+    table = markdown(rows)
     assert table.count("\n") == len(CLAIMS) + 2
     assert "does not hold here | 2.5 M tokens, 2 min |" in table
     assert table.endswith("not testable here | nothing |\n")
-    assert summary(verdicts).startswith("Of 11 tests of the paper's claims 8 hold here, 1 do not, and 2 cannot be made")
+    assert summary(rows).startswith("Of 11 tests of the paper's claims 8 hold here, 1 do not, and 2 cannot be made")
 
 
 def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
@@ -106,7 +97,7 @@ def test_two_trainings_are_compared_seed_by_seed() -> None:
     found["next_token", "bits_per_byte"] = Figure(1.50, 1.40, 1.60, (1.45, 1.50, 1.55))
     found["none", "bits_per_byte"] = Figure(1.52, 1.42, 1.62, (1.471, 1.520, 1.569))
     found["recurrent", "bits_per_byte"] = Figure(1.49, 1.39, 1.59, (1.441, 1.490, 1.539))
-    verdicts = [verdict for _, verdict in judge_all(found)]
+    verdicts = [claim.judge(found) for claim in CLAIMS]
     assert verdicts[6].outcome == "holds"
     assert "saves 0.0200 [0.0175, 0.0225]" in verdicts[6].ours
     assert verdicts[7].outcome == "does not hold here"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,13 @@ from memlm.files import write_file_atomic
 from memlm.measurement import to_json_lines
 from memlm.reports import PageContent, figure, write_page
 from memlm.reproduction import (
+    CLAIMS,
     EXPERIMENTS,
     Claim,
     ClaimSettings,
     Figures,
     Spent,
     Verdict,
-    judge_all,
     measure_experiments,
     spent_on,
 )
@@ -28,6 +31,8 @@ from memlm.training import Interrupted
 from memlm.training.run_folder import command_line, describe_versions
 from memlm.training.schema import checked
 
+Row = tuple[Claim, Verdict, Spent]
+"""A claim, what came of its test, and what its trainings cost."""
 QUICK = {"share": 0.1, "seeds": 1}
 _QUICK_DOCUMENTS = 60
 """A quarter of the bundled text; with --quick, most of the time is spent on evaluation."""
@@ -54,20 +59,20 @@ def run(arguments: list[str]) -> None:
     """Run the command."""
     options = vars(parse(options_of(ClaimSettings, Claims), arguments, command="claims"))
     settings, workers, out = _settings(options), _workers(options["workers"]), Path(options["out"])
+    say = partial(print, file=sys.stderr, flush=True)
     try:
-        figures, measurements = measure_experiments(settings, out, say=_say, workers=workers, progress=True)
+        figures, measurements = measure_experiments(settings, out, say=say, workers=workers, progress=True)
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted("stopped, nothing is lost: the same command goes on.") from None
-    verdicts = judge_all(figures)
-    costs = [spent_on(claim.rests_on, settings, out) for claim, _ in verdicts]
+    rows = [(claim, claim.judge(figures), spent_on(claim.rests_on, settings, out)) for claim in CLAIMS]
     write_file_atomic(out / "measurements.jsonl", to_json_lines(measurements))
     picture = _picture(figures)
     write_file_atomic(out / "claims.svg", figure.standalone(picture))
-    _write_page(out, settings, verdicts, costs, picture)
-    print(markdown(verdicts, costs) + "\n" + summary(verdicts), end="\n")
+    _write_page(out, settings, rows, picture)
+    print(markdown(rows) + "\n" + summary(rows))
     if options["quick"]:
-        print("quick: too short for verdicts; omit --quick for those.", file=sys.stderr)
-    print(f"page: {out / 'claims.html'}", file=sys.stderr)
+        say("quick: too short for verdicts; omit --quick for those.")
+    say(f"page: {out / 'claims.html'}")
 
 
 def _settings(options: dict[str, Any]) -> ClaimSettings:
@@ -85,65 +90,53 @@ def _workers(given: int | None) -> int:
     return given
 
 
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
-def markdown(verdicts: list[tuple[Claim, Verdict]], costs: list[Spent]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Return a table with a row for each claim."""
-    rows = ["| claim | test | here | the paper | verdict | trained, all seeds |", "|" + " --- |" * 6]
-    for (claim, verdict), cost in zip(verdicts, costs, strict=True):
-        experiments = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
-        rows.append("| " + " | ".join(experiments) + " |")
-    return "\n".join(rows) + "\n"
+    lines = ["| claim | test | here | the paper | verdict | trained, all seeds |", "|" + " --- |" * 6]
+    for claim, verdict, cost in rows:
+        cells = (claim.text, claim.test, verdict.ours, claim.paper, verdict.outcome, _spent(cost))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _spent(cost: Spent) -> str:
     return f"{cost.tokens / 1e6:.1f} M tokens, {cost.seconds / 60:.0f} min" if cost.tokens else "nothing"
 
 
-def summary(verdicts: list[tuple[Claim, Verdict]]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Return the number of claims that hold, in one sentence."""
-    outcomes = [verdict.outcome for _, verdict in verdicts]
-    holds, against = outcomes.count("holds"), outcomes.count("does not hold here")
+    counts = Counter(verdict.outcome for _, verdict, _ in rows)
     return (
-        f"Of {len(outcomes)} tests of the paper's claims {holds} hold here, {against} do not, "
-        f"and {outcomes.count('not testable here')} cannot be made at this size."
+        f"Of {len(rows)} tests of the paper's claims {counts['holds']} hold here, {counts['does not hold here']} do "
+        f"not, and {counts['not testable here']} cannot be made at this size."
     )
 
 
 def _picture(figures: Figures) -> str:
-    def of(measure: str) -> list[figure.Interval | None]:
-        return [
-            None if (f := figures.get((experiment, measure))) is None else (f.value, f.low, f.high)
-            for experiment in shown
-        ]
-
     measures = {
         "blank copy": "token_accuracy/blank_copy",
         "probe accuracy": "memories/token_accuracy",
         "untrained": "memories/untrained/token_accuracy",
     }
-    shown = [
-        experiment
-        for experiment in EXPERIMENTS
-        if any((experiment, measure) in figures for measure in measures.values())
-    ]
-    return figure.shares_with_intervals(shown, {name: of(measure) for name, measure in measures.items()})
+    shown = [name for name in EXPERIMENTS if any((name, measure) in figures for measure in measures.values())]
+
+    def intervals(measure: str) -> list[figure.Interval | None]:
+        found = [figures.get((name, measure)) for name in shown]
+        return [None if f is None else (f.value, f.low, f.high) for f in found]
+
+    return figure.shares_with_intervals(shown, {title: intervals(measure) for title, measure in measures.items()})
 
 
-def _write_page(
-    out: Path, settings: ClaimSettings, verdicts: list[tuple[Claim, Verdict]], costs: list[Spent], picture: str
-) -> None:
+def _write_page(out: Path, settings: ClaimSettings, rows: Sequence[Row], picture: str) -> None:
     facts = [
         (f"{claim.text}: {verdict.outcome}", f"{verdict.ours} (paper: {claim.paper}; trained: {_spent(cost)})")
-        for (claim, verdict), cost in zip(verdicts, costs, strict=True)
+        for claim, verdict, cost in rows
     ]
     shared = [(name, str(value)) for name, value in settings.model_dump().items()]
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
     content = PageContent(
         title="memlm claims",
-        headline=summary(verdicts),
+        headline=summary(rows),
         command=command_line(),
         figures=[("Tokens recovered from memory", picture)],
         measurements=[],

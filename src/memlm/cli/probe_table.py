@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def run(arguments: list[str]) -> None:
     """Run the command."""
     options = vars(parse(options_of(TableSettings, ProbeTable, leave_out=("probe",)), arguments, command="probe-table"))
     out, workers = Path(options["out"]), _workers(options["workers"])
-    lines = measure_table(_settings(options), out, say=_say, workers=workers, progress=True)
+    say = partial(print, file=sys.stderr, flush=True)
+    lines = measure_table(_settings(options), out, say=say, workers=workers, progress=True)
     measurements = [m for line in lines for m in line.measurements]
     append_journal(out / "measurements.jsonl", measurements)
     print(to_json_lines(measurements) if options["json"] else markdown(lines), end="")
@@ -56,10 +58,6 @@ def _workers(given: int) -> int:
     if given:
         return given
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-
-
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 def _settings(options: dict[str, Any]) -> TableSettings:

@@ -1,7 +1,7 @@
 """The claims and the table of arXiv 2602.13466, tested at a small size."""
 
 from memlm.reproduction.runs import EXPERIMENTS, ClaimSettings, Figure, Figures, Spent, measure_experiments, spent_on
-from memlm.reproduction.statements import CLAIMS, Claim, Verdict, judge_all
+from memlm.reproduction.statements import CLAIMS, Claim, Verdict
 
 __all__ = [
     "CLAIMS",
@@ -12,7 +12,6 @@ __all__ = [
     "Figures",
     "Spent",
     "Verdict",
-    "judge_all",
     "measure_experiments",
     "spent_on",
 ]

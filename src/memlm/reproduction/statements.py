@@ -50,11 +50,6 @@ class Claim:
     rests_on: tuple[str, ...] = ()
 
 
-def judge_all(figures: Figures) -> list[tuple[Claim, Verdict]]:
-    """Return every claim with its verdict, in order."""
-    return [(claim, claim.judge(figures)) for claim in CLAIMS]
-
-
 def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} % [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
 
