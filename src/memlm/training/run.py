@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,10 +138,12 @@ def train_run(
             folder = RunFolder(Path(out))
         distributed.require_same("settings", config.model_dump_json())
         distributed.require_same("text", json.dumps(data.record))
-        with _first_locks(folder), no_shard_bars():
-            _check_changed_text(folder, data)
-            there = folder.path / "data.json"
-            distributed.first_does(lambda: None if there.is_file() else _write_records(folder, data))
+        with ExitStack() as stack, no_shard_bars():
+            # the first process keeps other trainings out of the folder
+            distributed.first_does(lambda: stack.enter_context(folder.locked()))
+            if (folder.path / "data.json").is_file():
+                _check_changed_text(folder, data)
+            distributed.first_does(lambda: _write_records(folder, data))
             try:
                 model = _train(config, folder, data, progress=progress)
             except RuntimeError as error:
@@ -172,14 +173,6 @@ def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress
     return model
 
 
-@contextmanager
-def _first_locks(folder: RunFolder) -> Generator[None]:
-    """Let the first process keep other trainings out of the folder."""
-    with ExitStack() as stack:
-        distributed.first_does(lambda: stack.enter_context(folder.locked()))
-        yield
-
-
 def _prepared(config: RunConfig) -> PreparedData:
     _check_decoder(config)
     # a pretrained decoder's tokens are its own; else those of the encoder's run, or new ones
@@ -197,9 +190,11 @@ def _prepared(config: RunConfig) -> PreparedData:
 def _check_decoder(config: RunConfig) -> None:
     """Check that a pretrained decoder has an encoder, and that its settings have a pretrained decoder."""
     decoder = config.decoder
-    if decoder.path is not None and config.encoder_run is None:
-        raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN).")
     if decoder.path is not None:
+        if config.encoder_run is None:
+            raise ConfigError(
+                "a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN)."
+            )
         return
     adapted = isinstance(config.model, MemoryModelConfig) and config.model.lora is not None
     if decoder.adapter != "all" or adapted:
@@ -210,19 +205,16 @@ def _check_decoder(config: RunConfig) -> None:
 def _check_text_the_encoder_saw(encoder_run: str, data: PreparedData) -> None:
     """Check that held-out text was held out from the encoder's training too."""
     before = RunFolder.open(encoder_run).data()
-    same_text = before["source"] == data.record["source"]
-    if same_text and before["fingerprint_held_out"] != data.record["fingerprint_held_out"]:
-        there, here = str(before["fingerprint_held_out"])[:8], str(data.record["fingerprint_held_out"])[:8]
+    there, here = (str(record["fingerprint_held_out"]) for record in (before, data.record))
+    if before["source"] == data.record["source"] and there != here:
         raise DataError(
-            f"'{encoder_run}' may have trained on text that is held out here (held-out {there} there, "
-            f"{here} here); give data.held_out, data.max_documents and training.seed as its run has them."
+            f"'{encoder_run}' may have trained on text that is held out here (held-out {there[:8]} there, "
+            f"{here[:8]} here); give data.held_out, data.max_documents and training.seed as its run has them."
         )
 
 
 def _check_changed_text(folder: RunFolder, data: PreparedData) -> None:
     """Check that a resumed run has the text that it began with, or held-out text might be trained on."""
-    if not (folder.path / "data.json").is_file():
-        return
     before = folder.data()
     for part in ("fingerprint_train", "fingerprint_validation", "fingerprint_held_out"):
         if before[part] != data.record[part]:
@@ -256,11 +248,12 @@ def _check_long_chunks(model: PreTrainedModel, data: PreparedData) -> None:
 
 def _write_records(folder: RunFolder, data: PreparedData) -> None:
     """Write how the run began, data.json last: where it is, all records are."""
+    if (folder.path / "data.json").is_file():
+        return
     data.tokenizer.save_pretrained(folder.path)
     folder.write("versions.json", describe_versions())
-    folder.write(
-        "data.json", {**data.record, "unigram_counts": data.unigram_counts.tolist(), "command": command_line()}
-    )
+    counts = data.unigram_counts.tolist()
+    folder.write("data.json", {**data.record, "unigram_counts": counts, "command": command_line()})
 
 
 def _finish(folder: RunFolder, model: PreTrainedModel) -> None:

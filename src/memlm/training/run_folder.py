@@ -50,7 +50,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
-        """A fresh folder for a run.
+        """Create the folder of a run.
 
         Raises:
             RunFolderError: it exists and is not empty, is a file, or cannot be written.
@@ -59,27 +59,35 @@ class RunFolder:
         folder = Path(path)
         try:
             if _occupied(folder):
-                _make_room(folder)
+                # an older run, never anything else, and not while another process trains there
+                with cls(folder).locked():
+                    for old in (old for pattern in _OURS for old in folder.glob(pattern)):
+                        shutil.rmtree(old) if old.is_dir() else old.unlink()
             folder.mkdir(parents=True, exist_ok=True)
             write_file_atomic(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
         except OSError as error:
-            raise RunFolderError(
-                f"cannot write to '{path}': {error.strerror or error}; choose another --out."
-            ) from error
+            reason = error.strerror or error
+            raise RunFolderError(f"cannot write to '{path}': {reason}; choose another --out.") from error
         return cls(folder)
 
     @classmethod
     def require_room(cls, path: str | Path, *, overwrite: bool = False) -> None:
-        """Raise what `create` would, changing nothing: before time is spent on what goes into the folder."""
+        """Raise what `create` would raise, before time is spent on what goes into the folder."""
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"'{path}' is a file, not a folder; choose another --out.")
-        if _occupied(folder):
-            _require_replaceable(folder, overwrite=overwrite)
+        if _occupied(folder) and not overwrite:
+            raise RunFolderError(
+                f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite."
+            )
+        if _occupied(folder) and not (folder / _RUN_FILE).is_file():
+            raise RunFolderError(
+                f"'{folder}' is not a run of memlm, so --overwrite leaves it alone; choose another --out."
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run.
+        """Return an existing run.
 
         Raises:
             RunFolderError: no such folder, or not a run.
@@ -108,7 +116,7 @@ class RunFolder:
         return make_run_config(values)
 
     def data(self) -> dict[str, Any]:
-        """Source, fingerprints and counts of the text."""
+        """Return source, fingerprints and counts of the text."""
         record = read_json(self.path / "data.json")
         for name in _DATA_KEYS:
             if name not in record:
@@ -124,22 +132,17 @@ class RunFolder:
         write_file_atomic(self.path / name, json.dumps(record, indent=2) + "\n")
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of the training checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
     def log_path(self) -> Path:
-        """The training log, JSON lines."""
+        """File of the training log, JSON lines."""
         return self.path / "log.jsonl"
 
     @property
     def measurements_path(self) -> Path:
-        """The evaluations, JSON lines."""
+        """File of the evaluations, JSON lines."""
         return self.path / "measurements.jsonl"
 
     def log(self) -> list[dict[str, Any]]:
-        """Lines of the training log; one that a crash cut short is left out."""
+        """Return the lines of the training log; one that a crash cut short is left out."""
         if not self.log_path.is_file():
             return []
         return [line for text in self.log_path.read_text(encoding="utf-8").splitlines() if (line := _parsed(text))]
@@ -158,10 +161,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Only one process trains in a folder.
+        """Keep other processes from training in the folder.
 
         Raises:
-            RunFolderError: another one does.
+            RunFolderError: another one trains there.
         """
         with (self.path / ".lock").open("w") as file:
             try:
@@ -171,23 +174,6 @@ class RunFolder:
                     f"another process is training in '{self.path}'; wait for it or choose another --out."
                 ) from error
             yield
-
-
-def _make_room(folder: Path) -> None:
-    """Remove an older run, never anything else, and not while another process trains there."""
-    with RunFolder(folder).locked():
-        for pattern in _OURS:
-            for old in folder.glob(pattern):
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-
-
-def _require_replaceable(folder: Path, *, overwrite: bool) -> None:
-    if not overwrite:
-        raise RunFolderError(
-            f"'{folder}' exists and is not empty; choose another --out, or give --resume or --overwrite."
-        )
-    if not (folder / _RUN_FILE).is_file():
-        raise RunFolderError(f"'{folder}' is not a run of memlm, so --overwrite leaves it alone; choose another --out.")
 
 
 def _occupied(folder: Path) -> bool:
@@ -204,7 +190,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def describe_versions() -> dict[str, Any]:
-    """Versions and machine facts that may change a figure; no names or paths."""
+    """Return versions and machine facts that may change a figure; no names or paths."""
     import torch
 
     packages = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "datasets")
@@ -221,5 +207,5 @@ def describe_versions() -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as typed, for the report."""
+    """Return the command as typed, for the report."""
     return " ".join(["memlm", *sys.argv[1:]])

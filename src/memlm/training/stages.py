@@ -10,21 +10,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from memlm.data import PackedRows, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
-from memlm.files import read_tensors, write_file_atomic, write_folder_atomic
+from memlm.files import write_file_atomic, write_folder_atomic
 from memlm.measurement import correct, target_mask
 from memlm.models.runtime import wants_bf16, weights_fingerprint
 from memlm.objectives import Task, blank_copy, next_token, reconstruction, token_nats
 from memlm.training.config import RunConfig, Stage, TrainingConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, RunLog
-from memlm.training.loop.trainer import BatchFn, MemlmTrainer, fit, reconstruction_batches
+from memlm.training.loop.trainer import BatchFn, CallbackFactory, MemlmTrainer, fit, reconstruction_batches
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache, build_memory_cache
 from memlm.training.prepare import PreparedData
@@ -33,35 +36,32 @@ from memlm.training.run_folder import RunFolder
 Validate = Callable[[], dict[str, float]]
 
 
-class _Ask(NamedTuple):
-    """Rows, what they are asked for, and how many are read at once."""
-
-    rows: PackedRows
-    task: Callable[[PackedRows], Task]
-    at_once: int = 64
-
-
 def validation_of(
     trainer: MemlmTrainer, rows: PackedRows, config: RunConfig, stage: Stage, *, blank_id: int
 ) -> Validate:
     """Return a function that measures accuracy and cross-entropy on validation rows.
 
-    Autoencoders are asked for their input. Memory models are asked for next tokens, and for blank copies where rows
+    The targets of autoencoders are their inputs. Those of memory models are next tokens, and blank copies where rows
     are full and have two halves; the figures without an objective's name are those of the stage's main one.
     """
     if config.is_autoencoder:
-        ask = _Ask(rows, lambda batch: reconstruction(batch.input_ids, batch.attention_mask), 256)
-        return lambda: _main_figures(*validation_score(trainer, ask))
+        return lambda: _main_figures(
+            *validation_score(trainer, rows, lambda b: reconstruction(b.input_ids, b.attention_mask), 256)
+        )
     full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
     main = "next_token" if "next_token" in stage.objectives else "blank_copy"
-    asks = {"next_token": _Ask(rows, lambda batch: next_token(batch.input_ids, batch.attention_mask))}
+    scores = {
+        "next_token": lambda: validation_score(trainer, rows, lambda b: next_token(b.input_ids, b.attention_mask))
+    }
     if len(full) and full.input_ids.shape[1] % 2 == 0:
-        asks["blank_copy"] = _Ask(full, lambda batch: blank_copy(batch.input_ids, blank_id=blank_id))
+        scores["blank_copy"] = lambda: validation_score(
+            trainer, full, lambda b: blank_copy(b.input_ids, blank_id=blank_id)
+        )
 
     def validate() -> dict[str, float]:
         found: dict[str, float] = {}
-        for name, ask in asks.items():
-            accuracy, nats = validation_score(trainer, ask)
+        for name, score in scores.items():
+            accuracy, nats = score()
             found |= {f"validation_accuracy/{name}": accuracy, f"validation_loss/{name}": nats}
             if name == main:
                 found |= _main_figures(accuracy, nats)
@@ -75,16 +75,18 @@ def _main_figures(accuracy: float, nats: float) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validation_score(trainer: MemlmTrainer, ask: _Ask) -> tuple[float, float]:
+def validation_score(
+    trainer: MemlmTrainer, rows: PackedRows, make_task: Callable[[PackedRows], Task], batch_size: int = 64
+) -> tuple[float, float]:
     """Return the share of correct tokens and the nats per token, in the training's own precision.
 
     Where a task has inputs of its own, every position is text.
     """
-    model, device = trainer.wrapped(), trainer.args.device
+    model, device = cast(nn.Module, trainer.model_wrapped), trainer.args.device
     model.eval()
     num_correct, nats, count = 0, 0.0, 0
-    for batch in ask.rows.batches(ask.at_once):
-        task = ask.task(batch)
+    for batch in rows.batches(batch_size):
+        task = make_task(batch)
         own = task.input_ids is batch.input_ids
         mask = batch.attention_mask if own else torch.ones_like(batch.attention_mask)
         labels = task.labels.to(device)
@@ -148,11 +150,10 @@ class StageRunner:
                 f"stage '{stage.name}' trains nothing: the {self.model.config.readout} readout has no weights of its "
                 "own here; train 'decoder' or 'all'."
             )
-        place, last = self._place(number), number == len(self.config.stages) - 1
-        batch_fn = self._batches(stage, training)
+        place = self._place(number)
         fit(
             self.model,
-            batch_fn,
+            self._batches(stage, training),
             training,
             place,
             rows=len(self.data.train_rows),
@@ -161,7 +162,7 @@ class StageRunner:
             progress=self.progress,
             noun=f"{stage.name} ({number + 1} of {len(self.config.stages)}), step",
             again=f"go on with: memlm train --resume --out {self.folder.path}",
-            keep_checkpoints=last,
+            keep_checkpoints=number == len(self.config.stages) - 1,
         )
         distributed.first_does(lambda: write_folder_atomic(place / "end", self.model.save_pretrained))
 
@@ -194,9 +195,7 @@ class StageRunner:
             ordinary=ordinary_ids(self.data.tokenizer),
         )
 
-    def _callbacks(
-        self, stage: Stage, training: TrainingConfig
-    ) -> Callable[[MemlmTrainer, RunLog, ProgressView, Interrupt], RunCallback]:
+    def _callbacks(self, stage: Stage, training: TrainingConfig) -> CallbackFactory:
         sample = self.data.validation_rows.sample(training.evaluate_rows, seed=0)
 
         def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> RunCallback:
@@ -232,21 +231,16 @@ class StageRunner:
 
     def _join_logs(self) -> None:
         """Write the stages' logs as one, with steps and tokens counted on."""
-        lines: list[str] = []
-        step, tokens, seconds = 0, 0, 0.0
+        lines: list[dict[str, Any]] = []
+        before: dict[str, float] = {"step": 0, "tokens": 0, "seconds": 0.0}
         for number, stage in enumerate(self.config.stages):
-            path = self._place(number) / "log.jsonl"
-            if not path.is_file():
-                break
-            last: dict[str, Any] = {}
-            for text in path.read_text(encoding="utf-8").splitlines():
-                last = json.loads(text)
-                moved = {"step": last["step"] + step, "tokens": last["tokens"] + tokens}
-                lines.append(json.dumps({**last, **moved, "seconds": last["seconds"] + seconds, "stage": stage.name}))
-            step, tokens = step + last.get("step", 0), tokens + last.get("tokens", 0)
-            seconds += last.get("seconds", 0.0)
+            for line in RunFolder(self._place(number)).log():
+                counted = {name: line[name] + value for name, value in before.items()}
+                lines.append({**line, **counted, "stage": stage.name})
+            if lines:
+                before = {name: lines[-1][name] for name in before}
         try:
-            write_file_atomic(self.folder.log_path, "".join(line + "\n" for line in lines))
+            write_file_atomic(self.folder.log_path, "".join(json.dumps(line) + "\n" for line in lines))
         except OSError as error:
             raise RunFolderError(f"cannot write to '{self.folder.path}': {error.strerror or error}.") from error
 
@@ -255,12 +249,10 @@ def load_weights(model: PreTrainedModel, file: Path) -> None:
     """Load the weights of a stage's end; tied weights are saved once.
 
     Raises:
-        CheckpointError: weights of another model.
+        CheckpointError: the file is damaged, or of another model.
     """
-    saved = read_tensors(file)
-    missing, unexpected = model.load_state_dict(saved, strict=False)
-    own = model.state_dict()
-    there = {own[name].data_ptr() for name in saved if name in own}
-    lost = [*unexpected, *(name for name in missing if own[name].data_ptr() not in there)]
-    if lost:
-        raise CheckpointError(f"'{file}' is not this run's ({lost[0]} is in one only); restore it or train again.")
+    try:
+        load_model(model, file)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"'{file}' is not this run's ({reason}); restore it or train again.") from error
