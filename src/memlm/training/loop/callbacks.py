@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class ProgressView:
         self.bar: Progress | None = None
         self.last_line = 0.0
         self.started = time.monotonic()
-        self.first_step: int | None = None
+        self.first_step = 0
 
     def start(self, step: int) -> None:
         """Show the bar, from this step on."""
@@ -53,15 +54,11 @@ class ProgressView:
             self.bar.update(self.task, completed=step, facts=facts)
         elif self.shown and (time.monotonic() - self.last_line > _PLAIN_SECONDS or step == self.total):
             self.last_line = time.monotonic()
-            print(f"{self.noun} {step}/{self.total}  {facts}  {self._left(step)}", file=sys.stderr, flush=True)
-
-    def _left(self, step: int) -> str:
-        done = step - (self.first_step or 0)
-        if done < 1:
-            return ""
-        seconds = int((time.monotonic() - self.started) / done * (self.total - step))
-        hours, minutes = divmod(seconds // 60, 60)
-        return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{seconds % 60:02d} left"
+            done, left = step - self.first_step, ""
+            if done:
+                seconds = int((time.monotonic() - self.started) / done * (self.total - step))
+                left = f"{timedelta(seconds=seconds)} left"
+            print(f"{self.noun} {step}/{self.total}  {facts}  {left}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Leave the bar as it stands."""
@@ -101,19 +98,15 @@ class RunLog:
         write_file_atomic(self.path, "".join(line + "\n" for line in kept))
 
     def add_sums(self, sums: Tensor) -> None:
-        """Nats, right and asked tokens (3, objectives) of one step."""
-        new = sums.double().tolist()
-        old = self.sums or [[0.0] * len(new[0]) for _ in new]
-        self.sums = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(old, new, strict=True)]
+        """Add the nats, correct tokens and targets (3, objectives) of one step."""
+        total = sums.double().cpu()
+        self.sums = (total + torch.tensor(self.sums, dtype=torch.double) if self.sums else total).tolist()
 
     def _by_objective(self) -> dict[str, float]:
-        if not self.sums:
-            return {}
-        nats, right, asked = self.sums
         found: dict[str, float] = {}
-        for i, name in enumerate(self.names):
-            if asked[i]:
-                found |= {f"loss/{name}": nats[i] / asked[i], f"accuracy/{name}": right[i] / asked[i]}
+        for name, (nats, num_correct, num_targets) in zip(self.names, zip(*self.sums, strict=True), strict=False):
+            if num_targets:
+                found |= {f"loss/{name}": nats / num_targets, f"accuracy/{name}": num_correct / num_targets}
         return found
 
     def write(self, step: int, learning_rate: float, validated: dict[str, float]) -> dict[str, Any]:
@@ -142,7 +135,7 @@ def _step_of(line: str) -> float:
 
 
 class RunCallback(TrainerCallback):
-    """Logs, validates, shows progress, and asks for checkpoints at their steps."""
+    """Log, validate, show progress, and save checkpoints at their steps."""
 
     def __init__(
         self,
@@ -189,7 +182,7 @@ class RunCallback(TrainerCallback):
         control.should_training_stop = last or self.stopping
 
     def _add_step(self) -> float:
-        """The step's loss; what all processes found, and whether one was asked to stop, goes between them at once."""
+        """Return the step's loss; sums over processes, and whether one shall stop, are exchanged at once."""
         own = self.last_loss.new_tensor([self.interrupt.requested])
         sums = own[:0] if self.last_sums is None else self.last_sums
         found = distributed.summed(torch.cat([own, self.last_loss[None], sums.flatten()]))
@@ -220,7 +213,7 @@ class Interrupt:
 
     @contextmanager
     def listening(self) -> Generator[None]:
-        """Within it the first signal only asks; the handlers before are put back on leaving."""
+        """Within it the first signal only requests a stop; the handlers before are put back on leaving."""
 
         def ask(*_: object) -> None:
             if self.requested and not distributed.launched():

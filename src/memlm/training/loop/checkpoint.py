@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,33 +23,27 @@ from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors
 from memlm.training.loop.distributed import spread_like, whole
 
-_NAME = re.compile(r"step-(\d+)$")
-
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; half-written ones are removed."""
+    """Return the newest whole checkpoint; half-written ones are removed."""
     for draft in folder.glob(".*.draft"):
         shutil.rmtree(draft, ignore_errors=True)
-    whole = _whole(folder)
-    return whole[-1] if whole else None
+    return max(_whole(folder), key=step_of, default=None)
 
 
 def remove_old(folder: Path, *, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
-    for old in _whole(folder)[:-keep]:
+    for old in sorted(_whole(folder), key=step_of)[:-keep]:
         shutil.rmtree(old)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written."""
-    match = _NAME.search(checkpoint.name)
-    if match is None:
-        raise CheckpointError(f"'{checkpoint}' is not a checkpoint; its name must end in step-NUMBER.")
-    return int(match.group(1))
+    """Return the step at which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _whole(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=step_of)
+    return [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
 
 
 def full_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -64,13 +57,10 @@ def full_state(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def save_optimizer(state: dict[str, Any], folder: Path) -> None:
-    """Tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            target = tensors if isinstance(value, Tensor) else plain
-            target[f"{index}.{name}"] = value.contiguous() if isinstance(value, Tensor) else value
+    """Write tensors to `optimizer.safetensors`, everything else to `optimizer.json`."""
+    entries = {f"{index}.{name}": value for index, own in state["state"].items() for name, value in own.items()}
+    tensors = {name: value.contiguous() for name, value in entries.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in entries.items() if name not in tensors}
     save_file(tensors, folder / "optimizer.safetensors")
     _write_json(folder / "optimizer.json", {"param_groups": state["param_groups"], "plain": plain})
 
@@ -101,18 +91,15 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
 
 
 def save_random_state(folder: Path) -> None:
-    """The states of Python's, NumPy's and torch's generators."""
+    """Write the states of Python's, NumPy's and torch's generators."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if torch.cuda.is_available():
         states |= {f"cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     save_file(states, folder / "random.safetensors")
-    plain = {
-        "python": [version, list(words), gauss],
-        "numpy": [str(name), int(position), int(has_gauss), float(cached)],
-    }
-    _write_json(folder / "random.json", plain)
+    of_numpy = [str(name), int(position), int(has_gauss), float(cached)]
+    _write_json(folder / "random.json", {"python": [version, list(words), gauss], "numpy": of_numpy})
 
 
 def load_random_state(folder: Path) -> None:

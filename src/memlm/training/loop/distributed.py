@@ -51,7 +51,7 @@ def launched() -> bool:
 
 @contextmanager
 def joined() -> Generator[None]:
-    """Within it the launcher's processes can meet."""
+    """Let the launcher's processes meet within it."""
     if not launched() or _together():
         yield
         return
@@ -69,7 +69,7 @@ def meet() -> None:
 
 
 def first_does(work: Callable[[], T]) -> T | None:
-    """The first process works while the others wait; what goes wrong there ends all, and is said once."""
+    """Let the first process work while the others wait; what goes wrong there ends all, and is said once."""
     if not _together():
         return work()
     result, failed = None, None
@@ -94,18 +94,17 @@ def is_loss_of_another(error: BaseException) -> bool:
 
 
 def summed(numbers: Tensor) -> Tensor:
-    """Over all processes."""
+    """Return the sum over all processes."""
     if _together():
         dist.all_reduce(numbers)
     return numbers
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """Rows of all processes in their order; each may have another number of them."""
+    """Return the rows of all processes in their order; each may have another number of them."""
     if not _together():
         return rows
-    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(count())]
-    dist.all_gather(sizes, torch.tensor([len(rows)]))
+    sizes = _of_all(torch.tensor([len(rows)]), [1] * count())
     return torch.cat(_of_all(rows, list(map(int, sizes))))
 
 
@@ -118,7 +117,7 @@ def _of_all(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 
 
 def shared_out(stacks: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Work that looks at each row alone: every process does its part of it, and gets all of what came of it.
+    """Return the result of work on each row alone, of which every process does its part.
 
     Args:
         stacks: rows first, any shape behind; the same ones in all processes.
@@ -155,17 +154,13 @@ def share_of(rows: int) -> int:
 
 
 def require_same(what: str, text: str) -> None:
-    """All processes must have read the same.
+    """Check that all processes have read the same text.
 
     Raises:
-        DataError: another one has not.
+        DataError: one has read another.
     """
-    if not _together():
-        return
-    own = torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
-    found = [torch.empty_like(own) for _ in range(count())]
-    dist.all_gather(found, own)
-    others = [number for number, digest in enumerate(found) if not torch.equal(digest, found[0])]
+    digests = gathered(torch.frombuffer(bytearray(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)[None])
+    others = (digests != digests[0]).any(1).nonzero()[:, 0].tolist()
     if others:
         raise DataError(f"process {others[0]} has other {what} than process 0; give all the same files and versions.")
 
@@ -180,9 +175,9 @@ def shards(config: TrainingConfig) -> bool:
 
 
 def shard(model: PreTrainedModel) -> None:
-    """In place; every process must come here. Layers are what transformers' `_no_split_modules` name."""
+    """Spread a model in place; every process must call this. Layers are those of transformers' `_no_split_modules`."""
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (count(),))
-    names = {name for part in _models(model) for name in getattr(part, "_no_split_modules", None) or ()}
+    names = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
     for module in model.modules():
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh)
@@ -190,21 +185,17 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded; then every process must come here."""
+    """Return all of a tensor; where it is sharded, every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state, gathered; every process must come here."""
+    """Return a model's state, gathered; every process must call this."""
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor sharded as another one is, or as it is where that one is whole."""
+    """Return a whole tensor, sharded as another one is."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements)
-
-
-def _models(model: PreTrainedModel) -> list[PreTrainedModel]:
-    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]

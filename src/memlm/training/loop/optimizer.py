@@ -30,18 +30,17 @@ _EPSILON = 1e-7
 
 
 class MuonAdamW(Optimizer):
-    """Steps each parameter group by the algorithm its "algorithm" entry names."""
+    """Optimizer that steps each parameter group by the algorithm that its "algorithm" entry names."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {"algorithm": "adamw", "lr": 1e-3, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
             move = self._muon if group["algorithm"] == "muon" else self._adamw
-            move(parameters, group)
+            move([p for p in group["params"] if p.grad is not None], group)
 
     def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         alike: dict[torch.Size, list[nn.Parameter]] = {}
@@ -68,13 +67,11 @@ class MuonAdamW(Optimizer):
         return gradient.lerp(state["momentum"], momentum)
 
     def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                state.update({"step": torch.tensor(0.0), **moments})
         adamw(
             list(parameters),
             [p.grad for p in parameters if p.grad is not None],
@@ -93,7 +90,7 @@ class MuonAdamW(Optimizer):
 
 
 def orthogonalized(matrices: Float[Tensor, "*stack rows columns"]) -> Float[Tensor, "*stack rows columns"]:
-    """Each matrix moved towards the nearest one with orthonormal rows or columns (Newton-Schulz).
+    """Return each matrix moved towards the nearest one with orthonormal rows or columns (Newton-Schulz).
 
     In bf16 where the machine computes in it, as its authors do, and so is what comes of it: processes exchange half the
     bytes. Elsewhere processors emulate bf16, ten times slower.
@@ -110,7 +107,7 @@ def orthogonalized(matrices: Float[Tensor, "*stack rows columns"]) -> Float[Tens
 
 
 def build_optimizer(model: PreTrainedModel, config: OptimizerConfig) -> Optimizer:
-    """The optimizer that `config.name` asks for, over the parameters that are trained."""
+    """Return the optimizer that `config.name` names, over the parameters that are trained."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if config.name == "adamw":
         parameters = [p for _, p in trained]

@@ -54,7 +54,7 @@ class Interrupted(MemlmError):  # noqa: N818 (nothing went wrong)
 
 
 BatchFn = Callable[[Tensor, int], Batch]
-"""Row numbers, and the place of the first of them among all rows of all steps, to a batch: a pure function of both."""
+"""Pure function of row numbers, and of the position of the first of them among the rows of all steps, to a batch."""
 
 
 class StepRows(Dataset[Batch]):
@@ -86,7 +86,7 @@ class StepRows(Dataset[Batch]):
 
 
 def reconstruction_batches(rows: PackedRows) -> BatchFn:
-    """Batches that ask for their own tokens."""
+    """Return batches whose targets are their own tokens."""
 
     def batch_fn(chosen: Tensor, _: int) -> Batch:
         batch = rows.select(chosen)
@@ -104,22 +104,17 @@ class MemlmTrainer(Trainer):
     ) -> None:
         self.config = config
         self.checkpoints = folder
+        self.shards = shards(config)
+        # rows come as whole batches, which need no collation
+        collator = cast(Any, dict)
         super().__init__(
-            model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=cast(Any, _as_is), **rest
+            model=model, args=_arguments(config, folder), train_dataset=rows, data_collator=collator, **rest
         )
         if self.shards:
-            self.accelerator.prepare_model = cast(Any, partial(self._prepare_shared, self.accelerator.prepare_model))
+            # ours is sharded already where accelerate would copy it to every process
+            self.accelerator.prepare_model = cast(Any, partial(self.accelerator.prepare_model, evaluation_mode=True))
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-
-    @property
-    def shards(self) -> bool:
-        """True if weights are spread over several processes."""
-        return shards(self.config)
-
-    def _prepare_shared(self, prepare: Callable[..., nn.Module], model: nn.Module, **_: Any) -> nn.Module:
-        # ours is sharded already where accelerate would copy it to every process
-        return prepare(model, evaluation_mode=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
@@ -146,15 +141,10 @@ class MemlmTrainer(Trainer):
         self.run_callback.last_loss = loss
         return loss
 
-    def wrapped(self) -> nn.Module:
-        """The model as it trains: within what spreads it over devices."""
-        assert self.model_wrapped is not None
-        return self.model_wrapped
-
     def compute_loss(
         self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As Trainer's; what each objective lost and got right is kept for the log."""
+        """Compute as Trainer does, and keep nats and correct tokens of each objective for the log."""
         with ShortAttentionInFp32():
             loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
         if getattr(outputs, "nats", None) is not None:
@@ -162,16 +152,16 @@ class MemlmTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
-        """Tokens asked for over all accumulated batches and processes, of each objective where there are several."""
+        """Return the targets of all accumulated batches and processes, of each objective where there are several."""
         if not batch_samples or "loss_weights" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
-        counts = torch.stack([_asked_for(batch) for batch in batch_samples]).sum(0).to(device)
+        counts = torch.stack([_count_targets(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.world_size > 1:
             counts = cast(Tensor, self.accelerator.gather(counts[None])).sum(0)
         return counts
 
     def add_run_callback(self, callback: RunCallback) -> None:
-        """The callback that logs; it needs each step's loss."""
+        """Add the callback that logs, which reads each step's loss."""
         self.run_callback = callback
         self.add_callback(callback)
 
@@ -212,15 +202,11 @@ class MemlmTrainer(Trainer):
         """Ours is restored in `train_run`; Trainer's own callbacks keep nothing."""
 
 
-def _asked_for(batch: Batch) -> Tensor:
+def _count_targets(batch: Batch) -> Tensor:
     """Return the number of targets of each objective; reconstruction has labels of its own."""
     apart = "reconstruction_labels" in batch
     counts = targets_by_objective(batch["labels"], batch["objective"], count=len(batch["loss_weights"]) - apart)
     return torch.cat([counts, target_mask(batch["reconstruction_labels"]).sum()[None].float()]) if apart else counts
-
-
-def _as_is(batch: Batch) -> Batch:
-    return batch
 
 
 def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
@@ -271,14 +257,14 @@ def fit(
         model: with its first weights; those of a checkpoint replace them.
         batch_fn: row numbers to a batch, a pure function of them (and of torch's random state).
         training: steps, batch, rates, seed.
-        folder: of this training alone.
-        rows: how many there are to take from.
+        folder: folder of this training alone.
+        rows: number of rows that batches are drawn from.
         tokens_per_row: for the log.
         make_callback: makes the callback; by default one that only logs.
         progress: show progress on stderr.
-        noun: what the progress counts.
-        again: how to go on, for who stops it.
-        keep_checkpoints: they are removed at the end otherwise.
+        noun: unit of the progress.
+        again: how to continue a training that was stopped.
+        keep_checkpoints: keep the last checkpoints after the end.
 
     Raises:
         Interrupted: Ctrl-C; a checkpoint was kept.
@@ -301,7 +287,10 @@ def fit(
         log.path.unlink(missing_ok=True)
     interrupt = Interrupt()
     view = ProgressView(training.steps, shown=progress and distributed.is_first(), noun=noun)
-    callback = (make_callback or _only_log(training))(trainer, log, view, interrupt)
+    if make_callback is None:
+        callback = RunCallback(training, log, view, dict, interrupt)
+    else:
+        callback = make_callback(trainer, log, view, interrupt)
     trainer.add_run_callback(callback)
     with interrupt.listening(), warnings.catch_warnings():
         # outputs that are views: nothing here changes them in place
@@ -314,7 +303,3 @@ def fit(
         model.load_state_dict(full_weights(trained))
     if not keep_checkpoints and distributed.is_first():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _only_log(training: TrainingConfig) -> CallbackFactory:
-    return lambda _, log, view, interrupt: RunCallback(training, log, view, dict, interrupt)
