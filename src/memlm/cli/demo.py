@@ -37,6 +37,7 @@ def run(arguments: list[str]) -> None:
     options = parse(Demo, arguments, command="demo")
     from memlm.cli.evaluate import measured
     from memlm.cli.report import say_where, write_report
+    from memlm.measurement import to_json_lines
     from memlm.recipes import get_recipe
     from memlm.training import train_run
 
@@ -45,7 +46,7 @@ def run(arguments: list[str]) -> None:
     evaluation = measured(options.out, quiet=options.json)
     path = write_report(folder, evaluation)
     if options.json:
-        print("".join(m.to_json_line() + "\n" for m in evaluation.measurements), end="")
+        print(to_json_lines(evaluation.measurements), end="")
     else:
         _show(folder, evaluation)
     say_where(path)

@@ -60,30 +60,19 @@ class Train:
 def run(arguments: list[str]) -> None:
     """Parse, train, say where the run lies."""
     changes, rest = take_settings(arguments)
-    recipe, rest = _recipe_first(rest)
-    options = parse(Train, [*(["--recipe", recipe] if recipe else []), *_or_help(rest)], command="train RECIPE")
+    if rest and not rest[0].startswith("-"):
+        rest = ["--recipe", *rest]
+    try:
+        options = parse(Train, rest, command="train RECIPE")
+    except SystemExit:  # --help
+        print(_EXAMPLES + settings_help())
+        raise
     config, out = _config(options, changes)
     from memlm.training import train_run
 
     folder = train_run(config, out, resume=options.resume, overwrite=options.overwrite, progress=options.progress)
     if os.environ.get("RANK", "0") == "0":
         print(f"trained: {folder.path}   (next: memlm evaluate {folder.path})", file=sys.stderr)
-
-
-def _or_help(rest: list[str]) -> list[str]:
-    if "-h" in rest or "--help" in rest:
-        try:
-            parse(Train, ["--help"], command="train RECIPE")
-        except SystemExit:
-            print(_EXAMPLES + settings_help())
-            raise
-    return rest
-
-
-def _recipe_first(rest: list[str]) -> tuple[str, list[str]]:
-    if rest and not rest[0].startswith("-"):
-        return rest[0], rest[1:]
-    return "", rest
 
 
 def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
@@ -118,15 +107,15 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
 
 
 def _stages_for(objective: str, config: RunConfig) -> list[dict[str, Any]]:
-    """Return one stage of this objective in place of the recipe's, which stay if they end in a mixture as asked."""
+    """Return one stage with these objectives; a recipe whose last stage has the mixture's keeps its stages."""
     from memlm.recipes import MIXTURES
 
-    asked, last = MIXTURES[objective], config.stages[-1]
+    weights = MIXTURES[objective]
     stages = [stage.model_dump(mode="json") for stage in config.stages]
-    if objective == "mixture" and last.objectives.keys() == asked.keys():
+    if objective == "mixture" and config.stages[-1].objectives.keys() == weights.keys():
         return stages
-    steps = config.steps_of("next_token") if "next_token" in asked else config.steps
-    return [stages[-1] | {"name": objective, "objectives": asked, "steps": steps}]
+    steps = config.steps_of("next_token") if "next_token" in weights else config.steps
+    return [stages[-1] | {"name": objective, "objectives": weights, "steps": steps}]
 
 
 def _memory_options(options: Train, config: RunConfig) -> RunConfig:
