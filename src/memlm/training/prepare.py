@@ -1,4 +1,4 @@
-"""Text becomes rows for training, validation and held-out figures, split by whole document before anything else."""
+"""Rows of tokens for training, validation and held-out figures, split by whole document before anything else."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ from memlm.data import (
 from memlm.errors import DataError
 from memlm.training.config import DataConfig
 
-_FEWEST_DOCUMENTS = 3
-"""One for training, one for validation, and one held out."""
-_PIECES = 40
-"""Fewer documents are cut into about this many pieces."""
-
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -58,14 +53,14 @@ class PreparedData:
 
 
 def read_documents(config: DataConfig) -> list[Document]:
-    """Return the documents of a run; where there are fewer than three, they are cut into pieces.
+    """Return the documents of a run; where there are fewer than three, they are cut into about 40 pieces.
 
     Raises:
         DataError: the source cannot be read.
     """
     documents = load_documents(config.text, text_field=config.text_field, max_documents=config.max_documents)
-    if len(documents) < _FEWEST_DOCUMENTS:
-        size = max(256, sum(len(document.text) for document in documents) // _PIECES)
+    if len(documents) < 3:  # training, validation and held-out figures need one each
+        size = max(256, sum(len(document.text) for document in documents) // 40)
         documents = [piece for document in documents for piece in pieces_of(document, piece_bytes=size)]
     return documents
 
@@ -82,7 +77,7 @@ def read_split(config: DataConfig, seed: int) -> TrainValTestSplit:
 def prepare_data(
     config: DataConfig, *, chunk_length: int, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreparedData:
-    """Read, split, tokenize and pack.
+    """Read, split, tokenize and pack the text of a run.
 
     Args:
         config: where the text is.
@@ -95,7 +90,9 @@ def prepare_data(
         TokenizerError: the tokenizer cannot be loaded.
     """
     split = read_split(config, seed)
-    tokenizer = tokenizer or _tokenizer(config, split)
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer or train_tokenizer((d.text for d in split.train), vocab_size=config.vocab_size)
     # every document ends with an eos; a text shorter than one chunk cannot be packed
     train = pack(split.train, tokenizer, row_length=chunk_length, across_documents=True)
     validation, held_out = (
@@ -108,12 +105,6 @@ def prepare_data(
     )
     record = _record(config, split, train, held_out, tokenizer)
     return PreparedData(tokenizer, short, validation, held_out, split.held_out, counts, record)
-
-
-def _tokenizer(config: DataConfig, split: TrainValTestSplit) -> PreTrainedTokenizerBase:
-    if config.tokenizer is not None:
-        return load_tokenizer(config.tokenizer)
-    return train_tokenizer((d.text for d in split.train), vocab_size=config.vocab_size)
 
 
 def _record(

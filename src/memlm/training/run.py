@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.data import eos_id, load_tokenizer, pad_id
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from memlm.files import read_json
-from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder, encoder_of
+from memlm.models import ChunkEncoder, MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.config import RunConfig
@@ -34,8 +34,7 @@ def encoder_of_run(path: str) -> ChunkEncoder:
         RunFolderError, CheckpointError: not a finished run of a model with an encoder.
     """
     RunFolder.open(path).require_model()
-    model = load_model(path, TextAutoencoder, MemoryModelForCausalLM)[0]
-    return encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder.eval()
+    return encoder_of(load_model(path, TextAutoencoder, MemoryModelForCausalLM)[0])
 
 
 def build_run_model(
@@ -87,22 +86,15 @@ def build_model(
         encoder: trained encoder that is frozen into a memory model.
         reconstruction_head: whether a memory model has a head for the `reconstruction` objective.
     """
-    filled: dict[str, Any] = {}
+    filled: dict[str, Any] = {"reconstruction_head": True} if reconstruction_head else {}
     if encoder is not None:
-        filled = {"freeze_encoder": True, "encoder_fingerprint": weights_fingerprint(encoder)}
-    if reconstruction_head:
-        filled["reconstruction_head"] = True
-    own = None if encoder is None else encoder.config
+        filled |= {"freeze_encoder": True, "encoder_fingerprint": weights_fingerprint(encoder)}
     torch.manual_seed(seed)
-    whole = complete(settings_of(config), tokens, encoder=own, **filled)
-    model = cast(Any, RUN_MODELS[whole.model_type])(whole)
+    full = complete(settings_of(config), tokens, encoder=None if encoder is None else encoder.config, **filled)
+    model = cast(Any, RUN_MODELS[full.model_type])(full)
     if encoder is not None:
         model.encoder.load_state_dict(encoder.state_dict())
     return model
-
-
-_SAMPLE = 64
-"""Rows that show whether chunks fit an encoder."""
 
 
 def train_run(
@@ -196,8 +188,7 @@ def _check_decoder(config: RunConfig) -> None:
                 "a pretrained decoder reads the memories of a trained encoder; give its run (--encoder RUN)."
             )
         return
-    adapted = isinstance(config.model, MemoryModelConfig) and config.model.lora is not None
-    if decoder.adapter != "all" or adapted:
+    if decoder.adapter != "all" or getattr(config.model, "lora", None) is not None:
         name = f"decoder.adapter ('{decoder.adapter}')" if decoder.adapter != "all" else "model.lora"
         raise ConfigError(f"{name} is for a pretrained decoder; give one (--decoder PATH_OR_HUB_ID).")
 
@@ -241,7 +232,7 @@ def _check_long_chunks(model: PreTrainedModel, data: PreparedData) -> None:
     """Check that an encoder with a tokenizer of its own has room for the text of most chunks."""
     translation = getattr(model, "translation", None)
     if translation is not None:
-        chunks = data.train_rows.sample(_SAMPLE, seed=0).input_ids.reshape(-1, model.config.chunk_length)
+        chunks = data.train_rows.sample(64, seed=0).input_ids.reshape(-1, model.config.chunk_length)
         translation(chunks, torch.ones_like(chunks))
         translation.require_fitting(model.config.chunk_length)
 

@@ -224,7 +224,7 @@ class StageRunner:
                 place,
                 blank_id=model.config.pad_token_id or 0,
                 bf16=wants_bf16(training.precision),
-                progress=lambda done, _: view.update(done, ""),
+                progress=lambda done: view.update(done, ""),
             )
         finally:
             view.stop()

@@ -9,11 +9,11 @@ The token table belongs to the encoder and is never shared with the decoder, so 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.chunking import padded
 from memlm.data import decode_piece, encode_texts, eos_id, load_tokenizer, pad_id
@@ -76,8 +76,11 @@ class ChunkEncoder(MemlmModel):
         return self.base(input_ids=input_ids, attention_mask=readable, use_cache=False).last_hidden_state
 
 
-def encoder_of(autoencoder: TextAutoencoder) -> ChunkEncoder:
-    """Return the encoder of an autoencoder with the same weights, in evaluation mode."""
+def encoder_of(model: PreTrainedModel) -> ChunkEncoder:
+    """Return the encoder of a memory model, or that of an autoencoder with the same weights, in evaluation mode."""
+    if isinstance(model.encoder, ChunkEncoder):
+        return model.encoder.eval()
+    autoencoder = cast(TextAutoencoder, model)
     encoder = ChunkEncoder(ChunkEncoderConfig.of_autoencoder(autoencoder.config))
     weights = autoencoder.state_dict()
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback
 
 from memlm.data import PackedRows
 from memlm.errors import MemlmError
@@ -74,9 +74,6 @@ class StepRows(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         return self.batch_fn(torch.stack([self._row(i) for i in indices]), indices[0])
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
     def _row(self, index: int) -> Tensor:
         epoch, place = divmod(index, self.count)
         if epoch != self.epoch:
@@ -113,11 +110,7 @@ class MemlmTrainer(Trainer):
         if self.shards:
             # ours is sharded already where accelerate would copy it to every process
             self.accelerator.prepare_model = cast(Any, partial(self.accelerator.prepare_model, evaluation_mode=True))
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         # a checkpoint's weights, which are whole, are in the model by now
@@ -198,9 +191,6 @@ class MemlmTrainer(Trainer):
         if checkpoint is not None:
             load_random_state(Path(checkpoint))
 
-    def _load_callback_state(self) -> None:
-        """Ours is restored in `train_run`; Trainer's own callbacks keep nothing."""
-
 
 def _count_targets(batch: Batch) -> Tensor:
     """Return the number of targets of each objective; reconstruction has labels of its own."""
@@ -214,22 +204,19 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
         output_dir=str(folder),
         per_device_train_batch_size=config.batch_size,
         max_steps=config.steps,
-        num_train_epochs=1,
         max_grad_norm=config.optimizer.gradient_clip,
         bf16=wants_bf16(config.precision),
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         logging_strategy="no",
-        eval_strategy="no",
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
         # they never change
         ddp_broadcast_buffers=False,
-        dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        logging_nan_inf_filter=False,
+        train_sampling_strategy="sequential",
     )
 
 

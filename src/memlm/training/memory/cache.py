@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from memlm.training.loop import distributed
 
 _ROWS = 64
 """Encoded at once: few enough that a processor's cache holds what passes between layers (LOG.md)."""
-Progress = Callable[[int, int], None]
-"""Told rows done and rows in all."""
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -61,33 +60,38 @@ def build_memory_cache(
     bf16: bool = False,
     progress: Progress | None = None,
 ) -> MemoryCache:
-    """Read them from `folder`, or compute and write them.
+    """Return memories that are read from `folder`, or computed and written to it.
 
     Args:
-        model: its encoder writes.
-        rows: of one length, whole chunks.
-        folder: where they are kept.
+        model: model whose encoder computes the memories.
+        rows: rows of one length, whole chunks.
+        folder: folder of the cache.
         blank_id: token of blanks.
         bf16: the encoder runs in bf16 autocast, as it would in the steps of a run in that precision.
-        progress: called after each batch.
+        progress: called after each batch with the number of rows done.
 
     Raises:
         CheckpointError: the folder holds memories of another encoder or of other text.
     """
-    wanted = {"encoder": weights_fingerprint(model.encoder), "text": _rows_fingerprint(rows), "rows": len(rows)}
+    expected = {"encoder": weights_fingerprint(model.encoder), "text": _rows_fingerprint(rows), "rows": len(rows)}
     record, tensors = folder / "memories.json", folder / "memories.safetensors"
     if record.is_file() and tensors.is_file():
-        _check(folder, read_json(record), wanted)
-        found = read_tensors(tensors)
-        return MemoryCache(found["memories"], found["blank"])
+        found = read_json(record)
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise CheckpointError(
+                    f"memories kept in '{folder}' are of another {name} ({str(found.get(name))[:12]}, "
+                    f"not {str(value)[:12]}); remove that folder to compute them again."
+                )
+        return MemoryCache(**read_tensors(tensors))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16), ShortAttentionInFp32():
         kept = _compute(model, rows, blank_id, progress)
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors_atomic(tensors, {"memories": kept.memories, "blank": kept.blank})
+        write_tensors_atomic(tensors, vars(kept))
         # the record last: where it is, the memories are whole
-        write_file_atomic(record, json.dumps(wanted, indent=2) + "\n")
+        write_file_atomic(record, json.dumps(expected, indent=2) + "\n")
 
     distributed.first_does(write)
     return kept
@@ -95,7 +99,7 @@ def build_memory_cache(
 
 @torch.no_grad()
 def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, progress: Progress | None) -> MemoryCache:
-    """Each process computes its share of the rows; all have all of them in the end."""
+    """Compute a share of the rows in each process, and return all of them."""
     training, length = model.training, model.config.chunk_length
     model.eval()
     own = torch.arange(len(rows)).tensor_split(distributed.count())[distributed.rank()]
@@ -104,22 +108,13 @@ def _compute(model: MemoryModelForCausalLM, rows: PackedRows, blank_id: int, pro
         chunks = split(batch.input_ids, batch.attention_mask, chunk_length=length, pad_token_id=blank_id)
         parts.append(model.encode_chunks(chunks.input_ids.to(model.device), chunks.attention_mask.to(model.device)))
         if progress is not None:
-            progress(min(len(rows), distributed.count() * sum(map(len, parts))), len(rows))
+            progress(min(len(rows), distributed.count() * sum(map(len, parts))))
     blanks = torch.full((1, 1, length), blank_id, device=model.device)
     blank = model.encode_chunks(blanks, torch.ones_like(blanks))[0, 0]
     model.train(training)
     empty = blank.new_zeros(0, rows.input_ids.shape[1] // length, *blank.shape)
     memories = distributed.gathered(torch.cat([empty, *parts]).float().cpu())
     return MemoryCache(memories.contiguous(), blank.float().cpu().contiguous())
-
-
-def _check(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise CheckpointError(
-                f"memories kept in '{folder}' are of another {name} ({str(found.get(name))[:12]}, "
-                f"not {str(value)[:12]}); remove that folder to compute them again."
-            )
 
 
 def _rows_fingerprint(rows: PackedRows) -> str:
