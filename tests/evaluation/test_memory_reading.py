@@ -13,10 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from memlm.cli import main
 from memlm.data import PackedRows, load_tokenizer
 from memlm.evaluation import evaluate_run, probe_autoencoder
-from memlm.evaluation.memory.copy import copy_greedily, copy_measurements
-from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.perplexity import perplexity_measurements, read_rows
-from memlm.evaluation.memory.recall import recall_measurements
+from memlm.evaluation.memory.perplexity import oracle_measurements, perplexity_measurements, read_rows
+from memlm.evaluation.memory.recall import copy_greedily, copy_measurements, recall_measurements
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.memory.naive import naive_logits
 from memlm.objectives import copy, next_token, token_nats
@@ -186,7 +184,7 @@ def test_an_oracles_memory_is_paid_for_by_the_bit(memory_config: RunConfig, rows
     settings = merge_run(memory_config, {"model": {"layout": "oracle"}}).model
     oracle = build_model(settings, TokenIds(vocab_size=300), seed=0)
     assert isinstance(oracle, MemoryModelForCausalLM)
-    found = {m.name: m for m in oracle_measurements(oracle, rows, split_name="s")}
+    found = {m.name: m for m in oracle_measurements(oracle, rows, split="s")}
     # 6 rows of 4, 3, 4, 2, 4, 4 chunks with text, 8 numbers each; one token less than text is asked for in each row
     tokens, chunks = 16 * 4 + 11 + 5 - 6, 4 + 3 + 4 + 2 + 4 + 4
     for kind, bits in (("fp16", 16), ("int8", 8), ("int4", 4)):

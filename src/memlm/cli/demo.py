@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def run(arguments: list[str]) -> None:
     """Parse, train, measure, show."""
     options = parse(Demo, arguments, command="demo")
     from memlm.cli.evaluate import measured
-    from memlm.cli.report import say_where, write_report
+    from memlm.cli.report import write_report
     from memlm.measurement import to_json_lines
     from memlm.recipes import get_recipe
     from memlm.training import train_run
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> None:
         print(to_json_lines(evaluation.measurements), end="")
     else:
         _show(folder, evaluation)
-    say_where(path)
+    print(f"report: {path}", file=sys.stderr)
 
 
 def _show(folder: RunFolder, evaluation: Evaluation) -> None:

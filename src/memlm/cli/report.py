@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,20 +69,18 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """Return the main result in one sentence."""
     from memlm.models import TextAutoencoderConfig
-    from memlm.reports.tables import percent
+    from memlm.reports.tables import percent, with_interval
 
-    config = folder.config()
+    model = folder.config().model
     first = {m.name: m for m in reversed(evaluation.measurements)}
-    if not isinstance(config.model, TextAutoencoderConfig):
-        return _memory_headline(config.model.chunk_length, first)
-    model = config.model
+    if not isinstance(model, TextAutoencoderConfig):
+        return _memory_headline(model.chunk_length, first)
     accuracy, exact = first["token_accuracy"], first["exact_match"]
-    interval = "" if accuracy.low is None else f" [{percent(accuracy.low)}, {percent(accuracy.high or 1.0)}]"
     one = model.memories_per_chunk == 1
     subject = "One memory" if one else f"{model.memories_per_chunk} memories"
     return (
-        f"{subject} of {model.bottleneck_size} numbers {'gives' if one else 'give'} back {percent(accuracy.value)} %"
-        f"{interval} of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
+        f"{subject} of {model.bottleneck_size} numbers {'gives' if one else 'give'} back {with_interval(accuracy)} "
+        f"of the tokens of a {model.chunk_length}-token passage ({accuracy.split}), "
         f"and {percent(exact.value)} % of the passages whole."
     )
 
@@ -119,8 +116,3 @@ def _facts(folder: RunFolder) -> list[tuple[str, str]]:
         ("seed", str(config.training.seed)),
         *seconds,
     ]
-
-
-def say_where(path: Path) -> None:
-    """Print the path of the page to stderr."""
-    print(f"report: {path}", file=sys.stderr)

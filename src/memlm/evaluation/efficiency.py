@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, cast
 
 import torch
@@ -130,22 +131,19 @@ def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
 def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
     """Return all figures as measurements."""
     found: list[Measurement] = []
+    figure = partial(Measurement, count=1, split="random_tokens", protocol="timed")
     for one in comparisons:
-        place = f"{one.length}_tokens/batch_{one.batch_size}"
+        case = f"{one.length}_tokens/batch_{one.batch_size}"
         for way, speed in (("memory", one.memory), ("full_context", one.full)):
             for name, value in asdict(speed).items():
-                found.append(_figure(f"{place}/{way}/{name}", float(value), "s" if name.endswith("seconds") else "B"))
-        found += [_figure(f"{place}/ratio/{name}", value, "times") for name, value in one.ratios.items()]
+                unit = "s" if name.endswith("seconds") else "B"
+                found.append(figure(name=f"{case}/{way}/{name}", value=float(value), unit=unit))
+        found += [figure(name=f"{case}/ratio/{name}", value=ratio, unit="times") for name, ratio in one.ratios.items()]
     return found
 
 
-def _figure(name: str, value: float, unit: str) -> Measurement:
-    return Measurement(name=name, value=value, unit=unit, count=1, split="random_tokens", protocol="timed")
-
-
 def _in_own_process(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measure, settings, way, length, batch_size).result()
 
 
@@ -162,7 +160,7 @@ def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
-    model = model_of(settings, longest=max(settings.lengths))
+    model = _untrained_model(settings)
     ids = torch.randint(2, _VOCABULARY, (batch_size, length + settings.prompt_tokens))
     before = _peak()
     if way == "full":
@@ -172,7 +170,7 @@ def measure(settings: EfficiencySettings, way: str, length: int, batch_size: int
     return _speed(model, prompt, settings, encoding, before)
 
 
-def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCausalLM:
+def _untrained_model(settings: EfficiencySettings) -> MemoryModelForCausalLM:
     """Return a model with random weights, whose decoder has positions for the full context."""
     config = MemoryModelConfig(
         encoder={
@@ -191,7 +189,7 @@ def model_of(settings: EfficiencySettings, *, longest: int) -> MemoryModelForCau
             "num_hidden_layers": settings.num_layers,
             "num_attention_heads": settings.num_heads,
             "num_key_value_heads": settings.num_heads,
-            "max_position_embeddings": longest + settings.prompt_tokens + settings.new_tokens + 1,
+            "max_position_embeddings": max(settings.lengths) + settings.prompt_tokens + settings.new_tokens + 1,
             "pad_token_id": 0,
             "bos_token_id": None,
             "eos_token_id": 1,

@@ -16,10 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, random_rows, token_byte_lengths
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError, DataError
-from memlm.evaluation.memory.copy import copy_measurements
-from memlm.evaluation.memory.oracle import oracle_measurements
-from memlm.evaluation.memory.perplexity import original_measurements, perplexity_measurements
-from memlm.evaluation.memory.recall import recall_measurements
+from memlm.evaluation.memory.perplexity import oracle_measurements, original_measurements, perplexity_measurements
+from memlm.evaluation.memory.recall import copy_measurements, recall_measurements
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining
 from memlm.evaluation.reconstruction import (
@@ -191,7 +189,7 @@ class _ReaderEvaluation:
         found = perplexity_measurements(model, rows, token_byte_lengths(self.tokenizer), split=split)
         if isinstance(model, MemoryModelForCausalLM) and reads_own_chunk(model.config.layout):
             self.say(f"rounding the memories of {split}")
-            return Evaluation([*found, *oracle_measurements(model, rows, split_name=split)], [], [], [])
+            return Evaluation([*found, *oracle_measurements(model, rows, split=split)], [], [], [])
         full = rows.select(rows.attention_mask.bool().all(1).nonzero()[:, 0])
         if model.config.num_chunks % 2 or not len(full):
             return Evaluation(found, [], [], [])

@@ -1,8 +1,9 @@
-"""Next-token prediction of memory models, with memories, without, and with those of another document."""
+"""Next-token prediction of memory models: with memories, without, with those of another document, with oracles."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from memlm.chunking import split as split_chunks
 from memlm.data import PackedRows
 from memlm.evaluation.reconstruction import count_correct
 from memlm.measurement import (
@@ -26,9 +28,12 @@ from memlm.measurement import (
 from memlm.models import ChunkReader, MemoryModelForCausalLM
 from memlm.models.memory.adapter import base_weights_into
 from memlm.objectives import Task, next_token, token_nats
+from memlm.store.quantize import rounded
 
 CONTEXTS = ("memory", "no_memory", "other_memory")
 """Substitutes for the earlier chunks of a document: its memories, nothing, or the memories of another document."""
+_BITS = {"fp16": 16, "int8": 8, "int4": 4}
+"""Bits of each number by kind of rounding."""
 
 
 def rows_of_others(rows: PackedRows) -> Int[Tensor, " rows"]:
@@ -180,6 +185,46 @@ def original_measurements(
     base_weights_into(before.decoder, original.state_dict())
     scores = read_rows(before, rows, _next_token, context="no_memory", token_bytes=token_bytes)
     return [_bits("bits_per_byte/original_decoder", scores.nats, scores.sizes, split)]
+
+
+@torch.inference_mode()
+def oracle_measurements(model: MemoryModelForCausalLM, rows: PackedRows, *, split: str) -> list[Measurement]:
+    """Measure the cross-entropy of next tokens from rounded memories, without and with the bits of the memories.
+
+    Oracle memories see the chunk that they help to predict, so their own size is added to the cross-entropy:
+    normalised = cross-entropy + numbers x bits x ln 2 / tokens of the chunk, in nats per token. Padding is not counted
+    among the tokens; a short chunk's memory is as large as a full one's.
+
+    Args:
+        model: a memory model of the oracle layout.
+        rows: documents of at most the model's length.
+        split: the name of the text.
+    """
+    model.eval()
+    encoder = model.config.encoder_config
+    numbers = int(encoder.memories_per_chunk * encoder.bottleneck_size)
+    found: list[Measurement] = []
+    for kind, bits in _BITS.items():
+        nats, normalised = DocumentTally(len(rows.document_ids)), DocumentTally(len(rows.document_ids))
+        for batch in rows.batches(_ROWS):
+            task = next_token(batch.input_ids, batch.attention_mask)
+            lost, chunks = _read_rounded(model, batch, task.labels, kind)
+            tokens = target_mask(task.labels).sum(1)
+            nats.add(batch.document_index, lost, tokens)
+            normalised.add(batch.document_index, lost + chunks * numbers * bits * math.log(2), tokens)
+        for name, tally in (("cross_entropy", nats), ("normalised_cross_entropy", normalised)):
+            found.append(measure_ratio(f"{name}/{kind}", "nats/token", tally, split))
+    return found
+
+
+def _read_rounded(model: MemoryModelForCausalLM, batch: PackedRows, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Return the nats of each row given rounded memories, and its number of chunks with text; both (rows,)."""
+    ids, mask = batch.input_ids.to(model.device), batch.attention_mask.to(model.device)
+    memories = rounded(model.encode(ids, mask).cpu(), kind)
+    logits = model(ids, mask, memories=memories.to(model.device)).logits.cpu()
+    length = model.config.chunk_length
+    chunks = split_chunks(batch.input_ids, batch.attention_mask, chunk_length=length, pad_token_id=0).attention_mask
+    return token_nats(logits, labels).double().sum(1), chunks.bool().any(-1).sum(1).double()
 
 
 def _bits_saved(context: str, with_memory: ReadingScores, without: ReadingScores, split: str) -> Measurement:
