@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -98,8 +97,9 @@ def _check_options(options: Probe) -> None:
 def _probed_vectors(options: Probe, out: Path) -> Retention:
     settings, path = _settings(options, default=32), options.embeddings or ""
     ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed)
-    named: dict[str, Any] = {"name": Path(path).stem, "tokenizer": options.tokenizer, "settings": settings}
-    return Retention.measure_vectors(ready, out=out, progress=True, **named)
+    return Retention.measure_vectors(
+        ready, name=Path(path).stem, tokenizer=options.tokenizer, settings=settings, out=out, progress=True
+    )
 
 
 def _probed_encoder(options: Probe, out: Path) -> Retention:

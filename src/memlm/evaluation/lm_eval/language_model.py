@@ -68,8 +68,7 @@ class MemoryLM(_Harness):
         quiet = logging.getLogger("lm_eval.models.huggingface")
         level = quiet.level
         quiet.setLevel(logging.ERROR)  # it warns of every setting that a loaded model makes void
-        decoder = plain_decoder(model.decoder)
-        super().__init__(pretrained=decoder.eval(), tokenizer=tokenizer, batch_size=batch_size)
+        super().__init__(pretrained=plain_decoder(model.decoder).eval(), tokenizer=tokenizer, batch_size=batch_size)
         quiet.setLevel(level)
         self.memory_model = model.eval()
         self.chunk_length = model.config.chunk_length
@@ -89,10 +88,6 @@ class MemoryLM(_Harness):
         """Set all counts to zero."""
         self.num_requests = self.num_memories = self.longest = 0
 
-    def old_chunks(self, context: Sequence[int]) -> int:
-        """Return the number of whole chunks before the newest `memory_after` tokens of a context."""
-        return max(0, len(context) - self.memory_after) // self.chunk_length
-
     def pieces(self, context: Sequence[int], *, after: int) -> list[Piece]:
         """Return the memories and tokens that the decoder reads of a context.
 
@@ -104,7 +99,7 @@ class MemoryLM(_Harness):
             UserError: more positions than the decoder has; the harness would truncate the context silently.
         """
         self.longest = max(self.longest, len(context))
-        old = 0 if self.reading == "full" else self.old_chunks(context)
+        old = 0 if self.reading == "full" else max(0, len(context) - self.memory_after) // self.chunk_length
         found: list[Piece] = [list(context[old * self.chunk_length :])]
         if old and self.reading == "memory":
             found.insert(0, self._encode(context, old))
