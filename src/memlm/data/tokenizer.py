@@ -77,7 +77,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         TokenizerError: it has more or fewer.
     """
     if len(tokenizer) != size:
-        raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens and the model {size}; use the model's own.")
+        sizes = f"the tokenizer has {len(tokenizer)} tokens and the model {size}"
+        raise TokenizerError(f"{sizes}; use the tokenizer that the model was trained with.")
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

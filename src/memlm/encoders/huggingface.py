@@ -247,7 +247,8 @@ def _pooling(model: PreTrainedModel, pooling: str | None, name: str) -> str:
     if pooling not in POOLINGS:
         raise EncoderError(f"unknown pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
     if pooling == "cls" and is_causal(model):
-        raise EncoderError(f"{name} is a causal model, whose first token sees no other; use another than 'cls'.")
+        reason = f"{name} is a causal model, whose first token sees no other, so 'cls' holds nothing"
+        raise EncoderError(f"{reason}; use 'penultimate', 'last' or 'mean'.")
     return pooling
 
 

@@ -230,9 +230,6 @@ class _ReaderEvaluation:
 def probe_autoencoder(path: str) -> list[Measurement]:
     """Probe the memories of an autoencoder's run, as `evaluate_run` does for a memory run.
 
-    Args:
-        path: the run folder.
-
     Raises:
         RunFolderError, CheckpointError: not a finished run.
         DataError: the text cannot be read, or holds fewer than three documents.

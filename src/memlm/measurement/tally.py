@@ -89,15 +89,7 @@ class DocumentTally:
 
 
 def measure_ratio(name: str, unit: str, tally: DocumentTally, split: str, *, protocol: str = PARALLEL) -> Measurement:
-    """Return a measurement of sum over count.
-
-    Args:
-        name: the measured quantity.
-        unit: the unit of the ratio.
-        tally: sums and counts by document.
-        split: the text that was measured.
-        protocol: how predictions were made.
-    """
+    """Return a measurement of sum over count; the other arguments are its fields."""
     interval = tally.interval()
     exact_low, exact_high = tally.exact_interval() if unit == "fraction" else (None, None)
     return Measurement(

@@ -113,16 +113,8 @@ def train_encoder(
 ) -> PassageEncoder:
     """Train a row's encoder, or read it where it is finished.
 
-    Training for retrieval starts from the causal encoder or the autoencoder, which is trained first if missing.
-
-    Args:
-        row: the encoder to train.
-        rows: training passages.
-        tokenizer: the tokenizer of the passages.
-        settings: the settings of all rows.
-        folder: the parent of the encoders' folders.
-        seed: the seed of weights and batches.
-        progress: show progress on stderr.
+    Training for retrieval starts from the causal encoder or the autoencoder, which is trained first if missing. All
+    encoders have folders in `folder`; `seed` decides weights and batches.
     """
     model = _new_encoder(row, tokenizer, settings, seed)
     if row.retrieval:

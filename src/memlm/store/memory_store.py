@@ -345,10 +345,10 @@ class MemoryStore:
         found = (memories.values.shape[1] if memories.values.ndim == 3 else None, memories.numbers, memories.bits)
         numbers, width = None if document.vectors is None else document.vectors.numbers, header.retrieval_numbers
         if numbers != width:
-            raise StoreError(f"retrieval vectors of {numbers} numbers do not fit '{self.folder}' of {width}.")
+            raise StoreError(f"vectors of {numbers} numbers do not fit '{self.folder}' of {width}; use its encoder.")
         if found != expected:
             sizes = "a chunk's vectors, numbers, bits"
-            raise StoreError(f"memories of {found} ({sizes}) do not fit '{self.folder}' of {expected}.")
+            raise StoreError(f"memories of {found} ({sizes}) do not fit '{self.folder}' of {expected}; use its model.")
 
 
 def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -153,7 +153,9 @@ class _Ranks:
         for rank in range(1, dist.get_world_size()):
             _send(header.model_dump_json().encode(), rank)
             if _receive(rank) != _identity(header.decoder, header.retrieval):
-                raise StoreError(f"process {rank} has another model or retrieval encoder than the store.")
+                raise StoreError(
+                    f"process {rank} has another model or retrieval encoder than the store; give the same."
+                )
 
     def submit(self, message: bytes) -> Callable[[], bytes]:
         rank = next(self.turns)

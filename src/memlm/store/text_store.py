@@ -277,11 +277,13 @@ class TextStore:
         names = {"encoder": "encoder", "tokenizer": "tokenizer", "decoder": "decoder, whose reading is corrected"}
         for field, name in names.items():
             if getattr(stored, field) != getattr(given, field):
-                raise StoreError(f"'{self.store.folder}' was written by another {name}; give the model that wrote it.")
+                differ = f"({getattr(stored, field)[:12]}) than this model's ({getattr(given, field)[:12]})"
+                raise StoreError(f"'{self.store.folder}' was written by another {name} {differ}; give that one.")
         if self.retrieval is not None and self.retrieval.fingerprint != stored.retrieval:
             searched = "memories" if stored.retrieval is None else "vectors of another encoder"
             raise StoreError(f"'{self.store.folder}' is searched by {searched}, not by this retrieval encoder's.")
 
 
 def _altered(name: str) -> DamagedStoreError:
-    return DamagedStoreError(f"document {ascii(name)[:80]} does not come back as it was written; restore the store.")
+    reason = f"document {ascii(name)[:80]} does not come back as it was written"
+    return DamagedStoreError(f"{reason}; restore the store from a copy.")

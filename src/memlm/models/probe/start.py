@@ -71,12 +71,8 @@ def _least_squares(
 ) -> tuple[Float[Tensor, "numbers rank"], Float[Tensor, "rank width"]]:
     """Return the `rank` directions that tell tokens apart best, and the shrunken least-squares map to the targets.
 
-    Args:
-        white: whitened vectors, whose mean is zero, so that the indicators need no centring.
-        labels: tokens of each row, in any order; IGNORE_INDEX where there is none.
-        targets: embedding that each row should give.
-        shares: of each token in the training passages.
-        rank: number of directions; zeros where there are fewer.
+    `white` is whitened, with a mean of zero, so that the indicators of tokens need no centring. `shares` are those of
+    each token in the training passages. Directions beyond the first that tell anything apart are zeros.
     """
     # a token seen a few times only says more about its passages than about the vectors
     scale = (shares + _RARE / max(labels.numel(), 1)).rsqrt()
