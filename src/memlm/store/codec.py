@@ -58,7 +58,7 @@ class ChunkCodec:
             check_vocabulary(tokenizer, self.encoder.config.vocab_size)
         if model.dtype != torch.float32:
             # the same logits must be computed everywhere
-            raise CheckpointError(f"the model is in {model.dtype}, not in torch.float32; load it without a dtype.")
+            raise CheckpointError(f"the model is in {model.dtype} and must be in torch.float32; load it plainly.")
 
     @classmethod
     def load(cls, directory: str | Path) -> ChunkCodec:
