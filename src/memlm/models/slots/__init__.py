@@ -1,0 +1,9 @@
+"""Memories of a pretrained decoder: keys and values of a few slots for each layer, which the decoder reads."""
+
+from memlm.models.slots.cache import SlotCache
+from memlm.models.slots.decoder import MemoryDecoder
+from memlm.models.slots.encoding import EncodedTexts, EncodingSettings
+from memlm.models.slots.fit import FitSettings
+from memlm.models.slots.memories import SlotMemories
+
+__all__ = ["EncodedTexts", "EncodingSettings", "FitSettings", "MemoryDecoder", "SlotCache", "SlotMemories"]

@@ -1,0 +1,142 @@
+"""Attention over slots: a decoder's own attention, with a bias for each slot and a view of its queries and keys.
+
+Transformers lets a model look its attention function up by name. The functions here call the decoder's own one, so a
+decoder without slots computes what it computed before, bit for bit. Two things are added:
+
+- keys that come from a `SlotCache` carry the biases of their slots, which are added to the scores before the softmax;
+- within `recorded`, each layer shows its rotated queries, keys and values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+_PREFIX = "memlm_"
+_ATTRIBUTE = "memlm_slots"
+
+
+@dataclass(frozen=True, eq=False)
+class SlotBias:
+    """What attention must know of the slots at the beginning of a layer's keys.
+
+    Attributes:
+        bias: (batch, key heads, slots), added to the scores; minus infinity for a slot that holds nothing.
+        positions: (batch, key heads, slots), positions of the tokens that the slots come from.
+    """
+
+    bias: Float[Tensor, "batch heads slots"]
+    positions: Int[Tensor, "batch heads slots"]
+
+    def mark(self, keys: Tensor) -> Tensor:
+        """Attach the biases to the keys of a layer, whose first positions are slots, and return the keys."""
+        setattr(keys, _ATTRIBUTE, self)
+        return keys
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRecord:
+    """The inputs of one layer's attention.
+
+    Attributes:
+        layer: index of the layer.
+        query: (batch, heads, tokens, numbers), rotated to the positions of its tokens.
+        key: (batch, key heads, positions, numbers), rotated.
+        value: (batch, key heads, positions, numbers).
+        scaling: factor of the scores.
+        softcap: bound of the scores, or None.
+        window: number of positions that a query sees, its own included, or None.
+    """
+
+    layer: int
+    query: Float[Tensor, "batch heads tokens numbers"]
+    key: Float[Tensor, "batch key_heads positions numbers"]
+    value: Float[Tensor, "batch key_heads positions numbers"]
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+
+_RECORDER: ContextVar[Callable[[AttentionRecord], None] | None] = ContextVar("recorder", default=None)
+
+
+@contextmanager
+def recorded(on_layer: Callable[[AttentionRecord], None]) -> Generator[None]:
+    """Call `on_layer` with the inputs of each layer's attention within the context."""
+    token = _RECORDER.set(on_layer)
+    try:
+        yield
+    finally:
+        _RECORDER.reset(token)
+
+
+def use_slot_attention(decoder: PreTrainedModel) -> None:
+    """Let a decoder read slots; its attention stays `sdpa` or `eager`, whichever it was loaded with."""
+    name = str(getattr(decoder.config, "_attn_implementation", "eager"))
+    if name.startswith(_PREFIX):
+        return
+    softcap = getattr(decoder.config, "attn_logit_softcapping", None)
+    # the fused function has no bound for scores
+    decoder.set_attn_implementation(_PREFIX + ("sdpa" if name == "sdpa" and softcap is None else "eager"))
+
+
+def _attend(
+    base: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> Any:
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        options = scaling, kwargs.get("softcap"), kwargs.get("sliding_window")
+        recorder(AttentionRecord(int(cast(Any, module).layer_idx), query, key, value, *options))
+    slots: SlotBias | None = getattr(key, _ATTRIBUTE, None)
+    if slots is not None:
+        mask = _mask_with_bias(slots, query, key, mask, kwargs)
+    return base(module, query, key, value, mask, **kwargs)
+
+
+def _mask_with_bias(
+    slots: SlotBias, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Float[Tensor, "batch heads tokens keys"]:
+    count, lowest = slots.bias.shape[2], torch.finfo(query.dtype).min
+    bias = slots.bias[:, :, None].expand(-1, -1, query.shape[2], -1)
+    if (window := options.get("sliding_window")) is not None:
+        distance = options["position_ids"][:, None, :, None] - slots.positions[:, :, None]
+        bias = bias.masked_fill(distance >= window, lowest)
+    bias = bias.clamp(min=lowest).to(query.dtype).repeat_interleave(query.shape[1] // bias.shape[1], dim=1)
+    text = _text_mask(query, key.shape[2] - count, None if mask is None else mask[..., count:], lowest)
+    return torch.cat([bias, text.expand(*bias.shape[:3], -1)], dim=-1)
+
+
+def _text_mask(query: Tensor, keys: int, mask: Tensor | None, lowest: float) -> Tensor:
+    tokens = query.shape[2]
+    if mask is None:
+        mask = query.new_ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)[None, None]
+    if mask.dtype != torch.bool:
+        return mask.to(query.dtype)
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+
+
+def _sdpa(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return _attend(ALL_ATTENTION_FUNCTIONS["sdpa"], module, *args, **kwargs)
+
+
+def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # each family has its own slow function beside its attention layer
+    family = cast(Any, sys.modules[type(module).__module__])
+    return _attend(family.eager_attention_forward, module, *args, **kwargs)
+
+
+for _name, _function in {"sdpa": _sdpa, "eager": _eager}.items():
+    AttentionInterface.register(_PREFIX + _name, _function)
+    AttentionMaskInterface.register(_PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])

@@ -1,0 +1,79 @@
+"""The cache from which a decoder reads slots, and to which it adds the tokens that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from memlm.models.slots.attention import SlotBias
+from memlm.models.slots.memories import LayerSlots, SlotMemories
+
+
+class SlotLayer(DynamicLayer):
+    """One layer's keys and values: slots first, then the tokens that were read behind them.
+
+    Slots stand for more tokens than they are. The layer therefore reports the number of positions that went before, so
+    that the next token gets the position it would have behind the text itself.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: LayerSlots, length: int) -> None:
+        super().__init__()
+        self.lazy_initialization(slots.keys, slots.values)
+        self.keys, self.values = slots.keys, slots.values
+        self.slots = SlotBias(slots.bias, slots.positions)
+        self.skipped = length - slots.keys.shape[2]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of new tokens and return all, marked with the biases of the slots."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return self.slots.mark(keys), values
+
+    def get_seq_length(self) -> int:
+        """Return the position of the next token."""
+        return self.keys.shape[2] + self.skipped
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the number of keys and the position of the first, as masks are built from them."""
+        return self.keys.shape[2] + query_length, self.skipped
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows, as beam search needs it."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows of `indices` only."""
+        super().batch_select_indices(indices)
+        self.slots = SlotBias(self.slots.bias[indices], self.slots.positions[indices])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        super().batch_repeat_interleave(repeats)
+        bias, positions = (x.repeat_interleave(repeats, dim=0) for x in (self.slots.bias, self.slots.positions))
+        self.slots = SlotBias(bias, positions)
+
+
+class SlotCache(DynamicCache):
+    """The cache of a decoder that has read memories; `generate(past_key_values=...)` goes on from it.
+
+    A decoder writes the tokens that it reads into its cache, so each generation needs a cache of its own.
+
+    Args:
+        memories: slots of all layers.
+    """
+
+    def __init__(self, memories: SlotMemories) -> None:
+        super().__init__()
+        length = int(memories.lengths.max())
+        self.layers = [SlotLayer(layer, length) for layer in memories.layers]
+        self.layer_class_to_replicate = None
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all keys and values."""
+        layers: list[SlotLayer] = self.layers
+        return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))

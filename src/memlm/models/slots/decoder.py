@@ -1,0 +1,185 @@
+"""A pretrained decoder that reads memories of texts, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from memlm.data import encode_texts, eos_id, pad_id
+from memlm.errors import CheckpointError, UserError
+from memlm.models.runtime import no_shard_bars
+from memlm.models.slots.attention import use_slot_attention
+from memlm.models.slots.cache import SlotCache
+from memlm.models.slots.encoding import EncodedTexts, EncodingSettings, encode
+from memlm.models.slots.memories import SlotMemories
+from memlm.models.slots.rotary import Rotary
+
+Texts = str | Sequence[str] | Sequence[Sequence[int]]
+"""One text, texts, or texts as token ids."""
+
+
+class MemoryDecoder:
+    """A pretrained decoder and the memories that it makes of texts and reads.
+
+    A memory of a text is a small set of keys and values for each layer. The decoder itself is untouched: text without
+    memories gives its own logits, bit for bit, and its own `generate` goes on behind memories.
+
+    Args:
+        decoder: any causal language model of the families Llama, Qwen, Gemma, Mistral, Phi or GPT-2.
+        tokenizer: of the decoder.
+        settings: how texts are encoded.
+
+    Example:
+        >>> model = MemoryDecoder.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        >>> memories = model.encode(text).at(tokens_per_memory=8)
+        >>> print(model.generate("In short,", memories, max_new_tokens=40))
+
+    Raises:
+        ConfigError: a decoder that rotates queries in an unknown way.
+    """
+
+    def __init__(
+        self, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings | None = None
+    ) -> None:
+        use_slot_attention(decoder)
+        self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
+        self.settings = settings or EncodingSettings()
+        self.rotary = Rotary(decoder)
+        self.first_token_id = first_token(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str,
+        *,
+        settings: EncodingSettings | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> MemoryDecoder:
+        """Load a decoder and its tokenizer from a folder or the Hub.
+
+        Args:
+            path_or_id: folder or Hub id.
+            settings: how texts are encoded.
+            trust_remote_code: run Python code that comes with the model.
+            options: of `AutoModelForCausalLM.from_pretrained`, such as `dtype`, `device_map` or `gguf_file`.
+
+        Raises:
+            CheckpointError: the decoder or its tokenizer cannot be loaded.
+            ConfigError: a decoder that rotates queries in an unknown way.
+        """
+        of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
+        try:
+            with no_shard_bars():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    path_or_id, trust_remote_code=trust_remote_code, **of_tokenizer
+                )
+                decoder = AutoModelForCausalLM.from_pretrained(
+                    path_or_id, trust_remote_code=trust_remote_code, **options
+                )
+        except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"cannot load a decoder from '{path_or_id}' ({reason}); give a decoder's folder or Hub id."
+            ) from error
+        return cls(decoder, tokenizer, settings)
+
+    @torch.no_grad()
+    def encode(self, texts: Texts, **settings: Any) -> EncodedTexts:
+        """Let the decoder read texts; `at` of the result makes memories of them.
+
+        Args:
+            texts: one text, texts, or token ids of texts, without special tokens.
+            settings: fields of `EncodingSettings` that differ from the model's, such as `mode="chunks"`.
+
+        Raises:
+            UserError: no text, or an empty one.
+        """
+        ids, mask = self._rows(texts)
+        return encode(
+            self.decoder,
+            ids,
+            mask,
+            first_token_id=self.first_token_id,
+            rotary=self.rotary,
+            settings=replace(self.settings, **settings),
+        )
+
+    def read(self, memories: SlotMemories) -> SlotCache:
+        """Return a cache as if the decoder had read the texts; each generation needs a cache of its own."""
+        return SlotCache(memories.to(self.decoder.dtype, self.decoder.device))
+
+    def inputs(self, prompts: Texts, memories: SlotMemories | None = None) -> dict[str, Any]:
+        """Return the arguments of the decoder's `forward` and `generate` for prompts behind memories.
+
+        Args:
+            prompts: one prompt for each text, or token ids.
+            memories: of the texts.
+
+        Returns:
+            input_ids (batch, tokens), padded on the left; attention_mask, over the positions of memories and prompt;
+            position_ids (batch, tokens); past_key_values.
+
+        Raises:
+            UserError: another number of prompts than of texts.
+        """
+        ids, mask = self._rows(prompts, left=True)
+        if memories is None:
+            return {"input_ids": ids, "attention_mask": mask.long()}
+        if len(memories.lengths) != len(ids):
+            raise UserError(f"{len(ids)} prompts do not fit memories of {len(memories.lengths)} texts; give one each.")
+        lengths = memories.lengths.to(ids.device)
+        before = torch.arange(int(lengths.max()), device=ids.device) >= lengths.max() - lengths[:, None]
+        seen = torch.cat([before, mask], dim=1).long()
+        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        cache = self.read(memories)
+        return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, "past_key_values": cache}
+
+    @torch.no_grad()
+    def generate(self, prompts: Texts, memories: SlotMemories | None = None, **options: Any) -> list[str]:
+        """Return the decoder's continuations of prompts behind memories.
+
+        Args:
+            prompts: one prompt for each text.
+            memories: of the texts.
+            options: of transformers' `generate`.
+        """
+        inputs = self.inputs(prompts, memories)
+        options.setdefault("pad_token_id", pad_id(self.tokenizer))
+        if memories is not None:
+            # transformers repeats the prompt for beams and samples, but not a cache that it is given
+            repeats = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+            inputs["past_key_values"].batch_repeat_interleave(repeats)
+        found = cast(Any, self.decoder).generate(**inputs, **options)
+        return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _rows(
+        self, texts: Texts, *, left: bool = False
+    ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        given = [texts] if isinstance(texts, str) else list(texts)
+        rows = encode_texts(self.tokenizer, cast(Any, given)) if given and isinstance(given[0], str) else given
+        if not rows or not all(rows):
+            raise UserError("there is no text, or one of the texts is empty; give at least one token each.")
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), pad_id(self.tokenizer))
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            place = slice(longest - len(row), None) if left else slice(len(row))
+            ids[i, place], mask[i, place] = torch.tensor(row), True
+        return ids.to(self.decoder.device), mask.to(self.decoder.device)
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that a decoder of memories reads first; decoders use position 0 as an attention sink.
+
+    It is the token that texts start with, or that separates them, or a line break.
+    """
+    blank = pad_id(tokenizer)
+    candidates = (tokenizer.bos_token_id, eos_id(tokenizer), *encode_texts(tokenizer, ["\n"])[0])
+    return next(i for i in candidates if isinstance(i, int) and i != blank)

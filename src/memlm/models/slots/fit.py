@@ -1,0 +1,125 @@
+"""Few slots that act on attention as many keys and values do, found in closed form.
+
+The method is Attention Matching (arXiv 2602.16284). For reference queries, attention over keys K and values V gives a
+mass Z (the sum of the exponentials of the scores) and an output Y. Slots are found in three steps:
+
+1. the keys of slots are the keys with the largest root mean square attention;
+2. a bias per slot, fitted by least squares, lets the slots' mass equal Z;
+3. the values of slots, fitted by least squares, let their output equal Y.
+
+Attention over several sets of keys averages their outputs by mass. Sets that are fitted apart can therefore be read
+together. `naive.py` is the slow version, one head at a time, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+_POWER_STEPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Settings of the fit."""
+
+    bias_limit: float = 3.0
+    """Largest absolute bias of a slot, in nats."""
+    ridge: float = 1e-6
+    """Weight of the squared solution in both least squares, relative to the largest squared norm of a column."""
+    refinements: int = 2
+    """Steps of projected gradient descent on the masses after the clamp."""
+
+
+class FittedSlots(NamedTuple):
+    """Slots of several heads.
+
+    Attributes:
+        indices: (heads, slots), the key that each slot takes.
+        bias: (heads, slots), minus infinity for a slot that holds nothing.
+        values: (heads, slots, numbers).
+    """
+
+    indices: Int[Tensor, "heads slots"]
+    bias: Float[Tensor, "heads slots"]
+    values: Float[Tensor, "heads slots numbers"]
+
+
+def scores(
+    queries: Float[Tensor, "*heads queries numbers"],
+    keys: Float[Tensor, "*heads keys numbers"],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float[Tensor, "*heads queries keys"]:
+    """Return the scores of keys before any mask or bias."""
+    found = queries @ keys.mT * scaling
+    return found if softcap is None else softcap * torch.tanh(found / softcap)
+
+
+def fit_slots(
+    score: Float[Tensor, "heads queries keys"],
+    values: Float[Tensor, "heads keys numbers"],
+    visible: Bool[Tensor, "heads queries keys"],
+    counts: Int[Tensor, " heads"],
+    settings: FitSettings = FitSettings(),
+) -> FittedSlots:
+    """Return the slots that act on the queries as all keys do.
+
+    Args:
+        score: (heads, queries, keys), from `scores`.
+        values: (heads, keys, numbers).
+        visible: (heads, queries, keys), the keys that each query sees.
+        counts: (heads,), the number of slots of each head; heads with fewer than the most get empty ones.
+        settings: of the fit.
+    """
+    score = score.masked_fill(~visible, -math.inf)
+    weights = (score - score.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
+    mass = weights.sum(-1, keepdim=True)
+    attention = weights / mass.clamp(min=1e-30)
+    importance = attention.square().mean(1)
+    indices = importance.topk(int(counts.max()), dim=-1).indices
+    holds = torch.arange(indices.shape[1], device=counts.device) < counts[:, None]
+    taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1)) * holds[:, None]
+    factors = _factors(taken, mass, holds, settings)
+    bias = factors.log().masked_fill(~holds, -math.inf)
+    shares = taken * factors[:, None] * holds[:, None]
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
+    return FittedSlots(indices, bias, _least_squares(shares, attention @ values, settings.ridge))
+
+
+def _factors(
+    taken: Float[Tensor, "heads queries slots"],
+    mass: Float[Tensor, "heads queries 1"],
+    holds: Bool[Tensor, "heads slots"],
+    settings: FitSettings,
+) -> Float[Tensor, "heads slots"]:
+    low, high = math.exp(-settings.bias_limit), math.exp(settings.bias_limit)
+    gram, target = taken.mT @ taken, taken.mT @ mass
+    factors = _solve(gram, target, settings.ridge).clamp(low, high)
+    step = 1 / _largest_eigenvalue(gram).clamp(min=1e-30)
+    for _ in range(settings.refinements):
+        factors = (factors - step * (gram @ factors - target)).clamp(low, high)
+    return factors[..., 0]
+
+
+def _largest_eigenvalue(gram: Float[Tensor, "heads slots slots"]) -> Float[Tensor, "heads 1 1"]:
+    vector = torch.ones_like(gram[..., :1])
+    for _ in range(_POWER_STEPS):
+        vector = torch.nn.functional.normalize(gram @ vector, dim=1)
+    return vector.mT @ gram @ vector
+
+
+def _least_squares(matrix: Tensor, target: Tensor, ridge: float) -> Tensor:
+    return _solve(matrix.mT @ matrix, matrix.mT @ target, ridge)
+
+
+def _solve(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
+    size = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None].clamp(min=1e-30)
+    regular = gram.double() + ridge * size.double() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.double)
+    return torch.cholesky_solve(target.double(), torch.linalg.cholesky(regular)).to(target.dtype)

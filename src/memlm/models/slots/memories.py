@@ -1,0 +1,87 @@
+"""Memories of a pretrained decoder: keys and values of a few slots for each layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSlots:
+    """Slots of one layer.
+
+    Attributes:
+        keys: (batch, key heads, slots, numbers), rotated to `positions`.
+        values: (batch, key heads, slots, numbers).
+        bias: (batch, key heads, slots), added to the scores; minus infinity for a slot that holds nothing.
+        positions: (batch, key heads, slots), positions of the tokens that the slots come from.
+    """
+
+    keys: Float[Tensor, "batch heads slots numbers"]
+    values: Float[Tensor, "batch heads slots numbers"]
+    bias: Float[Tensor, "batch heads slots"]
+    positions: Int[Tensor, "batch heads slots"]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> LayerSlots:
+        """Return slots whose tensors are each passed through `change`."""
+        return LayerSlots(*map(change, (self.keys, self.values, self.bias, self.positions)))
+
+
+@dataclass(frozen=True, eq=False)
+class SlotMemories:
+    """Memories of a batch of texts, as a decoder reads them; rows with fewer slots have empty ones at the beginning.
+
+    Attributes:
+        layers: slots of each layer; all layers have the same number of slots.
+        lengths: (batch,), the position of the token that follows each text.
+        counts: (batch,), the number of slots of each text, that of the first token included.
+    """
+
+    layers: Sequence[LayerSlots]
+    lengths: Int[Tensor, " batch"]
+    counts: Int[Tensor, " batch"]
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots of the longest row."""
+        return self.layers[0].keys.shape[2]
+
+    @property
+    def numbers_per_slot(self) -> int:
+        """The numbers that one slot holds over all layers and heads."""
+        return sum(x.shape[1] * x.shape[3] for layer in self.layers for x in (layer.keys, layer.values))
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> SlotMemories:
+        """Return the memories with keys and values of another type, or on another device."""
+        layers = [
+            LayerSlots(x.keys.to(device, dtype), x.values.to(device, dtype), x.bias.to(device), x.positions.to(device))
+            for x in self.layers
+        ]
+        return SlotMemories(layers, self.lengths.to(device), self.counts.to(device))
+
+    def rows(self, indices: Int[Tensor, " rows"]) -> SlotMemories:
+        """Return the memories of some texts."""
+        layers = [layer.map(lambda x: x[indices]) for layer in self.layers]
+        return SlotMemories(layers, self.lengths[indices], self.counts[indices])
+
+
+def packed(layers: Sequence[LayerSlots], lengths: Int[Tensor, " batch"], counts: Int[Tensor, " batch"]) -> SlotMemories:
+    """Return memories whose empty slots stand at the beginning, without those that no row needs.
+
+    Args:
+        layers: slots of each layer, with empty ones anywhere.
+        lengths: (batch,), the position of the token that follows each text.
+        counts: (batch,), the number of slots of each text.
+    """
+    most = int(counts.max())
+
+    def pack(layer: LayerSlots) -> LayerSlots:
+        order = (~layer.bias.isinf()).int().argsort(dim=-1, stable=True)[..., -most:]
+        wide = order[..., None].expand(*order.shape, layer.keys.shape[3])
+        return layer.map(lambda x: x.gather(2, order if x.ndim == 3 else wide))
+
+    return SlotMemories([pack(layer) for layer in layers], lengths, counts)

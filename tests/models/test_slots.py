@@ -1,0 +1,193 @@
+"""Memories of pretrained decoders: every family reads them, and without them computes what it computed before."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicCache
+
+from memlm.errors import UserError
+from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
+from memlm.models.slots.fit import FitSettings, fit_slots, scores
+from memlm.models.slots.naive import fit_head
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _SIZES,
+    "qwen2": _SIZES,
+    "qwen3": _SIZES,
+    "gemma": _SIZES,
+    "gemma2": {**_SIZES, "sliding_window": 16},
+    "gemma3_text": {**_SIZES, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {**_SIZES, "sliding_window": 16},
+    "phi": {**_SIZES, "num_key_value_heads": 4, "head_dim": None},
+    "phi3": {**_SIZES, "head_dim": None, "pad_token_id": 0},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256},
+}
+TEXT = 24
+PROMPT = 5
+
+
+def decoder_of(family: str, **more: Any) -> PreTrainedModel:
+    torch.manual_seed(7)
+    settings = {k: v for k, v in FAMILIES[family].items() if v is not None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings, vocab_size=300, **more))
+    for parameter in model.parameters():  # sharp attention, and biases too
+        parameter.data.add_(0.3 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> MemoryDecoder:
+    return MemoryDecoder(decoder_of(request.param), tokenizer, EncodingSettings(chunk_length=8, query_distance=4))
+
+
+def ids(*lengths: int, seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def logits(model: MemoryDecoder, prompts: list[list[int]], memories: SlotMemories | None = None) -> Tensor:
+    return model.decoder(**model.inputs(prompts, memories)).logits
+
+
+@torch.no_grad()
+def full_context(model: MemoryDecoder, text: list[int], prompt: list[int]) -> Tensor:
+    """Logits of a prompt behind all tokens."""
+    return model.decoder(torch.tensor([[model.first_token_id, *text, *prompt]])).logits[:, -len(prompt) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_memories_logits_are_the_plain_decoders_bit_for_bit(
+    family: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain = decoder_of(family)
+    model = MemoryDecoder(copy.deepcopy(plain), tokenizer)
+    rows = torch.tensor(ids(TEXT, TEXT))
+    for mask in (None, torch.ones_like(rows), torch.ones_like(rows).index_fill(1, torch.arange(3), 0)):
+        with torch.no_grad():
+            assert torch.equal(model.decoder(rows, attention_mask=mask).logits, plain(rows, attention_mask=mask).logits)
+    options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.decoder.generate(rows, **options), plain.generate(rows, **options))
+
+
+def test_one_slot_per_token_is_the_full_context(model: MemoryDecoder) -> None:
+    [text], [prompt] = ids(TEXT), ids(PROMPT, seed=2)
+    memories = model.encode([text]).at(tokens_per_memory=1)
+    assert memories.num_slots == TEXT + 1
+    torch.testing.assert_close(
+        logits(model, [prompt], memories), full_context(model, text, prompt), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("mode", ["joint", "chunks"])
+def test_texts_in_a_batch_have_the_memories_that_they_have_alone(model: MemoryDecoder, mode: str) -> None:
+    texts, prompts = ids(TEXT, 7, 13), ids(PROMPT, 3, 4, seed=2)
+    together = logits(model, prompts, model.encode(texts, mode=mode).at(tokens_per_memory=2))
+    for i, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        alone = logits(model, [prompt], model.encode([text], mode=mode).at(tokens_per_memory=2))
+        torch.testing.assert_close(together[i, -len(prompt) :], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_in_parallel_are_chunks_one_by_one(model: MemoryDecoder) -> None:
+    [text] = ids(TEXT)
+    parallel = model.encode([text], mode="chunks")
+    for i in range(0, TEXT, 8):
+        cache = DynamicCache()
+        positions = torch.tensor([[0, *range(1 + i, 9 + i)]])
+        chunk = torch.tensor([[model.first_token_id, *text[i : i + 8]]])
+        model.decoder(chunk, position_ids=positions, past_key_values=cache)
+        for states, layer in zip(parallel.layers, cache.layers, strict=True):
+            torch.testing.assert_close(states.keys[:, i // 8], layer.keys[:, :, 1:], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(states.values[:, i // 8], layer.values[:, :, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_generate_goes_on_as_scoring_does(model: MemoryDecoder) -> None:
+    texts, prompts = ids(TEXT, 9), ids(PROMPT, 2, seed=2)
+    memories = model.encode(texts).at(tokens_per_memory=3)
+    found = model.decoder.generate(
+        **model.inputs(prompts, memories),
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    new = found.sequences[:, -4:].tolist()
+    scored = logits(model, [[*prompt, *row] for prompt, row in zip(prompts, new, strict=True)], memories)
+    torch.testing.assert_close(torch.stack(found.logits, dim=1), scored[:, -5:-1], rtol=1e-4, atol=1e-4)
+
+
+def test_beams_and_samples_take_their_memories_along(model: MemoryDecoder) -> None:
+    texts, prompts = ids(TEXT, 9), ids(PROMPT, 5, seed=2)
+    memories = model.encode(texts).at(tokens_per_memory=3)
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "num_beams": 3}
+    together = model.generate(prompts, memories, **options)
+    alone = [
+        model.generate([prompt], memories.rows(torch.tensor([i])), **options)[0] for i, prompt in enumerate(prompts)
+    ]
+    assert together == alone
+
+
+def test_a_fit_is_nearer_to_the_full_context_than_the_same_keys_unfitted(model: MemoryDecoder) -> None:
+    texts, prompts = ids(*[TEXT] * 8), ids(*[PROMPT] * 8, seed=2)
+    encoded = model.encode(texts)
+    memories = encoded.at(tokens_per_memory=3)
+    kept = encoded.keep([layer.positions[:, :, 1:] - 1 for layer in memories.layers])
+    known = torch.cat([full_context(model, *row) for row in zip(texts, prompts, strict=True)])
+    fitted, unfitted = ((logits(model, prompts, m) - known).norm() for m in (memories, kept))
+    assert fitted < 0.9 * unfitted
+
+
+@pytest.mark.parametrize("budget", [{"tokens_per_memory": 4}, {"slots": 6}])
+def test_budgets_are_kept(budget: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    model = MemoryDecoder(decoder_of("llama"), tokenizer, EncodingSettings(block_length=10))
+    memories = model.encode(ids(TEXT, 3)).at(**budget)
+    assert memories.num_slots == memories.layers[0].keys.shape[2]
+    assert memories.lengths.tolist() == [TEXT + 1, 4]
+    # blocks of 10, 10 and 4 tokens round up on their own; a budget of slots is kept exactly, and never exceeds a text
+    assert memories.counts.tolist() == ([1 + 3 + 3 + 1, 2] if "tokens_per_memory" in budget else [1 + 6, 1 + 3])
+    for layer in memories.layers:
+        assert torch.equal((~layer.bias.isinf()).sum(-1).amax(1), memories.counts)
+    assert memories.numbers_per_slot == 2 * 2 * 2 * 8
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_fit_equals_its_slow_version(heads: int) -> None:
+    torch.manual_seed(3)
+    queries, keys, values = (torch.randn(heads, n, 6) for n in (40, 20, 20))
+    counts = torch.tensor([5, 3, 4][:heads])
+    score = scores(queries, keys, scaling=0.7)
+    settings = FitSettings(ridge=1e-12)
+    visible = torch.ones_like(score, dtype=torch.bool)
+    found = fit_slots(score.double(), values.double(), visible, counts, settings)
+    for i, count in enumerate(counts.tolist()):
+        kept, bias, fitted = fit_head(
+            queries[i], keys[i], values[i], slots=count, scaling=0.7, bias_limit=3.0, refinements=2
+        )
+        assert torch.equal(found.indices[i, :count], kept)
+        torch.testing.assert_close(found.bias[i, :count], bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.values[i, :count], fitted, rtol=1e-4, atol=1e-4)
+        assert bool(found.bias[i, count:].isinf().all())
+
+
+@pytest.mark.parametrize("budget", [{}, {"tokens_per_memory": 0.5}, {"slots": 0}, {"slots": 4, "tokens_per_memory": 2}])
+def test_bad_budgets(budget: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    encoded = MemoryDecoder(decoder_of("llama"), tokenizer).encode(ids(TEXT))
+    with pytest.raises(UserError, match="of at least 1"):
+        encoded.at(**budget)
