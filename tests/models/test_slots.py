@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.cache_utils import DynamicCache
 
 from memlm.errors import UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
 from memlm.models.slots.fit import FitSettings, fit_slots, scores
 from memlm.models.slots.naive import fit_head
@@ -110,7 +111,7 @@ def test_chunks_in_parallel_are_chunks_one_by_one(model: MemoryDecoder) -> None:
         cache = DynamicCache()
         positions = torch.tensor([[0, *range(1 + i, 9 + i)]])
         chunk = torch.tensor([[model.first_token_id, *text[i : i + 8]]])
-        model.decoder(chunk, position_ids=positions, past_key_values=cache)
+        model.decoder(chunk, position_ids=positions, **{CACHE_NAME: cache})
         for states, layer in zip(parallel.layers, cache.layers, strict=True):
             torch.testing.assert_close(states.keys[:, i // 8], layer.keys[:, :, 1:], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(states.values[:, i // 8], layer.values[:, :, 1:], rtol=1e-4, atol=1e-4)

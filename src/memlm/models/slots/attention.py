@@ -86,9 +86,7 @@ def use_slot_attention(decoder: PreTrainedModel) -> None:
     name = str(getattr(decoder.config, "_attn_implementation", "eager"))
     if name.startswith(_PREFIX):
         return
-    softcap = getattr(decoder.config, "attn_logit_softcapping", None)
-    # the fused function has no bound for scores
-    decoder.set_attn_implementation(_PREFIX + ("sdpa" if name == "sdpa" and softcap is None else "eager"))
+    decoder.set_attn_implementation(_PREFIX + ("sdpa" if name == "sdpa" else "eager"))
 
 
 def _attend(
@@ -97,7 +95,9 @@ def _attend(
     recorder = _RECORDER.get()
     if recorder is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        options = scaling, kwargs.get("softcap"), kwargs.get("sliding_window")
+        # the fused function does not bound scores, whatever the layer says
+        softcap = None if base is ALL_ATTENTION_FUNCTIONS["sdpa"] else kwargs.get("softcap")
+        options = scaling, softcap, kwargs.get("sliding_window")
         recorder(AttentionRecord(int(cast(Any, module).layer_idx), query, key, value, *options))
     slots: SlotBias | None = getattr(key, _ATTRIBUTE, None)
     if slots is not None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from memlm.data import encode_texts, eos_id, pad_id
 from memlm.errors import CheckpointError, UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import no_shard_bars
 from memlm.models.slots.attention import use_slot_attention
 from memlm.models.slots.cache import SlotCache
@@ -124,7 +125,7 @@ class MemoryDecoder:
 
         Returns:
             input_ids (batch, tokens), padded on the left; attention_mask, over the positions of memories and prompt;
-            position_ids (batch, tokens); past_key_values.
+            position_ids (batch, tokens); the cache, by the name that this version of transformers gives it.
 
         Raises:
             UserError: another number of prompts than of texts.
@@ -139,7 +140,7 @@ class MemoryDecoder:
         seen = torch.cat([before, mask], dim=1).long()
         positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         cache = self.read(memories)
-        return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, "past_key_values": cache}
+        return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, CACHE_NAME: cache}
 
     @torch.no_grad()
     def generate(self, prompts: Texts, memories: SlotMemories | None = None, **options: Any) -> list[str]:
@@ -155,7 +156,7 @@ class MemoryDecoder:
         if memories is not None:
             # transformers repeats the prompt for beams and samples, but not a cache that it is given
             repeats = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
-            inputs["past_key_values"].batch_repeat_interleave(repeats)
+            inputs[CACHE_NAME].batch_repeat_interleave(repeats)
         found = cast(Any, self.decoder).generate(**inputs, **options)
         return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 

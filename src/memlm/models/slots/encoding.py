@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from memlm.errors import UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.slots.attention import AttentionRecord, recorded
 from memlm.models.slots.fit import FitSettings, fit_slots, scores
 from memlm.models.slots.memories import LayerSlots, SlotMemories, packed
@@ -216,7 +217,7 @@ def encode(
     with recorded(lambda record: states.append(_states(record, batch, length))):
         # a cache keeps transformers from taking a jump of positions for packed texts
         decoder.base_model(
-            input_ids=rows, attention_mask=row_mask, position_ids=row_positions, past_key_values=DynamicCache()
+            input_ids=rows, attention_mask=row_mask, position_ids=row_positions, **{CACHE_NAME: DynamicCache()}
         )
     return EncodedTexts(states, full.unflatten(1, (-1, length)), 1 + mask.sum(1), rotary, settings)
 
