@@ -42,6 +42,8 @@ class EncodingSettings:
     """Tokens of a chunk that is read by itself."""
     block_length: int = 512
     """Tokens whose slots are fitted together in joint encoding."""
+    query_stride: int = 1
+    """Every `query_stride`-th token of a block gives reference queries."""
     query_distance: int = 1024
     """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
     fit: FitSettings = field(default_factory=FitSettings)
@@ -156,18 +158,18 @@ class EncodedTexts:
         states = self.layers[layer]
         batch, blocks, heads, length, numbers = states.keys.shape
         positions = 1 + torch.arange(blocks * length, device=counts.device).view(1, blocks, 1, length)
-        reader = self._reader_positions(layer, length)
-        visible = (self.mask[:, :, None] & self.mask[..., None])[:, :, None]
-        if states.window is not None:
-            visible = visible & (reader[..., None] - positions[..., None, :] < states.window)
+        chosen = torch.arange(0, length, self.settings.query_stride, device=counts.device)
+        reader = self._reader_positions(layer, length)[..., chosen]
         group = states.queries.shape[2] // heads
-        moved = self.rotary.move(
-            states.queries.flatten(0, 1), (reader - positions).expand(batch, -1, -1, -1).flatten(0, 1), layer=layer
-        )
+        distances = (reader - positions[..., chosen]).expand(batch, -1, -1, -1).flatten(0, 1)
+        moved = self.rotary.move(states.queries[..., chosen, :].flatten(0, 1), distances, layer=layer)
+        visible = self._visible(reader, positions, chosen, states.window)
+        if visible is not None:
+            visible = visible.expand(batch, -1, heads, -1, -1).repeat(1, 1, 1, group, 1).flatten(0, 2)
         fitted = fit_slots(
             states.scores(moved.unflatten(1, (heads, group)).flatten(2, 3), states.keys.flatten(0, 1).float()),
             states.values.flatten(0, 2).float(),
-            visible.expand(-1, -1, heads, -1, -1).repeat(1, 1, 1, group, 1).flatten(0, 2),
+            visible,
             counts.flatten().repeat_interleave(heads),
             self.settings.fit,
         )
@@ -175,6 +177,14 @@ class EncodedTexts:
         keys = states.keys.gather(3, taken[..., None].expand(*taken.shape, numbers))
         at = positions.expand(batch, -1, heads, -1).gather(3, taken)
         return states.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values.to(keys), bias, at)))
+
+    def _visible(
+        self, reader: Tensor, positions: Tensor, chosen: Tensor, window: int | None
+    ) -> Bool[Tensor, "batch blocks 1 queries length"] | None:
+        if window is None and bool(self.mask.all()):
+            return None
+        visible = (self.mask[:, :, None] & self.mask[..., chosen, None])[:, :, None]
+        return visible if window is None else visible & (reader[..., None] - positions[..., None, :] < window)
 
     def _reader_positions(self, layer: int, length: int) -> Int[Tensor, "batch 1 1 length"]:
         # the same draw for every block, so that a text has the same memories in every batch

@@ -65,7 +65,7 @@ def scores(
 def fit_slots(
     score: Float[Tensor, "heads queries keys"],
     values: Float[Tensor, "heads keys numbers"],
-    visible: Bool[Tensor, "heads queries keys"],
+    visible: Bool[Tensor, "heads queries keys"] | None,
     counts: Int[Tensor, " heads"],
     settings: FitSettings = FitSettings(),
 ) -> FittedSlots:
@@ -74,23 +74,26 @@ def fit_slots(
     Args:
         score: (heads, queries, keys), from `scores`.
         values: (heads, keys, numbers).
-        visible: (heads, queries, keys), the keys that each query sees.
+        visible: (heads, queries, keys), the keys that each query sees; all of them if None.
         counts: (heads,), the number of slots of each head; heads with fewer than the most get empty ones.
         settings: of the fit.
     """
-    score = score.masked_fill(~visible, -math.inf)
+    if visible is not None:
+        score = score.masked_fill(~visible, -math.inf)
     weights = (score - score.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
     mass = weights.sum(-1, keepdim=True)
-    attention = weights / mass.clamp(min=1e-30)
-    importance = attention.square().mean(1)
+    # a query that sees no key counts for nothing
+    per_mass = torch.where(mass > 0, 1 / mass, 0.0)
+    # the mean square of attention, without a matrix of attention
+    importance = (per_mass.square().mT @ weights.square())[:, 0]
     indices = importance.topk(int(counts.max()), dim=-1).indices
     holds = torch.arange(indices.shape[1], device=counts.device) < counts[:, None]
     taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1)) * holds[:, None]
     factors = _factors(taken, mass, holds, settings)
-    bias = factors.log().masked_fill(~holds, -math.inf)
-    shares = taken * factors[:, None] * holds[:, None]
+    shares = taken * (factors * holds)[:, None]
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
-    return FittedSlots(indices, bias, _least_squares(shares, attention @ values, settings.ridge))
+    fitted = _solve(shares.mT @ shares, shares.mT @ ((weights @ values) * per_mass), settings.ridge)
+    return FittedSlots(indices, factors.log().masked_fill(~holds, -math.inf), fitted)
 
 
 def _factors(
@@ -113,10 +116,6 @@ def _largest_eigenvalue(gram: Float[Tensor, "heads slots slots"]) -> Float[Tenso
     for _ in range(_POWER_STEPS):
         vector = torch.nn.functional.normalize(gram @ vector, dim=1)
     return vector.mT @ gram @ vector
-
-
-def _least_squares(matrix: Tensor, target: Tensor, ridge: float) -> Tensor:
-    return _solve(matrix.mT @ matrix, matrix.mT @ target, ridge)
 
 
 def _solve(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
