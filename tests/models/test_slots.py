@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
-from memlm.models.slots.fit import FitSettings, fit_slots, scores
+from memlm.models.slots.fit import FitSettings, fit_slots
 from memlm.models.slots.naive import fit_head
 
 _SIZES: dict[str, Any] = {
@@ -69,7 +69,7 @@ def logits(model: MemoryDecoder, prompts: list[list[int]], memories: SlotMemorie
 @torch.no_grad()
 def full_context(model: MemoryDecoder, text: list[int], prompt: list[int]) -> Tensor:
     """Logits of a prompt behind all tokens."""
-    return model.decoder(torch.tensor([[model.first_token_id, *text, *prompt]])).logits[:, -len(prompt) :]
+    return model.decoder(torch.tensor([[model.reader.first_token_id, *text, *prompt]])).logits[:, -len(prompt) :]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -110,7 +110,7 @@ def test_chunks_in_parallel_are_chunks_one_by_one(model: MemoryDecoder) -> None:
     for i in range(0, TEXT, 8):
         cache = DynamicCache()
         positions = torch.tensor([[0, *range(1 + i, 9 + i)]])
-        chunk = torch.tensor([[model.first_token_id, *text[i : i + 8]]])
+        chunk = torch.tensor([[model.reader.first_token_id, *text[i : i + 8]]])
         model.decoder(chunk, position_ids=positions, **{CACHE_NAME: cache})
         for states, layer in zip(parallel.layers, cache.layers, strict=True):
             torch.testing.assert_close(states.keys[:, i // 8], layer.keys[:, :, 1:], rtol=1e-4, atol=1e-4)
@@ -168,23 +168,27 @@ def test_budgets_are_kept(budget: dict[str, Any], tokenizer: PreTrainedTokenizer
     assert memories.numbers_per_slot == 2 * 2 * 2 * 8
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-def test_fit_equals_its_slow_version(heads: int) -> None:
+@pytest.mark.parametrize("slots", [1, 5])
+def test_fit_equals_its_slow_version(slots: int) -> None:
     torch.manual_seed(3)
-    queries, keys, values = (torch.randn(heads, n, 6) for n in (40, 20, 20))
-    counts = torch.tensor([5, 3, 4][:heads])
-    score = scores(queries, keys, scaling=0.7)
-    settings = FitSettings(ridge=1e-12)
-    visible = torch.ones_like(score, dtype=torch.bool)
-    found = fit_slots(score.double(), values.double(), visible, counts, settings)
-    for i, count in enumerate(counts.tolist()):
+    queries, keys, values = (torch.randn(3, n, 6, dtype=torch.double) for n in (40, 20, 20))
+    found = fit_slots(0.7 * queries @ keys.mT, values, slots, FitSettings(ridge=1e-12))
+    for i in range(3):
         kept, bias, fitted = fit_head(
-            queries[i], keys[i], values[i], slots=count, scaling=0.7, bias_limit=3.0, refinements=2
+            queries[i], keys[i], values[i], slots=slots, scaling=0.7, bias_limit=3.0, refinements=2
         )
-        assert torch.equal(found.indices[i, :count], kept)
-        torch.testing.assert_close(found.bias[i, :count], bias, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found.values[i, :count], fitted, rtol=1e-4, atol=1e-4)
-        assert bool(found.bias[i, count:].isinf().all())
+        assert torch.equal(found.indices[i], kept)
+        torch.testing.assert_close(found.bias[i], bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.values[i], fitted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["joint", "chunks"])
+def test_memories_made_layer_by_layer_are_the_same(model: MemoryDecoder, mode: str) -> None:
+    texts = ids(TEXT, 11)
+    at_once = model.memories(texts, slots=4, mode=mode)
+    for one, other in zip(at_once.layers, model.encode(texts, mode=mode).at(slots=4).layers, strict=True):
+        for name in ("keys", "values", "bias", "positions"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 @pytest.mark.parametrize("budget", [{}, {"tokens_per_memory": 0.5}, {"slots": 0}, {"slots": 4, "tokens_per_memory": 2}])

@@ -173,14 +173,15 @@ def observed_attention(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor,
 
 def _most_attended(encoded: EncodedTexts, layer: int, count: int) -> Int[Tensor, "batch heads slots"]:
     states = encoded.layers[layer]
-    heads, tokens = states.keys.shape[2], states.keys.shape[1] * states.keys.shape[3]
-    queries, keys = (x.transpose(1, 2).flatten(2, 3).float() for x in (states.queries, states.keys))
-    keys = torch.cat([states.first_key.float(), keys], dim=2).repeat_interleave(queries.shape[1] // heads, dim=1)
-    score = states.scores(queries, keys).view(*queries.shape[:3], tokens + 1)
+    tokens = states.keys.shape[1] * states.keys.shape[3]
+    # (batch, key heads, group, tokens, numbers) and (batch, key heads, 1, 1 + tokens, numbers)
+    queries = states.queries.permute(0, 2, 3, 1, 4, 5).flatten(3, 4).float()
+    keys = torch.cat([states.first_key, states.keys.transpose(1, 2).flatten(2, 3)], dim=2).float()
+    score = states.scores(queries, keys[:, :, None])
     seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
-    attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(2)
+    attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(3)
     per_query = attention / torch.arange(tokens, 0, -1)
-    return per_query.unflatten(1, (heads, -1)).mean(2).topk(count, dim=-1).indices.sort(-1).values
+    return per_query.mean(2).topk(count, dim=-1).indices.sort(-1).values
 
 
 BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, Tensor, int], SlotMemories]] = {

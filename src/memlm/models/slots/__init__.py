@@ -2,8 +2,9 @@
 
 from memlm.models.slots.cache import SlotCache
 from memlm.models.slots.decoder import MemoryDecoder
-from memlm.models.slots.encoding import EncodedTexts, EncodingSettings
+from memlm.models.slots.encoding import EncodedTexts
 from memlm.models.slots.fit import FitSettings
 from memlm.models.slots.memories import SlotMemories
+from memlm.models.slots.states import EncodingSettings
 
 __all__ = ["EncodedTexts", "EncodingSettings", "FitSettings", "MemoryDecoder", "SlotCache", "SlotMemories"]

@@ -17,16 +17,17 @@ from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import no_shard_bars
 from memlm.models.slots.attention import use_slot_attention
 from memlm.models.slots.cache import SlotCache
-from memlm.models.slots.encoding import EncodedTexts, EncodingSettings, encode
+from memlm.models.slots.encoding import Budget, EncodedTexts, Reader
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
+from memlm.models.slots.states import EncodingSettings
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 """One text, texts, or texts as token ids."""
 
 
 class MemoryDecoder:
-    """A pretrained decoder and the memories that it makes of texts and reads.
+    """A pretrained decoder, and the memories that it makes of texts and reads.
 
     A memory of a text is a small set of keys and values for each layer. The decoder itself is untouched: text without
     memories gives its own logits, bit for bit, and its own `generate` goes on behind memories.
@@ -38,8 +39,8 @@ class MemoryDecoder:
 
     Example:
         >>> model = MemoryDecoder.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
-        >>> memories = model.encode(text).at(tokens_per_memory=8)
-        >>> print(model.generate("In short,", memories, max_new_tokens=40))
+        >>> memories = model.memories(text, tokens_per_memory=8)
+        >>> print(model.generate("In short,", memories, max_new_tokens=40)[0])
 
     Raises:
         ConfigError: a decoder that rotates queries in an unknown way.
@@ -51,8 +52,7 @@ class MemoryDecoder:
         use_slot_attention(decoder)
         self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
         self.settings = settings or EncodingSettings()
-        self.rotary = Rotary(decoder)
-        self.first_token_id = first_token(tokenizer)
+        self.reader = Reader(decoder, first_token(tokenizer), Rotary(decoder))
 
     @classmethod
     def from_pretrained(
@@ -76,14 +76,11 @@ class MemoryDecoder:
             ConfigError: a decoder that rotates queries in an unknown way.
         """
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
+        trust = {"trust_remote_code": trust_remote_code}
         try:
             with no_shard_bars():
-                tokenizer = AutoTokenizer.from_pretrained(
-                    path_or_id, trust_remote_code=trust_remote_code, **of_tokenizer
-                )
-                decoder = AutoModelForCausalLM.from_pretrained(
-                    path_or_id, trust_remote_code=trust_remote_code, **options
-                )
+                tokenizer = AutoTokenizer.from_pretrained(path_or_id, **trust, **of_tokenizer)
+                decoder = AutoModelForCausalLM.from_pretrained(path_or_id, **trust, **options)
         except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
@@ -93,24 +90,37 @@ class MemoryDecoder:
 
     @torch.no_grad()
     def encode(self, texts: Texts, **settings: Any) -> EncodedTexts:
-        """Let the decoder read texts; `at` of the result makes memories of them.
+        """Let the decoder read texts; `at` of the result makes memories of any number of slots.
+
+        All that the decoder computed is kept. If the number of slots is known, `memories` needs less memory.
 
         Args:
             texts: one text, texts, or token ids of texts, without special tokens.
             settings: fields of `EncodingSettings` that differ from the model's, such as `mode="chunks"`.
 
         Raises:
-            UserError: no text, or an empty one.
+            UserError: no text, an empty one, or one that is longer than the decoder can read.
         """
-        ids, mask = self._rows(texts)
-        return encode(
-            self.decoder,
-            ids,
-            mask,
-            first_token_id=self.first_token_id,
-            rotary=self.rotary,
-            settings=replace(self.settings, **settings),
-        )
+        found = self._settings(settings)
+        return self.reader.encode(*self._texts(texts), found)
+
+    @torch.no_grad()
+    def memories(
+        self, texts: Texts, *, tokens_per_memory: int | float | None = None, slots: int | None = None, **settings: Any
+    ) -> SlotMemories:
+        """Let the decoder read texts and return memories of them.
+
+        Args:
+            texts: one text, texts, or token ids of texts, without special tokens.
+            tokens_per_memory: tokens for each slot.
+            slots: slots of each text, instead.
+            settings: fields of `EncodingSettings` that differ from the model's.
+
+        Raises:
+            UserError: as `encode` and `EncodedTexts.at`.
+        """
+        budget = Budget(tokens_per_memory=tokens_per_memory, slots=slots)
+        return self.reader.memories(*self._texts(texts), self._settings(settings), budget)
 
     def read(self, memories: SlotMemories) -> SlotCache:
         """Return a cache as if the decoder had read the texts; each generation needs a cache of its own."""
@@ -160,6 +170,23 @@ class MemoryDecoder:
         found = cast(Any, self.decoder).generate(**inputs, **options)
         return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
+    def _settings(self, changes: dict[str, Any]) -> EncodingSettings:
+        try:
+            return replace(self.settings, **changes)
+        except TypeError:
+            known = ", ".join(self.settings.__dataclass_fields__)
+            raise UserError(f"unknown setting among {sorted(changes)}; choose from: {known}.") from None
+
+    def _texts(self, texts: Texts) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        ids, mask = self._rows(texts)
+        most = getattr(self.decoder.config, "max_position_embeddings", None)
+        if most is not None and ids.shape[1] + 1 >= most:
+            raise UserError(
+                f"a text of {ids.shape[1]} tokens is longer than this decoder can read ({most} positions); give it in "
+                "parts."
+            )
+        return ids, mask
+
     def _rows(
         self, texts: Texts, *, left: bool = False
     ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
@@ -171,13 +198,13 @@ class MemoryDecoder:
         ids = torch.full((len(rows), longest), pad_id(self.tokenizer))
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for i, row in enumerate(rows):
-            place = slice(longest - len(row), None) if left else slice(len(row))
-            ids[i, place], mask[i, place] = torch.tensor(row), True
+            at = slice(longest - len(row), None) if left else slice(len(row))
+            ids[i, at], mask[i, at] = torch.tensor(row), True
         return ids.to(self.decoder.device), mask.to(self.decoder.device)
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that a decoder of memories reads first; decoders use position 0 as an attention sink.
+    """Return the token that a decoder reads before a text; decoders use position 0 as an attention sink.
 
     It is the token that texts start with, or that separates them, or a line break.
     """

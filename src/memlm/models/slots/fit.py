@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _POWER_STEPS = 4
+"""Steps of the power iteration that bounds the step of the descent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class FittedSlots(NamedTuple):
 
     Attributes:
         indices: (heads, slots), the key that each slot takes.
-        bias: (heads, slots), minus infinity for a slot that holds nothing.
+        bias: (heads, slots).
         values: (heads, slots, numbers).
     """
 
@@ -50,33 +51,22 @@ class FittedSlots(NamedTuple):
     values: Float[Tensor, "heads slots numbers"]
 
 
-def scores(
-    queries: Float[Tensor, "*heads queries numbers"],
-    keys: Float[Tensor, "*heads keys numbers"],
-    *,
-    scaling: float,
-    softcap: float | None = None,
-) -> Float[Tensor, "*heads queries keys"]:
-    """Return the scores of keys before any mask or bias."""
-    found = queries @ keys.mT * scaling
-    return found if softcap is None else softcap * torch.tanh(found / softcap)
-
-
 def fit_slots(
     score: Float[Tensor, "heads queries keys"],
     values: Float[Tensor, "heads keys numbers"],
-    visible: Bool[Tensor, "heads queries keys"] | None,
-    counts: Int[Tensor, " heads"],
-    settings: FitSettings = FitSettings(),
+    slots: int,
+    settings: FitSettings,
+    *,
+    visible: Bool[Tensor, "heads queries keys"] | None = None,
 ) -> FittedSlots:
     """Return the slots that act on the queries as all keys do.
 
     Args:
-        score: (heads, queries, keys), from `scores`.
+        score: (heads, queries, keys), scaled scores of the keys.
         values: (heads, keys, numbers).
-        visible: (heads, queries, keys), the keys that each query sees; all of them if None.
-        counts: (heads,), the number of slots of each head; heads with fewer than the most get empty ones.
+        slots: number of slots of each head, at most the number of keys.
         settings: of the fit.
+        visible: (heads, queries, keys), the keys that each query sees; all of them if None.
     """
     if visible is not None:
         score = score.masked_fill(~visible, -math.inf)
@@ -86,29 +76,25 @@ def fit_slots(
     per_mass = torch.where(mass > 0, 1 / mass, 0.0)
     # the mean square of attention, without a matrix of attention
     importance = (per_mass.square().mT @ weights.square())[:, 0]
-    indices = importance.topk(int(counts.max()), dim=-1).indices
-    holds = torch.arange(indices.shape[1], device=counts.device) < counts[:, None]
-    taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1)) * holds[:, None]
-    factors = _factors(taken, mass, holds, settings)
-    shares = taken * (factors * holds)[:, None]
+    indices = importance.topk(slots, dim=-1).indices.sort(-1).values
+    taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1))
+    factors = _factors(taken, mass, settings)
+    shares = taken * factors.mT
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
     fitted = _solve(shares.mT @ shares, shares.mT @ ((weights @ values) * per_mass), settings.ridge)
-    return FittedSlots(indices, factors.log().masked_fill(~holds, -math.inf), fitted)
+    return FittedSlots(indices, factors.log()[..., 0], fitted)
 
 
 def _factors(
-    taken: Float[Tensor, "heads queries slots"],
-    mass: Float[Tensor, "heads queries 1"],
-    holds: Bool[Tensor, "heads slots"],
-    settings: FitSettings,
-) -> Float[Tensor, "heads slots"]:
+    taken: Float[Tensor, "heads queries slots"], mass: Float[Tensor, "heads queries 1"], settings: FitSettings
+) -> Float[Tensor, "heads slots 1"]:
     low, high = math.exp(-settings.bias_limit), math.exp(settings.bias_limit)
     gram, target = taken.mT @ taken, taken.mT @ mass
     factors = _solve(gram, target, settings.ridge).clamp(low, high)
     step = 1 / _largest_eigenvalue(gram).clamp(min=1e-30)
     for _ in range(settings.refinements):
         factors = (factors - step * (gram @ factors - target)).clamp(low, high)
-    return factors[..., 0]
+    return factors
 
 
 def _largest_eigenvalue(gram: Float[Tensor, "heads slots slots"]) -> Float[Tensor, "heads 1 1"]:

@@ -33,7 +33,7 @@ def fit_head(
     queries, keys, values = queries.double(), keys.double(), values.double()
     score = queries @ keys.T * scaling
     attention = score.softmax(-1)
-    kept = attention.square().mean(0).sqrt().topk(slots).indices
+    kept = attention.square().mean(0).sqrt().topk(slots).indices.sort().values
     # each query's mass is measured relative to its largest score
     weights = (score - score.amax(1, keepdim=True)).exp()
     matrix, mass = weights[:, kept], weights.sum(1)

@@ -1,0 +1,199 @@
+"""What the layers of a decoder computed while it read texts, in blocks whose slots are fitted together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memlm.errors import UserError
+from memlm.models.slots.attention import AttentionRecord
+from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
+from memlm.models.slots.memories import LayerSlots
+from memlm.models.slots.rotary import Rotary
+
+_SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Scores that are held at once; on a CPU they should fit into its cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingSettings:
+    """How texts are encoded, and how slots are fitted.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    mode: str = "joint"
+    """`joint` reads the whole text at once; `chunks` reads each chunk by itself, in parallel."""
+    chunk_length: int = 128
+    """Tokens of a chunk that is read by itself."""
+    block_length: int = 512
+    """Tokens whose slots are fitted together in joint encoding."""
+    query_stride: int = 1
+    """Every `query_stride`-th token of a block gives reference queries."""
+    query_distance: int = 1024
+    """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
+    fit: FitSettings = field(default_factory=FitSettings)
+    """Settings of the fit."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("joint", "chunks"):
+            raise UserError(f"mode ('{self.mode}') must be 'joint' or 'chunks'.")
+        for name in ("chunk_length", "block_length", "query_stride", "query_distance"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} ({getattr(self, name)}) must be at least 1.")
+
+    @property
+    def tokens_per_fit(self) -> int:
+        """The tokens whose slots are fitted together."""
+        return self.block_length if self.mode == "joint" else self.chunk_length
+
+
+class Blocks(NamedTuple):
+    """Where the blocks of texts stand.
+
+    Attributes:
+        tokens: (batch, blocks), the number of tokens in each block.
+        lengths: (batch,), the position behind each text.
+        length: tokens of a full block.
+        start: position of the first token, 1 at the beginning of a text.
+    """
+
+    tokens: Int[Tensor, "batch blocks"]
+    lengths: Int[Tensor, " batch"]
+    length: int
+    start: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """Queries, keys and values of one layer.
+
+    Attributes:
+        layer: index of the layer.
+        first_key: (batch, key heads, 1, numbers), of the token before the text, which is kept as it is.
+        first_value: (batch, key heads, 1, numbers).
+        queries: (batch, blocks, key heads, group, length, numbers), rotated to their tokens' positions.
+        keys: (batch, blocks, key heads, length, numbers), rotated.
+        values: (batch, blocks, key heads, length, numbers).
+        scaling: factor of the scores.
+        softcap: bound of the scores, or None.
+        window: number of positions that a query sees, or None.
+    """
+
+    layer: int
+    first_key: Float[Tensor, "batch heads 1 numbers"]
+    first_value: Float[Tensor, "batch heads 1 numbers"]
+    queries: Float[Tensor, "batch blocks heads group length numbers"]
+    keys: Float[Tensor, "batch blocks heads length numbers"]
+    values: Float[Tensor, "batch blocks heads length numbers"]
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+    @classmethod
+    def of(cls, record: AttentionRecord, batch: int, length: int) -> LayerStates:
+        """Return the states of a layer that read one row for each text, or for each chunk, behind a first token.
+
+        Args:
+            record: what the layer's attention read.
+            batch: number of texts.
+            length: tokens of a block.
+        """
+
+        def blocks(x: Tensor) -> Tensor:
+            return x[:, :, 1:].unflatten(0, (batch, -1)).unflatten(3, (-1, length)).transpose(2, 3).flatten(1, 2)
+
+        key, value = (x.unflatten(0, (batch, -1))[:, 0, :, :1] for x in (record.key, record.value))
+        queries = blocks(record.query).unflatten(2, (key.shape[1], -1))
+        keys, values = blocks(record.key), blocks(record.value)
+        options = record.scaling, record.softcap, record.window
+        return cls(record.layer, key, value, queries, keys, values, *options)
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the scores of keys before any mask or bias."""
+        found = queries @ keys.mT * self.scaling
+        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+
+    def behind_first(self, keys: Tensor, values: Tensor, bias: Tensor, positions: Tensor) -> LayerSlots:
+        """Return slots behind that of the first token."""
+        zero = torch.zeros_like(bias[..., :1])
+        return LayerSlots(
+            torch.cat([self.first_key, keys], dim=2),
+            torch.cat([self.first_value, values], dim=2),
+            torch.cat([zero, bias], dim=2),
+            torch.cat([zero.long(), positions], dim=2),
+        )
+
+    def fitted(
+        self, blocks: Blocks, counts: Int[Tensor, "batch blocks"], rotary: Rotary, settings: EncodingSettings
+    ) -> LayerSlots:
+        """Return the slots that act on the text's own queries, moved behind the text, as all keys and values do.
+
+        Args:
+            blocks: where the blocks stand.
+            counts: (batch, blocks), slots of each block.
+            rotary: moves the queries.
+            settings: of the encoding.
+        """
+        batch, num_blocks, heads, _, numbers = self.keys.shape
+        most = int(counts.max())
+        keys, values = (self.keys.new_zeros(batch, num_blocks, heads, most, numbers) for _ in range(2))
+        bias = self.keys.new_full((batch, num_blocks, heads, most), -torch.inf, dtype=torch.float)
+        positions = torch.zeros_like(bias, dtype=torch.long)
+        for row, block, tokens, slots in self._groups(blocks.tokens, counts, settings):
+            found = self._fit(blocks, row, block, tokens, slots, rotary, settings)
+            at = found.indices
+            picked = self.keys[row, block, :, :tokens].gather(2, at[..., None].expand(*at.shape, numbers))
+            keys[row, block, :, :slots], values[row, block, :, :slots] = picked, found.values.to(keys)
+            bias[row, block, :, :slots] = found.bias
+            positions[row, block, :, :slots] = blocks.start + block[:, None, None] * blocks.length + at
+        return self.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values, bias, positions)))
+
+    def _groups(
+        self, tokens: Tensor, counts: Tensor, settings: EncodingSettings
+    ) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+        """Yield rows and blocks with equally many tokens and slots, as many as may be fitted at once."""
+        for size, slots in torch.stack([tokens, counts], -1).flatten(0, 1).unique(dim=0).tolist():
+            if slots:
+                one = self.queries[0, 0, ..., 0].numel() * size // settings.query_stride
+                at_once = max(1, _SCORES_AT_ONCE.get(tokens.device.type, 1 << 22) // one)
+                row, block = torch.nonzero((tokens == size) & (counts == slots), as_tuple=True)
+                for part in torch.arange(len(row), device=row.device).split(at_once):
+                    yield row[part], block[part], size, slots
+
+    def _fit(
+        self,
+        blocks: Blocks,
+        row: Int[Tensor, " fits"],
+        block: Int[Tensor, " fits"],
+        tokens: int,
+        slots: int,
+        rotary: Rotary,
+        settings: EncodingSettings,
+    ) -> FittedSlots:
+        heads, group = self.queries.shape[2:4]
+        chosen = torch.arange(0, tokens, settings.query_stride, device=row.device)
+        own = (blocks.start + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
+        reader = blocks.lengths[row][:, None] + _further(self.layer, settings)[:tokens].to(row.device)[chosen]
+        queries = self.queries[row, block][..., chosen, :].flatten(1, 2)
+        queries = rotary.move(queries, (reader - own[:, chosen])[:, None], layer=self.layer)
+        keys, values = (x[row, block, :, :tokens].float() for x in (self.keys, self.values))
+        visible = None
+        if self.window is not None:
+            visible = reader[:, :, None] - own[:, None] < self.window
+            visible = visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
+        score = self.scores(queries.unflatten(1, (heads, group)).flatten(2, 3), keys).flatten(0, 1)
+        found = fit_slots(score, values.flatten(0, 1), slots, settings.fit, visible=visible)
+        return FittedSlots(*(x.unflatten(0, (len(row), heads)) for x in found))
+
+
+def _further(layer: int, settings: EncodingSettings) -> Int[Tensor, " length"]:
+    # the same draw for every block, so that a text has the same memories in every batch
+    generator = torch.Generator().manual_seed(layer)
+    return torch.randint(0, settings.query_distance, (settings.tokens_per_fit,), generator=generator)
