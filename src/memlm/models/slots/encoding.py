@@ -166,12 +166,13 @@ class Reader:
         settings: EncodingSettings,
         on_layer: Callable[[LayerStates, Blocks], None],
     ) -> Blocks:
-        length = min(settings.tokens_per_fit, ids.shape[1])
-        pad = -ids.shape[1] % length
+        joint, tokens = settings.mode == "joint", ids.shape[1]
+        length = min(settings.block_length, tokens if joint else tokens + -tokens % settings.chunk_length)
+        pad = -tokens % length
         ids, full = F.pad(ids, (0, pad)), F.pad(mask, (0, pad))
         blocks = Blocks(full.unflatten(1, (-1, length)).sum(-1), 1 + mask.sum(1), length)
         positions = torch.arange(1, 1 + ids.shape[1], device=ids.device).expand_as(ids)
-        width = ids.shape[1] if settings.mode == "joint" else length
+        width = ids.shape[1] if joint else settings.chunk_length
         rows, row_mask, row_positions = (
             F.pad(x.reshape(-1, width), (1, 0), value=first)
             for x, first in ((ids, self.first_token_id), (full.long(), 1), (positions, 0))

@@ -33,7 +33,7 @@ class EncodingSettings:
     chunk_length: int = 128
     """Tokens of a chunk that is read by itself."""
     block_length: int = 512
-    """Tokens whose slots are fitted together in joint encoding."""
+    """Tokens whose slots are fitted together: a part of a text, or several chunks."""
     query_stride: int = 1
     """Every `query_stride`-th token of a block gives reference queries."""
     query_distance: int = 1024
@@ -47,11 +47,10 @@ class EncodingSettings:
         for name in ("chunk_length", "block_length", "query_stride", "query_distance"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} ({getattr(self, name)}) must be at least 1.")
-
-    @property
-    def tokens_per_fit(self) -> int:
-        """The tokens whose slots are fitted together."""
-        return self.block_length if self.mode == "joint" else self.chunk_length
+        if self.mode == "chunks" and self.block_length % self.chunk_length:
+            raise UserError(
+                f"block_length ({self.block_length}) must be a multiple of chunk_length ({self.chunk_length})."
+            )
 
 
 class Blocks(NamedTuple):
@@ -107,7 +106,8 @@ class LayerStates:
         """
 
         def blocks(x: Tensor) -> Tensor:
-            return x[:, :, 1:].unflatten(0, (batch, -1)).unflatten(3, (-1, length)).transpose(2, 3).flatten(1, 2)
+            texts = x[:, :, 1:].unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+            return texts.unflatten(2, (-1, length)).transpose(1, 2)
 
         key, value = (x.unflatten(0, (batch, -1))[:, 0, :, :1] for x in (record.key, record.value))
         queries = blocks(record.query).unflatten(2, (key.shape[1], -1))
@@ -196,4 +196,4 @@ class LayerStates:
 def _further(layer: int, settings: EncodingSettings) -> Int[Tensor, " length"]:
     # the same draw for every block, so that a text has the same memories in every batch
     generator = torch.Generator().manual_seed(layer)
-    return torch.randint(0, settings.query_distance, (settings.tokens_per_fit,), generator=generator)
+    return torch.randint(0, settings.query_distance, (settings.block_length,), generator=generator)
