@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,16 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     sentences = [" ".join(words[i : i + 10]).rstrip(".") + "." for i in range(0, 600, 10)]
     (tmp_path / "prose.txt").write_text(" ".join(sentences * 8))
     return {"SOURCE": str(corpus), "PROSE": str(tmp_path / "prose.txt")}
+
+
+def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    page = (ROOT / "docs" / "memory-decoder.md").read_text(encoding="utf-8").replace("PATH_OR_HUB_ID", str(decoder))
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(block, names)  # the blocks of a page that is part of this repository
+    assert len(blocks) == 4
+    assert names["tokens"].shape[0] == 2
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         TextAutoencoder,
         TextAutoencoderConfig,
     )
+    from memlm.models.slots import EncodingSettings, MemoryDecoder
     from memlm.objectives import LinearSchedule
     from memlm.recipes import RECIPES, get_recipe
     from memlm.session import MemorySession, TextMemory, load
@@ -68,6 +69,7 @@ _WHERE = {
     **dict.fromkeys(("ProbeSettings", "ProbeTraining"), "evaluation.probe.settings"),
     "Measurement": "measurement",
     **dict.fromkeys(_MODELS, "models"),
+    **dict.fromkeys(("EncodingSettings", "MemoryDecoder"), "models.slots"),
     "LinearSchedule": "objectives",
     **dict.fromkeys(("RECIPES", "get_recipe"), "recipes"),
     **dict.fromkeys(("MemorySession", "TextMemory", "load"), "session"),
@@ -80,10 +82,12 @@ __all__ = [
     "ChunkEncoderConfig",
     "DataConfig",
     "EfficiencySettings",
+    "EncodingSettings",
     "FunctionEncoder",
     "LinearSchedule",
     "Measurement",
     "MemlmError",
+    "MemoryDecoder",
     "MemoryModelConfig",
     "MemoryModelForCausalLM",
     "MemorySession",

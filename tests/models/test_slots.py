@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
-from memlm.errors import UserError
+from memlm.errors import CheckpointError, ConfigError, UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
 from memlm.models.slots.fit import FitSettings, fit_slots
@@ -187,6 +188,19 @@ def test_fit_equals_its_slow_version(slots: int) -> None:
         torch.testing.assert_close(found.values[i], fitted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e3])
+def test_fit_of_keys_that_are_alike_or_far_apart_is_finite(spread: float) -> None:
+    torch.manual_seed(3)
+    score, values = spread * torch.randn(2, 400, 60), torch.randn(2, 60, 6)
+    found = fit_slots(score, values, 30, FitSettings())
+    assert bool(found.values.isfinite().all())
+    assert bool((found.bias.abs() <= 3.0001).all())
+    exact = torch.softmax(score, -1) @ values
+    slots = (score.gather(2, found.indices[:, None].expand(-1, 400, -1)) + found.bias[:, None]).softmax(-1)
+    unfitted = slots @ values.gather(1, found.indices[..., None].expand(-1, -1, 6))
+    assert (slots @ found.values - exact).norm() <= (unfitted - exact).norm() + 1e-3
+
+
 @pytest.mark.parametrize("mode", ["joint", "chunks"])
 def test_memories_made_layer_by_layer_are_the_same(model: MemoryDecoder, mode: str) -> None:
     texts = ids(TEXT, 11)
@@ -201,3 +215,46 @@ def test_bad_budgets(budget: dict[str, Any], tokenizer: PreTrainedTokenizerFast)
     encoded = MemoryDecoder(decoder_of("llama"), tokenizer).encode(ids(TEXT))
     with pytest.raises(UserError, match="of at least 1"):
         encoded.at(**budget)
+
+
+@pytest.mark.parametrize("family", ["cohere", "bloom", "mamba"])
+def test_other_families_are_refused_by_name(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Cohere rotates pairs of neighbours; Bloom has an attention of its own; Mamba has none."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = AutoConfig.for_model(family, vocab_size=300, pad_token_id=0, **sizes)
+    with pytest.raises(ConfigError, match=f"decoders of kind '{family}'.*Llama"):
+        MemoryDecoder(AutoModelForCausalLM.from_config(config), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings", "words"),
+    [
+        ([], {}, "there is no text"),
+        (["", "a"], {}, "one of the texts is empty"),
+        ([[]], {}, "one of the texts is empty"),
+        ("a" * 300, {}, "300 tokens is longer than this decoder can read .256 positions."),
+        ("a", {"mode": "both"}, "mode .'both'. must be 'joint' or 'chunks'"),
+        ("a", {"mode": "chunks", "chunk_length": 100}, "block_length .512. must be a multiple of chunk_length .100."),
+        ("a", {"query_distance": 0}, "query_distance .0. must be at least 1"),
+        ("a", {"chunk_size": 3}, "unknown setting .* choose from: mode, chunk_length"),
+    ],
+)
+def test_bad_texts_and_settings(
+    texts: Any, settings: dict[str, Any], words: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = MemoryDecoder(decoder_of("llama"), tokenizer)
+    with pytest.raises(UserError, match=words):
+        model.memories(texts, slots=4, **settings)
+
+
+def test_prompts_must_be_as_many_as_texts(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = MemoryDecoder(decoder_of("llama"), tokenizer)
+    with pytest.raises(UserError, match="1 prompts do not fit memories of 2 texts"):
+        model.inputs("a", model.memories(["a", "b"], slots=1))
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_a_decoder_that_cannot_be_loaded(path: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="cannot load a decoder from"):
+        MemoryDecoder.from_pretrained(str(tmp_path / path))

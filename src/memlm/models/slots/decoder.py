@@ -162,7 +162,7 @@ class MemoryDecoder:
             options: of transformers' `generate`.
         """
         inputs = self.inputs(prompts, memories)
-        options.setdefault("pad_token_id", pad_id(self.tokenizer))
+        options.setdefault("pad_token_id", eos_id(self.tokenizer))
         if memories is not None:
             # transformers repeats the prompt for beams and samples, but not a cache that it is given
             repeats = max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
@@ -195,8 +195,9 @@ class MemoryDecoder:
         if not rows or not all(rows):
             raise UserError("there is no text, or one of the texts is empty; give at least one token each.")
         longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), pad_id(self.tokenizer))
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        # masked positions hold any token that the decoder knows
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
             at = slice(longest - len(row), None) if left else slice(len(row))
             ids[i, at], mask[i, at] = torch.tensor(row), True

@@ -24,6 +24,9 @@ from torch import Tensor
 _POWER_STEPS = 4
 """Steps of the power iteration that bounds the step of the descent."""
 
+_LEAST_RIDGE = 1e-9
+"""The smallest ridge at which float64 factorises any matrix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
@@ -81,7 +84,7 @@ def fit_slots(
     factors = _factors(taken, mass, settings)
     shares = taken * factors.mT
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
-    fitted = _solve(shares.mT @ shares, shares.mT @ ((weights @ values) * per_mass), settings.ridge)
+    fitted = _solve(shares, (weights @ values) * per_mass, settings.ridge)
     return FittedSlots(indices, factors.log()[..., 0], fitted)
 
 
@@ -89,22 +92,30 @@ def _factors(
     taken: Float[Tensor, "heads queries slots"], mass: Float[Tensor, "heads queries 1"], settings: FitSettings
 ) -> Float[Tensor, "heads slots 1"]:
     low, high = math.exp(-settings.bias_limit), math.exp(settings.bias_limit)
-    gram, target = taken.mT @ taken, taken.mT @ mass
-    factors = _solve(gram, target, settings.ridge).clamp(low, high)
-    step = 1 / _largest_eigenvalue(gram).clamp(min=1e-30)
+    factors = _solve(taken, mass, settings.ridge).clamp(low, high)
+    step = 1 / _largest_eigenvalue(taken).clamp(min=1e-30)
     for _ in range(settings.refinements):
-        factors = (factors - step * (gram @ factors - target)).clamp(low, high)
+        factors = (factors - step * (taken.mT @ (taken @ factors - mass))).clamp(low, high)
     return factors
 
 
-def _largest_eigenvalue(gram: Float[Tensor, "heads slots slots"]) -> Float[Tensor, "heads 1 1"]:
-    vector = torch.ones_like(gram[..., :1])
+def _largest_eigenvalue(matrix: Float[Tensor, "heads queries slots"]) -> Float[Tensor, "heads 1 1"]:
+    """Return the largest eigenvalue of the products of the columns, from below."""
+    vector = torch.ones_like(matrix[:, :1]).mT
     for _ in range(_POWER_STEPS):
-        vector = torch.nn.functional.normalize(gram @ vector, dim=1)
-    return vector.mT @ gram @ vector
+        vector = torch.nn.functional.normalize(matrix.mT @ (matrix @ vector), dim=1)
+    return (matrix @ vector).square().sum(1, keepdim=True)
 
 
-def _solve(gram: Tensor, target: Tensor, ridge: float) -> Tensor:
-    size = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None].clamp(min=1e-30)
-    regular = gram.double() + ridge * size.double() * torch.eye(gram.shape[-1], device=gram.device, dtype=torch.double)
-    return torch.cholesky_solve(target.double(), torch.linalg.cholesky(regular)).to(target.dtype)
+def _solve(matrix: Tensor, target: Tensor, ridge: float) -> Tensor:
+    """Return the solution of a least squares problem, by its normal equations in float64."""
+    factor, failed = _cholesky((matrix.mT @ matrix).double(), ridge)
+    if bool(failed.any()):  # columns that are nearly alike need exact products
+        factor, failed = _cholesky(matrix.double().mT @ matrix.double(), max(ridge, _LEAST_RIDGE))
+    return torch.cholesky_solve((matrix.mT @ target).double(), factor).to(target.dtype)
+
+
+def _cholesky(products: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    size = products.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None].clamp(min=1e-30)
+    factor, failed = torch.linalg.cholesky_ex(products + ridge * size * torch.eye(products.shape[-1]).to(products))
+    return factor, failed

@@ -14,6 +14,7 @@ from memlm.errors import ConfigError
 from memlm.models.slots.attention import AttentionRecord, recorded
 
 _PROBED_POSITION = 3
+_FAMILIES = "use one of the families Llama, Qwen, Gemma, Mistral, Phi or GPT-2."
 _TOLERANCE = 0.02
 """Largest relative error of a rotated query, for decoders in bf16."""
 
@@ -79,23 +80,31 @@ class Rotary:
 
 @torch.no_grad()
 def _check_rotation(decoder: PreTrainedModel, rotary: Rotary) -> None:
-    if not rotary.moves:
-        return
-    seen: list[dict[int, Tensor]] = []
-    for position in (0, _PROBED_POSITION):
-        queries: dict[int, Tensor] = {}
-
-        def keep(record: AttentionRecord, queries: dict[int, Tensor] = queries) -> None:
-            queries[record.layer] = record.query
-
-        ids = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
-        with recorded(keep):
-            decoder(ids, position_ids=torch.full_like(ids, position), use_cache=False)
-        seen.append(queries)
+    first, known = (_queries(decoder, position) for position in (0, _PROBED_POSITION))
+    layers = int(decoder.config.num_hidden_layers)
+    if sorted(first) != list(range(layers)):
+        raise ConfigError(
+            f"decoders of kind '{decoder.config.model_type}' have {layers} layers, of which {len(first)} have the "
+            f"attention that memories need; {_FAMILIES}"
+        )
     distance = torch.full((1, 1, 1), _PROBED_POSITION, device=decoder.device)
-    moved, known = rotary.move(seen[0][0], distance, layer=0), seen[1][0].float()
-    if (moved - known).norm() > _TOLERANCE * known.norm():
+    moved = rotary.move(first[0], distance, layer=0)
+    if rotary.moves and (moved - known[0].float()).norm() > _TOLERANCE * known[0].float().norm():
         raise ConfigError(
             f"decoders of kind '{decoder.config.model_type}' rotate queries in a way that memlm does not know; "
-            "use one of the families Llama, Qwen, Gemma, Mistral, Phi or GPT-2."
+            f"{_FAMILIES}"
         )
+
+
+def _queries(decoder: PreTrainedModel, position: int) -> dict[int, Tensor]:
+    """Return each layer's query for one token at a position."""
+    queries: dict[int, Tensor] = {}
+
+    def keep(record: AttentionRecord) -> None:
+        queries[record.layer] = record.query
+
+    # not the first token, which is often padding and embedded as zeros
+    ids = torch.full((1, 1), decoder.config.vocab_size // 2, device=decoder.device)
+    with recorded(keep):
+        decoder(ids, position_ids=torch.full_like(ids, position), use_cache=False)
+    return queries
