@@ -189,7 +189,7 @@ BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, Tensor, int], SlotMe
     "sink and window": streaming,
     "observed attention": observed_attention,
 }
-"""What a sceptic would read instead of memories, with as many entries in the cache."""
+"""The contexts that a sceptic would read instead of memories, with as many entries in the cache."""
 
 
 def context_gain(

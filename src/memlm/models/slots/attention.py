@@ -29,7 +29,7 @@ _ATTRIBUTE = "memlm_slots"
 
 @dataclass(frozen=True, eq=False)
 class SlotBias:
-    """What attention must know of the slots at the beginning of a layer's keys.
+    """The biases and positions of the slots at the beginning of a layer's keys.
 
     Attributes:
         bias: (batch, key heads, slots), added to the scores; minus infinity for a slot that holds nothing.

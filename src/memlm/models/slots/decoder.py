@@ -16,10 +16,10 @@ from memlm.errors import CheckpointError, UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import no_shard_bars
 from memlm.models.slots.attention import use_slot_attention
-from memlm.models.slots.cache import SlotCache
-from memlm.models.slots.encoding import Budget, EncodedTexts, Reader
+from memlm.models.slots.encoded import Budget, EncodedTexts, Reader
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
+from memlm.models.slots.slot_cache import SlotCache
 from memlm.models.slots.states import EncodingSettings
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]

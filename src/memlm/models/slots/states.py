@@ -1,4 +1,4 @@
-"""What the layers of a decoder computed while it read texts, in blocks whose slots are fitted together."""
+"""States of a decoder's layers that read texts, in blocks whose slots are fitted together."""
 
 from __future__ import annotations
 
