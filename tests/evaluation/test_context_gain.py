@@ -1,0 +1,55 @@
+"""The share of the full-context gain: known at its ends, and the same in every batch size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from memlm.data import Document
+from memlm.errors import DataError
+from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain, gain_rows
+from memlm.models.slots import EncodingSettings, MemoryDecoder
+from tests.conftest import speech
+from tests.models.test_slots import decoder_of
+
+SETTINGS = ContextGainSettings(rows=12, context=24, window=4, scored=4, ratios=(1, 4), batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> MemoryDecoder:
+    return MemoryDecoder(decoder_of("llama"), tokenizer, EncodingSettings(chunk_length=8, block_length=24))
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return [Document(str(i), speech(i, 60)) for i in range(11)]
+
+
+def test_all_tokens_give_the_whole_gain_and_rows_do_not_depend_on_their_batch(
+    model: MemoryDecoder, documents: list[Document]
+) -> None:
+    done: list[int] = []
+    found = {m.name: m for m in context_gain(model, documents, SETTINGS, modes=["joint"], on_batch=done.append)}
+    assert done == [5, 10, 12]
+    assert found["context_gain/joint/1"].value == pytest.approx(1, abs=1e-4)
+    assert found["context_gain/observed attention/1"].value == pytest.approx(1, abs=1e-4)
+    assert found["loss/alone"].value != pytest.approx(found["loss/full"].value, abs=1e-4)
+    assert found["loss/joint/4"].low is not None
+    assert found["loss/joint/4"].interval_note == "bootstrap over 11 documents"
+    saved = found["loss/truncation/4"].value - found["loss/joint/4"].value
+    assert found["saved/joint/4 over truncation"].value == pytest.approx(saved, abs=1e-6)
+    single = ContextGainSettings(**{**vars(SETTINGS), "batch_size": 1})
+    alone = {m.name: m.value for m in context_gain(model, documents, single, modes=["joint"])}
+    # another text's memories are those of the batch's neighbour, of which a batch of one has none
+    same = [name for name in alone if "another" not in name and "saved" not in name and "context_gain" not in name]
+    assert [found[name].value for name in same] == pytest.approx([alone[name] for name in same], abs=1e-3)
+
+
+def test_rows_come_from_documents_in_turn(model: MemoryDecoder, documents: list[Document]) -> None:
+    rows = gain_rows(documents, model.tokenizer, SETTINGS)
+    assert rows.ids.shape == (12, 32)
+    assert rows.document.tolist() == [*range(11), 0]
+    assert torch.equal(rows.ids, gain_rows(documents, model.tokenizer, SETTINGS).ids)
+    with pytest.raises(DataError, match="0 of 11 documents have the 5008 tokens of a row, and 2 are needed"):
+        gain_rows(documents, model.tokenizer, ContextGainSettings(**{**vars(SETTINGS), "context": 5000}))
