@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import tyro
 from rich.progress import Progress
@@ -28,7 +29,7 @@ class Options:
     """Name of the GGUF file in the folder."""
     text: str = "sotu"
     """Text source; the figures are of its held-out documents."""
-    split: str = "held_out"
+    split: Literal["held_out", "validation"] = "held_out"
     """Documents to measure: held_out, or validation for choices."""
     dtype: str = "bfloat16"
     """Type of the decoder's weights."""

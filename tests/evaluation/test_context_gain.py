@@ -46,6 +46,12 @@ def test_all_tokens_give_the_whole_gain_and_rows_do_not_depend_on_their_batch(
     assert [found[name].value for name in same] == pytest.approx([alone[name] for name in same], abs=1e-3)
 
 
+@pytest.mark.parametrize("ratios", [(), (0,), (7,)])
+def test_ratios_leave_room_for_recent_tokens(ratios: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="must lie between 1 and 6 for a context of 24 tokens"):
+        ContextGainSettings(context=24, ratios=ratios)
+
+
 def test_rows_come_from_documents_in_turn(model: MemoryDecoder, documents: list[Document]) -> None:
     rows = gain_rows(documents, model.tokenizer, SETTINGS)
     assert rows.ids.shape == (12, 32)

@@ -47,17 +47,19 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
     )
 
 
-def load_tokenizer(path_or_id: str | Path, *, gguf_file: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path_or_id: str | Path, **options: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the Hub, and give it distinct padding and end-of-text tokens.
 
-    It is read from a GGUF file inside the folder if `gguf_file` names one.
+    Args:
+        path_or_id: folder or Hub id.
+        options: of `AutoTokenizer.from_pretrained`, such as `gguf_file`; None stands for the default.
 
     Raises:
         TokenizerError: there is no tokenizer.
     """
-    extra = {"gguf_file": gguf_file} if gguf_file else {}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **extra))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **given))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         message = f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json."
@@ -89,6 +91,17 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the end-of-text token."""
     return int(cast(int, tokenizer.eos_token_id))
+
+
+def first_token_id(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> int:
+    """Return the token that a decoder reads before a text or its memories, as an attention sink.
+
+    It is the token that texts start with, or that separates them, or a line break: the first of these that is not
+    padding and that a decoder of `vocab_size` tokens knows.
+    """
+    candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, *encode_texts(tokenizer, ["\n"])[0])
+    padding = tokenizer.pad_token_id
+    return next(i for i in candidates if isinstance(i, int) and i != padding and i < vocab_size)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -31,12 +31,11 @@ from memlm.evaluation.reconstruction import (
 from memlm.evaluation.result import Evaluation, Report, chunkwise_costs, compressor_costs, memory_costs, passages_of
 from memlm.measurement import Cost, DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder, encoder_of
-from memlm.models.loading import load_model
+from memlm.models.loading import load_decoder, load_model
 from memlm.models.memory.slots import reads_own_chunk
 from memlm.session import TextMemory
 from memlm.store import Bits
 from memlm.training import RunConfig, RunFolder, prepare_data
-from memlm.training.memory.pretrained import load_decoder
 from memlm.training.prepare import PreparedData, read_documents
 
 _RANDOM_ROWS = 512
@@ -213,7 +212,7 @@ class _ReaderEvaluation:
         if config.decoder.path is not None:
             self.say("reading held_out by the decoder as it was")
             with contextlib.suppress(CheckpointError):  # moved or removed since: everything else is measured
-                original = load_decoder(config.decoder.path)
+                original = load_decoder(config.decoder.path, dtype=torch.float32)
                 sizes = token_byte_lengths(self.tokenizer)
                 found += original_measurements(model, original, self._rows(data.held_out), sizes, split="held_out")
         if self.probe:

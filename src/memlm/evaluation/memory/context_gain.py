@@ -33,7 +33,11 @@ _SINKS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ContextGainSettings:
-    """Settings of the measurement."""
+    """Settings of the measurement.
+
+    Raises:
+        DataError: a size below 1, or a ratio that leaves no entry for recent tokens.
+    """
 
     rows: int = 200
     """Rows, taken from the documents in turn."""
@@ -49,6 +53,16 @@ class ContextGainSettings:
     """Rows that are read at once."""
     seed: int = 0
     """Seed of the rows' places in their documents."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "window", "scored", "batch_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        most = self.context // (_SINKS + 1)
+        if not self.ratios or not all(1 <= ratio <= most for ratio in self.ratios):
+            raise DataError(
+                f"ratios {self.ratios} must lie between 1 and {most} for a context of {self.context} tokens."
+            )
 
     @property
     def length(self) -> int:
@@ -177,7 +191,7 @@ def _most_attended(encoded: EncodedTexts, layer: int, count: int) -> Int[Tensor,
     # (batch, key heads, group, tokens, numbers) and (batch, key heads, 1, 1 + tokens, numbers)
     queries = states.queries.permute(0, 2, 3, 1, 4, 5).flatten(3, 4).float()
     keys = torch.cat([states.first_key, states.keys.transpose(1, 2).flatten(2, 3)], dim=2).float()
-    score = states.scores(queries, keys[:, :, None])
+    score = states.rule.scores(queries, keys[:, :, None])
     seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
     attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(3)
     per_query = attention / torch.arange(tokens, 0, -1)

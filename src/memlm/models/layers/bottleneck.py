@@ -72,7 +72,7 @@ class StretchPooling(nn.Module):
         self.pooled_size = settings.hidden_size
 
     def forward(self, hidden: Chunks, mask: ChunkMask) -> Pooled:
-        """(chunks, tokens, width) -> (chunks, memories, width)."""
+        """Return (chunks, memories, width) from hidden states (chunks, tokens, width)."""
         missing = self.chunk_length - hidden.shape[1]
         hidden = nn.functional.pad(hidden, (0, 0, 0, missing)).unflatten(1, (self.num_memories, -1))
         mask = nn.functional.pad(mask, (0, missing)).unflatten(1, (self.num_memories, -1))
@@ -121,7 +121,7 @@ class LearnedSlots(nn.Module):
         init.normal_(self.slots, std=self.slots.shape[1] ** -0.5)
 
     def forward(self, hidden: Chunks, mask: ChunkMask) -> Pooled:
-        """(chunks, tokens, width) -> (chunks, memories, width)."""
+        """Return (chunks, memories, width) from hidden states (chunks, tokens, width)."""
         hidden = hidden.masked_fill(~mask[..., None], 0.0)
         # an all-padding chunk has nothing to attend to, and softmax over nothing is NaN
         readable = mask | ~mask.any(-1, keepdim=True)
@@ -147,7 +147,7 @@ class Slices(nn.Module):
         init.copy_(self.maps, self.maps[:1].expand_as(self.maps))
 
     def forward(self, hidden: Chunks, mask: ChunkMask) -> Pooled:
-        """(chunks, tokens, width) -> (chunks, memories, numbers); masked positions write nothing."""
+        """Return (chunks, memories, numbers) from (chunks, tokens, width); masked positions write nothing."""
         hidden = hidden.masked_fill(~mask[..., None], 0.0)
         hidden = nn.functional.pad(hidden, (0, 0, 0, self.length - hidden.shape[1]))
         grouped = hidden.reshape(len(hidden), *self.maps.shape[:2])
@@ -170,7 +170,7 @@ class Positionwise(nn.Module):
         init.normal_(self.maps, std=self.maps.shape[1] ** -0.5)
 
     def forward(self, hidden: Chunks, mask: ChunkMask) -> Pooled:
-        """(chunks, tokens, width) -> (chunks, memories, numbers); masked positions write nothing."""
+        """Return (chunks, memories, numbers) from (chunks, tokens, width); masked positions write nothing."""
         tokens = hidden.shape[1]
         hidden = hidden.masked_fill(~mask[..., None], 0.0)
         written = (hidden.transpose(0, 1) @ self.maps[:tokens]).transpose(0, 1)

@@ -33,7 +33,7 @@ class Repeated(nn.Module):
         self.up = nn.Identity() if numbers == width else nn.Linear(numbers, width)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        """Return (chunks, length, width) from memories (chunks, memories, numbers)."""
         return self.up(memories).repeat_interleave(self.stretch, dim=1)
 
 
@@ -51,7 +51,7 @@ class Windowed(nn.Module):
         self.spread = nn.Linear(width // 2, width)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        """Return (chunks, length, width) from memories (chunks, memories, numbers)."""
         repeated = self.repeat(memories)
         chunks, length, width = repeated.shape
         starts = torch.arange(length, device=memories.device) % self.repeat.stretch
@@ -73,7 +73,7 @@ class Prefix(nn.Module):
         init.normal_(self.blank)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, memories + length, width)."""
+        """Return (chunks, memories + length, width) from memories (chunks, memories, numbers)."""
         slots = self.up(memories)
         return torch.cat([slots, self.blank.to(slots.dtype).expand(len(slots), self.length, -1)], dim=1)
 
@@ -95,7 +95,7 @@ class SlicesReadout(nn.Module):
         init.copy_(self.maps, self.maps[:1].expand_as(self.maps))
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        """Return (chunks, length, width) from memories (chunks, memories, numbers)."""
         slices = memories.reshape(len(memories), *self.maps.shape[:2])
         read = (slices.transpose(0, 1) @ self.maps).transpose(0, 1)
         return read.reshape(len(memories), self.length, -1)
@@ -116,7 +116,7 @@ class PositionwiseReadout(nn.Module):
         init.normal_(self.maps, std=self.maps.shape[1] ** -0.5)
 
     def forward(self, memories: Memories) -> DecoderInputs:
-        """(chunks, memories, numbers) -> (chunks, length, width)."""
+        """Return (chunks, length, width) from memories (chunks, memories, numbers)."""
         read = self.split(memories.flatten(1)).unflatten(1, (len(self.maps), -1))
         return (read.transpose(0, 1) @ self.maps).transpose(0, 1)
 

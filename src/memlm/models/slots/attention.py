@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -45,6 +45,25 @@ class SlotBias:
         return keys
 
 
+class ScoreRule(NamedTuple):
+    """How a layer scores keys, and which of them a query sees.
+
+    Attributes:
+        scaling: factor of the scores.
+        softcap: bound of the scores, or None.
+        window: number of positions that a query sees, its own included, or None.
+    """
+
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the scores (..., queries, keys) of keys (..., keys, numbers), before any mask or bias."""
+        found = queries @ keys.mT * self.scaling
+        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionRecord:
     """The inputs of one layer's attention.
@@ -54,18 +73,14 @@ class AttentionRecord:
         query: (batch, heads, tokens, numbers), rotated to the positions of its tokens.
         key: (batch, key heads, positions, numbers), rotated.
         value: (batch, key heads, positions, numbers).
-        scaling: factor of the scores.
-        softcap: bound of the scores, or None.
-        window: number of positions that a query sees, its own included, or None.
+        rule: how the layer scores keys.
     """
 
     layer: int
     query: Float[Tensor, "batch heads tokens numbers"]
     key: Float[Tensor, "batch key_heads positions numbers"]
     value: Float[Tensor, "batch key_heads positions numbers"]
-    scaling: float
-    softcap: float | None
-    window: int | None
+    rule: ScoreRule
 
 
 _RECORDER: ContextVar[Callable[[AttentionRecord], None] | None] = ContextVar("recorder", default=None)
@@ -97,8 +112,8 @@ def _attend(
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         # the fused function does not bound scores, whatever the layer says
         softcap = None if base is ALL_ATTENTION_FUNCTIONS["sdpa"] else kwargs.get("softcap")
-        options = scaling, softcap, kwargs.get("sliding_window")
-        recorder(AttentionRecord(int(cast(Any, module).layer_idx), query, key, value, *options))
+        rule = ScoreRule(scaling, softcap, kwargs.get("sliding_window"))
+        recorder(AttentionRecord(int(cast(Any, module).layer_idx), query, key, value, rule))
     slots: SlotBias | None = getattr(key, _ATTRIBUTE, None)
     if slots is not None:
         mask = _mask_with_bias(slots, query, key, mask, kwargs)

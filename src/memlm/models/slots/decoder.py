@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memlm.data import encode_texts, eos_id, pad_id
-from memlm.errors import CheckpointError, UserError
+from memlm.chunking import padded
+from memlm.data import encode_texts, eos_id, first_token_id, load_tokenizer
+from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
-from memlm.models.runtime import no_shard_bars
+from memlm.models.loading import load_decoder
 from memlm.models.slots.attention import use_slot_attention
 from memlm.models.slots.encoded import Budget, EncodedTexts, Reader
 from memlm.models.slots.memories import SlotMemories
@@ -52,7 +53,9 @@ class MemoryDecoder:
         use_slot_attention(decoder)
         self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
         self.settings = settings or EncodingSettings()
-        self.reader = Reader(decoder, first_token(tokenizer), Rotary(decoder))
+        self.reader = Reader(
+            decoder, first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size)), Rotary(decoder)
+        )
 
     @classmethod
     def from_pretrained(
@@ -72,20 +75,13 @@ class MemoryDecoder:
             options: of `AutoModelForCausalLM.from_pretrained`, such as `dtype`, `device_map` or `gguf_file`.
 
         Raises:
-            CheckpointError: the decoder or its tokenizer cannot be loaded.
+            CheckpointError: the decoder cannot be loaded.
+            TokenizerError: its tokenizer cannot be loaded.
             ConfigError: a decoder that rotates queries in an unknown way.
         """
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
-        trust = {"trust_remote_code": trust_remote_code}
-        try:
-            with no_shard_bars():
-                tokenizer = AutoTokenizer.from_pretrained(path_or_id, **trust, **of_tokenizer)
-                decoder = AutoModelForCausalLM.from_pretrained(path_or_id, **trust, **options)
-        except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"cannot load a decoder from '{path_or_id}' ({reason}); give a decoder's folder or Hub id."
-            ) from error
+        decoder = load_decoder(path_or_id, trust_remote_code=trust_remote_code, **options)
+        tokenizer = load_tokenizer(path_or_id, trust_remote_code=trust_remote_code, **of_tokenizer)
         return cls(decoder, tokenizer, settings)
 
     @torch.no_grad()
@@ -190,25 +186,12 @@ class MemoryDecoder:
     def _rows(
         self, texts: Texts, *, left: bool = False
     ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-        given = [texts] if isinstance(texts, str) else list(texts)
-        rows = encode_texts(self.tokenizer, cast(Any, given)) if given and isinstance(given[0], str) else given
+        given = cast(list[Any], [texts] if isinstance(texts, str) else list(texts))
+        rows: list[list[int]] = encode_texts(self.tokenizer, given) if given and isinstance(given[0], str) else given
         if not rows or not all(rows):
             raise UserError("there is no text, or one of the texts is empty; give at least one token each.")
-        longest = max(map(len, rows))
+        rows = [list(row[::-1] if left else row) for row in rows]
         # masked positions hold any token that the decoder knows
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            at = slice(longest - len(row), None) if left else slice(len(row))
-            ids[i, at], mask[i, at] = torch.tensor(row), True
+        ids, mask = padded(rows, length=max(map(len, rows)), pad_token_id=0)
+        ids, mask = (x.flip(1) if left else x for x in (ids, mask.bool()))
         return ids.to(self.decoder.device), mask.to(self.decoder.device)
-
-
-def first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that a decoder reads before a text; decoders use position 0 as an attention sink.
-
-    It is the token that texts start with, or that separates them, or a line break.
-    """
-    blank = pad_id(tokenizer)
-    candidates = (tokenizer.bos_token_id, eos_id(tokenizer), *encode_texts(tokenizer, ["\n"])[0])
-    return next(i for i in candidates if isinstance(i, int) and i != blank)

@@ -29,7 +29,7 @@ from memlm.models.slots.states import Blocks, EncodingSettings, LayerStates
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How many slots a text gets; the token before the text is kept too and is not counted.
+    """The number of slots of a text, without that of the token before the text, which is always kept.
 
     Raises:
         UserError: neither or both are given, or they are less than 1.
@@ -61,7 +61,7 @@ class EncodedTexts:
 
     Attributes:
         layers: states of each layer.
-        blocks: where the blocks of the texts stand.
+        blocks: sizes of the texts' blocks.
         rotary: moves queries and keys.
         settings: of the encoding.
     """
@@ -103,8 +103,7 @@ class EncodedTexts:
             keys, values = (x.transpose(1, 2).flatten(2, 3) for x in (states.keys, states.values))
             wide = index.clamp(min=0)[..., None].expand(*index.shape, keys.shape[-1])
             bias = torch.zeros_like(index, dtype=torch.float).masked_fill(index < 0, -math.inf)
-            positions = self.blocks.start + index
-            layers.append(states.behind_first(keys.gather(2, wide), values.gather(2, wide), bias, positions))
+            layers.append(states.behind_first(keys.gather(2, wide), values.gather(2, wide), bias, 1 + index))
         return packed(layers, self.blocks.lengths, (indices[0] >= 0).sum(-1).amax(1) + 1)
 
 

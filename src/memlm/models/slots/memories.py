@@ -50,11 +50,6 @@ class SlotMemories:
         """The number of slots of the longest row."""
         return self.layers[0].keys.shape[2]
 
-    @property
-    def numbers_per_slot(self) -> int:
-        """The numbers that one slot holds over all layers and heads."""
-        return sum(x.shape[1] * x.shape[3] for layer in self.layers for x in (layer.keys, layer.values))
-
     def to(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> SlotMemories:
         """Return the memories with keys and values of another type, or on another device."""
         layers = [

@@ -39,18 +39,13 @@ class Rotary:
 
     @property
     def moves(self) -> bool:
-        """Whether the decoder's positions are rotary."""
+        """True if the decoder's positions are rotary."""
         return self._module is not None
 
     def move(
         self,
         states: Float[Tensor, "batch heads tokens numbers"],
-        distances: Int[
-            Tensor,
-            (
-                batch  # heads tokens
-            ),
-        ],
+        distances: Int[Tensor, "batch _heads tokens"],
         *,
         layer: int,
     ) -> Float[Tensor, "batch heads tokens numbers"]:

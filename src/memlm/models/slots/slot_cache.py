@@ -70,10 +70,3 @@ class SlotCache(DynamicCache):
         super().__init__()
         length = int(memories.lengths.max())
         self.layers = [SlotLayer(layer, length) for layer in memories.layers]
-        self.layer_class_to_replicate = None
-
-    @property
-    def num_bytes(self) -> int:
-        """The bytes of all keys and values."""
-        layers: list[SlotLayer] = self.layers
-        return sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.errors import UserError
-from memlm.models.slots.attention import AttentionRecord
+from memlm.models.slots.attention import AttentionRecord, ScoreRule
 from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
 from memlm.models.slots.memories import LayerSlots
 from memlm.models.slots.rotary import Rotary
@@ -22,7 +22,7 @@ _SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
-    """How texts are encoded, and how slots are fitted.
+    """Settings of the encoding of texts and of the fit of their slots.
 
     Raises:
         UserError: a value out of its range.
@@ -54,19 +54,17 @@ class EncodingSettings:
 
 
 class Blocks(NamedTuple):
-    """Where the blocks of texts stand.
+    """Sizes of the blocks that texts are cut into; a text begins at position 1.
 
     Attributes:
         tokens: (batch, blocks), the number of tokens in each block.
         lengths: (batch,), the position behind each text.
         length: tokens of a full block.
-        start: position of the first token, 1 at the beginning of a text.
     """
 
     tokens: Int[Tensor, "batch blocks"]
     lengths: Int[Tensor, " batch"]
     length: int
-    start: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +78,7 @@ class LayerStates:
         queries: (batch, blocks, key heads, group, length, numbers), rotated to their tokens' positions.
         keys: (batch, blocks, key heads, length, numbers), rotated.
         values: (batch, blocks, key heads, length, numbers).
-        scaling: factor of the scores.
-        softcap: bound of the scores, or None.
-        window: number of positions that a query sees, or None.
+        rule: how the layer scores keys.
     """
 
     layer: int
@@ -91,9 +87,7 @@ class LayerStates:
     queries: Float[Tensor, "batch blocks heads group length numbers"]
     keys: Float[Tensor, "batch blocks heads length numbers"]
     values: Float[Tensor, "batch blocks heads length numbers"]
-    scaling: float
-    softcap: float | None
-    window: int | None
+    rule: ScoreRule
 
     @classmethod
     def of(cls, record: AttentionRecord, batch: int, length: int) -> LayerStates:
@@ -112,16 +106,10 @@ class LayerStates:
         key, value = (x.unflatten(0, (batch, -1))[:, 0, :, :1] for x in (record.key, record.value))
         queries = blocks(record.query).unflatten(2, (key.shape[1], -1))
         keys, values = blocks(record.key), blocks(record.value)
-        options = record.scaling, record.softcap, record.window
-        return cls(record.layer, key, value, queries, keys, values, *options)
-
-    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return the scores of keys before any mask or bias."""
-        found = queries @ keys.mT * self.scaling
-        return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
+        return cls(record.layer, key, value, queries, keys, values, record.rule)
 
     def behind_first(self, keys: Tensor, values: Tensor, bias: Tensor, positions: Tensor) -> LayerSlots:
-        """Return slots behind that of the first token."""
+        """Return slots (batch, key heads, slots, numbers) behind that of the token before the text."""
         zero = torch.zeros_like(bias[..., :1])
         return LayerSlots(
             torch.cat([self.first_key, keys], dim=2),
@@ -136,7 +124,7 @@ class LayerStates:
         """Return the slots that act on the text's own queries, moved behind the text, as all keys and values do.
 
         Args:
-            blocks: where the blocks stand.
+            blocks: sizes of the blocks.
             counts: (batch, blocks), slots of each block.
             rotary: moves the queries.
             settings: of the encoding.
@@ -152,7 +140,7 @@ class LayerStates:
             picked = self.keys[row, block, :, :tokens].gather(2, at[..., None].expand(*at.shape, numbers))
             keys[row, block, :, :slots], values[row, block, :, :slots] = picked, found.values.to(keys)
             bias[row, block, :, :slots] = found.bias
-            positions[row, block, :, :slots] = blocks.start + block[:, None, None] * blocks.length + at
+            positions[row, block, :, :slots] = 1 + block[:, None, None] * blocks.length + at
         return self.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values, bias, positions)))
 
     def _groups(
@@ -179,16 +167,16 @@ class LayerStates:
     ) -> FittedSlots:
         heads, group = self.queries.shape[2:4]
         chosen = torch.arange(0, tokens, settings.query_stride, device=row.device)
-        own = (blocks.start + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
+        own = (1 + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
         reader = blocks.lengths[row][:, None] + _further(self.layer, settings)[:tokens].to(row.device)[chosen]
         queries = self.queries[row, block][..., chosen, :].flatten(1, 2)
         queries = rotary.move(queries, (reader - own[:, chosen])[:, None], layer=self.layer)
         keys, values = (x[row, block, :, :tokens].float() for x in (self.keys, self.values))
         visible = None
-        if self.window is not None:
-            visible = reader[:, :, None] - own[:, None] < self.window
+        if self.rule.window is not None:
+            visible = reader[:, :, None] - own[:, None] < self.rule.window
             visible = visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
-        score = self.scores(queries.unflatten(1, (heads, group)).flatten(2, 3), keys).flatten(0, 1)
+        score = self.rule.scores(queries.unflatten(1, (heads, group)).flatten(2, 3), keys).flatten(0, 1)
         found = fit_slots(score, values.flatten(0, 1), slots, settings.fit, visible=visible)
         return FittedSlots(*(x.unflatten(0, (len(row), heads)) for x in found))
 

@@ -6,14 +6,15 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memlm.data import encode_texts, eos_id, pad_id
-from memlm.errors import CheckpointError, ConfigError
+from memlm.data import eos_id, first_token_id, pad_id
+from memlm.errors import ConfigError
 from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder
+from memlm.models.loading import load_decoder
 from memlm.models.memory.adapter import LoraSettings, base_weights_into
 from memlm.models.memory.encoder import Translation
-from memlm.models.runtime import no_shard_bars, weights_fingerprint
+from memlm.models.runtime import weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.model_settings import settings_of
 
@@ -21,27 +22,6 @@ _REPLACED = ("model_type", "encoder", "decoder", "lora")
 """Settings that an encoder and a pretrained decoder bring themselves."""
 _SAMPLE = 256
 """Random memories that show how long slots are."""
-
-
-def load_decoder(path_or_id: str) -> PreTrainedModel:
-    """Return a causal language model in fp32.
-
-    Raises:
-        CheckpointError: there is none, or it needs code of its own.
-    """
-    try:
-        with no_shard_bars():
-            return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=torch.float32, trust_remote_code=False)
-    except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
-        reason = " ".join(str(error).split())[:200]
-        if "custom code" in reason:
-            raise CheckpointError(
-                f"'{path_or_id}' brings code of its own, which memlm does not run; give a model that transformers "
-                "knows, or convert it to one."
-            ) from error
-        raise CheckpointError(
-            f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
-        ) from error
 
 
 def build_around_pretrained(
@@ -65,7 +45,7 @@ def build_around_pretrained(
     """
     if encoder is None or encoder_tokenizer is None:
         raise ConfigError("a pretrained decoder reads the memories of a trained encoder; give encoder_run (--encoder).")
-    base = load_decoder(str(config.decoder.path))
+    base = load_decoder(str(config.decoder.path), dtype=torch.float32)
     table = _token_embeddings(base, f"use another decoder than '{config.decoder.path}'")
     apart = tokenizer.get_vocab() != encoder_tokenizer.get_vocab()
     settings = {n: v for n, v in settings_of(config.model).items() if n not in _REPLACED}
@@ -77,7 +57,7 @@ def build_around_pretrained(
             lora=_lora(config),
             freeze_decoder=config.decoder.adapter != "all",
             own_blank=True,
-            first_token_id=_first_token(tokenizer),
+            first_token_id=first_token_id(tokenizer, vocab_size=table.num_embeddings),
             encoder_tokens="own" if apart else "shared",
             freeze_encoder=True,
             encoder_fingerprint=weights_fingerprint(encoder),
@@ -124,7 +104,9 @@ def take_token_table(model: TextAutoencoder, path_or_id: str) -> None:
         CheckpointError: the language model cannot be loaded.
         ConfigError: it has no token embeddings, or they are narrower than the autoencoder.
     """
-    found = _token_embeddings(load_decoder(path_or_id), f"leave data.token_table ('{path_or_id}') out")
+    found = _token_embeddings(
+        load_decoder(path_or_id, dtype=torch.float32), f"leave data.token_table ('{path_or_id}') out"
+    )
     words, width = model.embed_tokens.weight.shape
     if found.embedding_dim < width:
         raise ConfigError(
@@ -141,13 +123,6 @@ def take_token_table(model: TextAutoencoder, path_or_id: str) -> None:
     model.lm_head.weight.copy_(projected * width**-0.5)
     model.config.freeze_embeddings = True
     model.set_trainable()
-
-
-def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a token that texts start with or are separated by, which serves as an attention sink."""
-    blank = pad_id(tokenizer)
-    candidates = (tokenizer.bos_token_id, eos_id(tokenizer), *encode_texts(tokenizer, ["\n"])[0])
-    return next(i for i in candidates if isinstance(i, int) and i != blank)
 
 
 @torch.no_grad()
