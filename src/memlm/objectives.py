@@ -230,7 +230,7 @@ def info_nce(
     return F.cross_entropy(cosines / temperature, own, reduction="none")
 
 
-ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction"]
+ObjectiveName = Literal["next_token", "copy", "token_dropout", "blank_copy", "reconstruction", "distillation"]
 """The name of an objective."""
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 """The objectives of memory models, in the order of their losses."""
@@ -256,6 +256,16 @@ class LinearSchedule:
         return self.start + share * (self.end - self.start)
 
 
+def value_at(value: float | LinearSchedule, step: int) -> float:
+    """Return a number, or that of a schedule at a step."""
+    return value.at(step) if isinstance(value, LinearSchedule) else value
+
+
+def ends_of(value: float | LinearSchedule) -> tuple[float, float]:
+    """Return the first and the last value of a number or a schedule."""
+    return (value.start, value.end) if isinstance(value, LinearSchedule) else (value, value)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A weighted mean of objectives; weights are divided by their sum.
@@ -270,7 +280,7 @@ class Mixture:
         for name, weight in self.weights.items():
             if name not in OBJECTIVES:
                 raise ConfigError(f"unknown objective '{name}'. Choose from: {', '.join(OBJECTIVES)}.")
-            for value in (weight.start, weight.end) if isinstance(weight, LinearSchedule) else (weight,):
+            for value in ends_of(weight):
                 if not math.isfinite(value) or value < 0:
                     raise ConfigError(f"weight of '{name}' ({value}) must be a number of at least 0.")
             if isinstance(weight, LinearSchedule) and weight.steps < 1:
@@ -292,5 +302,4 @@ class Mixture:
         return torch.tensor([self._at(name, step) for name in self.names])
 
     def _at(self, name: str, step: int) -> float:
-        weight = self.weights[name]
-        return weight.at(step) if isinstance(weight, LinearSchedule) else weight
+        return value_at(self.weights[name], step)

@@ -57,5 +57,5 @@ def test_rows_come_from_documents_in_turn(model: MemoryDecoder, documents: list[
     assert rows.ids.shape == (12, 32)
     assert rows.document.tolist() == [*range(11), 0]
     assert torch.equal(rows.ids, gain_rows(documents, model.tokenizer, SETTINGS).ids)
-    with pytest.raises(DataError, match="0 of 11 documents have the 5008 tokens of a row, and 2 are needed"):
+    with pytest.raises(DataError, match="none of 11 documents has the 5008 tokens of a row"):
         gain_rows(documents, model.tokenizer, ContextGainSettings(**{**vars(SETTINGS), "context": 5000}))

@@ -68,11 +68,13 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
 
 def headline_of(folder: RunFolder, evaluation: Evaluation) -> str:
     """Return the main result in one sentence."""
-    from memlm.models import TextAutoencoderConfig
+    from memlm.models import SlotWriterConfig, TextAutoencoderConfig
     from memlm.reports.tables import percent, with_interval
 
     model = folder.config().model
     first = {m.name: m for m in reversed(evaluation.measurements)}
+    if isinstance(model, SlotWriterConfig):
+        return _writer_headline(first)
     if not isinstance(model, TextAutoencoderConfig):
         return _memory_headline(model.chunk_length, first)
     accuracy, exact = first["token_accuracy"], first["exact_match"]
@@ -96,6 +98,18 @@ def _memory_headline(chunk_length: int, first: dict[str, Measurement]) -> str:
     return (
         f"From memories of {chunk_length} tokens each the decoder gives back {percent(copied.value)} % of them "
         f"(blank copy, greedy), and reads on at {read}."
+    )
+
+
+def _writer_headline(first: dict[str, Measurement]) -> str:
+    from memlm.reports.tables import with_interval
+
+    ratios = [int(name.rsplit("/", 1)[1]) for name in first if name.startswith("context_gain/chunks/")]
+    ratio = min(ratios, key=lambda x: abs(x - 8))
+    share, truncation = (first[f"context_gain/{name}/{ratio}"] for name in ("chunks", "truncation"))
+    return (
+        f"With one memory for {ratio} tokens, the decoder keeps {with_interval(share)} of what it gains "
+        f"from all tokens ({share.split}); the last tokens alone, equally many, keep {with_interval(truncation)}."
     )
 
 

@@ -13,9 +13,20 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import Document, PackedRows, decode_ids, load_documents, pack, pad_id, random_rows, token_byte_lengths
+from memlm.data import (
+    Document,
+    PackedRows,
+    decode_ids,
+    fingerprint,
+    load_documents,
+    pack,
+    pad_id,
+    random_rows,
+    token_byte_lengths,
+)
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError, DataError
+from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
 from memlm.evaluation.memory.perplexity import oracle_measurements, original_measurements, perplexity_measurements
 from memlm.evaluation.memory.recall import copy_measurements, recall_measurements
 from memlm.evaluation.probe.retention import Retention
@@ -30,18 +41,28 @@ from memlm.evaluation.reconstruction import (
 )
 from memlm.evaluation.result import Evaluation, Report, chunkwise_costs, compressor_costs, memory_costs, passages_of
 from memlm.measurement import Cost, DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
-from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder, encoder_of
-from memlm.models.loading import load_decoder, load_model
+from memlm.models import (
+    ChunkReader,
+    MemoryModelForCausalLM,
+    RecurrentMemoryForCausalLM,
+    SlotWriterConfig,
+    TextAutoencoder,
+    encoder_of,
+)
+from memlm.models.loading import load_model
 from memlm.models.memory.slots import reads_own_chunk
+from memlm.models.runtime import load_decoder
+from memlm.models.slots import MemoryDecoder
 from memlm.session import TextMemory
 from memlm.store import Bits
 from memlm.training import RunConfig, RunFolder, prepare_data
-from memlm.training.prepare import PreparedData, read_documents
+from memlm.training.prepare import PreparedData, read_documents, read_split
 
 _RANDOM_ROWS = 512
 _SAMPLED_ROWS = 1024
 _CHUNKS_COMPRESSED = 2000
 _WIDTHS: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
+_WRITER_ROWS = 48
 _PROBED = ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
 """Figures of the probe that a run reports."""
 
@@ -51,8 +72,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure a trained run on its held-out documents, or on another text.
 
-    An autoencoder is also measured on training, foreign and random text. A memory model is also compared with the
-    pretrained decoder that it began from, and a probe reads its memories; finished probes are cached
+    An autoencoder is also measured on training, foreign and random text. A decoder that writes memories is measured by
+    its share of the full-context gain (`memlm.evaluation.memory.context_gain`). A memory model is also compared with
+    the pretrained decoder that it began from, and a probe reads its memories; finished probes are cached
     (`default_cache()`), so that runs with one frozen encoder share them.
 
     Args:
@@ -70,6 +92,8 @@ def evaluate_run(
     folder.require_model()
     say = report or (lambda _: None)
     config = folder.config()
+    if isinstance(config.model, SlotWriterConfig):
+        return _evaluate_writer(folder, text, say, rows)
     if config.is_autoencoder:
         memory = TextMemory.from_pretrained(path)
         counts = torch.tensor(folder.data()["unigram_counts"])
@@ -224,6 +248,41 @@ class _ReaderEvaluation:
     def _rows(self, documents: Sequence[Document]) -> PackedRows:
         rows = pack(documents, self.tokenizer, row_length=self.row_length, across_documents=False)
         return rows if self.most is None else rows.sample(self.most, seed=0)
+
+
+def _evaluate_writer(folder: RunFolder, text: str | None, say: Report, rows: int | None) -> Evaluation:
+    """Measure the share of the full-context gain, on few rows by default, since each is read many times."""
+    model = MemoryDecoder.from_pretrained(str(folder.path))
+    documents, split = _held_out_documents(folder), "held_out"
+    if text is not None:
+        # the name, not the path: measurements may be published
+        documents, split = load_documents(text), Path(text).name
+    settings = replace(_writer_settings(model), rows=rows or _WRITER_ROWS)
+    say(f"reading {settings.rows} rows of {split}")
+    found = context_gain(
+        model,
+        documents,
+        settings,
+        split=split,
+        on_batch=lambda done: say(f"reading rows of {split}: {done} of {settings.rows}"),
+    )
+    return Evaluation(found, [], [], [])
+
+
+def _writer_settings(model: MemoryDecoder) -> ContextGainSettings:
+    """Return contexts of the length of training, and the ratios that leave some slots to each chunk."""
+    length, written = model.config.chunk_length, model.config.num_chunks - 1
+    context = length * written
+    ratios = tuple(ratio for ratio in (2, 4, 8, 16, 32) if context // ratio > 4)
+    return ContextGainSettings(context=context, window=min(32, length), scored=min(32, length), ratios=ratios)
+
+
+def _held_out_documents(folder: RunFolder) -> Sequence[Document]:
+    config = folder.config()
+    documents = read_split(config.data, config.training.seed).held_out
+    if fingerprint(documents) != folder.data()["fingerprint_held_out"]:
+        raise DataError(f"'{config.data.text}' has changed since the run was trained; measure it by name with --text.")
+    return documents
 
 
 def probe_autoencoder(path: str) -> list[Measurement]:

@@ -15,6 +15,8 @@ from memlm.models.memory.modeling import MemoryModelForCausalLM
 from memlm.models.passage import PassageEncoder, PassageEncoderConfig
 from memlm.models.probe.modeling import ProbeConfig, ProbeDecoder
 from memlm.models.recurrent import RecurrentMemoryConfig, RecurrentMemoryForCausalLM
+from memlm.models.slots.configuration import SlotWriterConfig
+from memlm.models.slots.writer import SlotWriter
 
 for _auto, _models in (
     (AutoModel, (MixerModel, TextAutoencoder, ChunkEncoder, PassageEncoder, ProbeDecoder)),
@@ -24,6 +26,7 @@ for _auto, _models in (
         _config: Any = _model.config_class
         AutoConfig.register(_config.model_type, _config, exist_ok=True)
         _auto.register(_config, _model, exist_ok=True)
+AutoConfig.register(SlotWriterConfig.model_type, SlotWriterConfig, exist_ok=True)
 
 ChunkReader = MemoryModelForCausalLM | RecurrentMemoryForCausalLM
 """Models that read documents chunk by chunk, with earlier chunks as memories."""
@@ -45,6 +48,8 @@ __all__ = [
     "ProbeDecoder",
     "RecurrentMemoryConfig",
     "RecurrentMemoryForCausalLM",
+    "SlotWriter",
+    "SlotWriterConfig",
     "TextAutoencoder",
     "TextAutoencoderConfig",
     "encoder_of",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import load_tokenizer
 from memlm.errors import CheckpointError, TokenizerError
@@ -15,6 +15,8 @@ from memlm.models import (
     MemoryModelForCausalLM,
     RecurrentMemoryConfig,
     RecurrentMemoryForCausalLM,
+    SlotWriter,
+    SlotWriterConfig,
     TextAutoencoder,
     TextAutoencoderConfig,
 )
@@ -24,6 +26,7 @@ RUN_MODELS: dict[str, type[PreTrainedModel]] = {
     TextAutoencoderConfig.model_type: TextAutoencoder,
     MemoryModelConfig.model_type: MemoryModelForCausalLM,
     RecurrentMemoryConfig.model_type: RecurrentMemoryForCausalLM,
+    SlotWriterConfig.model_type: SlotWriter,
 }
 """The models that a run folder may hold, by their `model_type`."""
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -73,32 +76,6 @@ def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, Pre
             f"no tokenizer.json in '{directory}'; copy the tokenizer the model was trained with beside it."
         )
     return model, load_tokenizer(folder)
-
-
-def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
-    """Load a causal language model from a folder or the Hub.
-
-    Args:
-        path_or_id: folder or Hub id.
-        trust_remote_code: run Python code that comes with the model.
-        options: of `AutoModelForCausalLM.from_pretrained`, such as `dtype`.
-
-    Raises:
-        CheckpointError: there is none, or it needs code of its own.
-    """
-    try:
-        with no_shard_bars():
-            return AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
-        reason = " ".join(str(error).split())[:200]
-        if "custom code" in reason:
-            raise CheckpointError(
-                f"'{path_or_id}' brings code of its own, which memlm does not run; give a model that transformers "
-                "knows, or convert it to one."
-            ) from error
-        raise CheckpointError(
-            f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
-        ) from error
 
 
 def summary_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

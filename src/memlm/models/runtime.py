@@ -1,4 +1,4 @@
-"""Fingerprints of weights, numeric precision, and loading without progress bars."""
+"""Pretrained decoders, fingerprints of weights, numeric precision, and loading without progress bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
+
+from memlm.errors import CheckpointError
 
 
 @contextmanager
@@ -24,6 +27,32 @@ def no_shard_bars() -> Generator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """Load a causal language model from a folder or the Hub.
+
+    Args:
+        path_or_id: folder or Hub id.
+        trust_remote_code: run Python code that comes with the model.
+        options: of `AutoModelForCausalLM.from_pretrained`, such as `dtype`.
+
+    Raises:
+        CheckpointError: there is none, or it needs code of its own.
+    """
+    try:
+        with no_shard_bars():
+            return AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
+        reason = " ".join(str(error).split())[:200]
+        if "custom code" in reason:
+            raise CheckpointError(
+                f"'{path_or_id}' brings code of its own, which memlm does not run; give a model that transformers "
+                "knows, or convert it to one."
+            ) from error
+        raise CheckpointError(
+            f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
+        ) from error
 
 
 def weights_fingerprint(model: nn.Module, *, before: str = "", after: str = "") -> str:

@@ -16,7 +16,7 @@ _ALL = (
     *(m.memory_tiny, m.memory_last_token_tiny, m.memory_curriculum_tiny, m.memory_paper_tiny),
     *(a.autoencoder_paper, m.memory_paper, m.memory_curriculum_paper),
     *(m.memory_next_tiny, m.memory_none_tiny, m.memory_full_context_tiny, m.memory_recurrent_tiny),
-    *(m.memory_oracle_tiny, a.autoencoder_pretrained, m.memory_pretrained_input),
+    *(m.memory_oracle_tiny, a.autoencoder_pretrained, m.memory_pretrained_input, m.memory_pretrained),
 )
 RECIPES: dict[str, Callable[[], RunConfig]] = {recipe.__name__.replace("_", "-"): recipe for recipe in _ALL}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memlm.models import MemoryModelConfig
+from memlm.models import MemoryModelConfig, SlotWriterConfig
 from memlm.objectives import LinearSchedule, ObjectiveName
 from memlm.recipes.autoencoder import PAPER_DATA, paper_training
 from memlm.training.config import OptimizerConfig, PretrainedDecoder, RunConfig, Stage, TrainingConfig, merge_run
@@ -114,6 +114,27 @@ def memory_pretrained_input() -> RunConfig:
             Stage(name="mixture", objectives=MIXTURES["mixture"], steps=120, learning_rate=2e-3),
         ),
         training=memory_tiny().training.model_copy(update={**training, "optimizer": rates}),
+    )
+
+
+def memory_pretrained() -> RunConfig:
+    """A pretrained decoder (--decoder) learns to write memories of text (--text) that it reads as a cache."""
+    optimizer = OptimizerConfig(name="adamw", learning_rate=5e-4, betas=(0.9, 0.98), decay_share=0.5)
+    return RunConfig(
+        recipe="memory-pretrained",
+        model=SlotWriterConfig(),
+        decoder=PretrainedDecoder(adapter="lora"),
+        stages=(Stage(name="distillation", objectives={"distillation": 1.0}),),
+        training=TrainingConfig(
+            steps=300,
+            batch_size=2,
+            precision="fp32",
+            evaluate_every=100,
+            evaluate_rows=16,
+            checkpoint_every=20,
+            log_every=5,
+            optimizer=optimizer,
+        ),
     )
 
 

@@ -11,8 +11,8 @@ from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 from transformers import PreTrainedConfig
 
 from memlm.errors import ConfigError
-from memlm.models import RecurrentMemoryConfig, TextAutoencoderConfig
-from memlm.objectives import OBJECTIVES, LinearSchedule, Mixture, ObjectiveName
+from memlm.models import MemoryModelConfig, RecurrentMemoryConfig, SlotWriterConfig, TextAutoencoderConfig
+from memlm.objectives import LinearSchedule, Mixture, ObjectiveName, ends_of, value_at
 from memlm.training.model_settings import ModelConfig, complete, merged, settings_of
 from memlm.training.schema import Count, Settings, Share, checked, settings_names
 
@@ -114,7 +114,7 @@ class Stage(Settings):
     @property
     def draws_random(self) -> bool:
         """True if any of blank_copy's tokens are replaced by random ones."""
-        return max(_ends(self.random_share)) > 0
+        return max(ends_of(self.random_share)) > 0
 
     @property
     def changes_chunks(self) -> ObjectiveName | None:
@@ -124,7 +124,7 @@ class Stage(Settings):
 
     def random_share_at(self, step: int) -> float:
         """Return the share of random tokens in blank_copy at a step of the stage, the first being 0."""
-        return _at(self.random_share, step)
+        return value_at(self.random_share, step)
 
     def max_targets_at(self, step: int) -> int | None:
         """Return how many tokens of each chunk blank_copy asks for at a step of the stage; None for all."""
@@ -133,7 +133,7 @@ class Stage(Settings):
 
     def row_interval_at(self, objective: str, step: int) -> int:
         """Return n where an objective is computed on every n-th row at a step of the stage."""
-        return round(1 / _at(self.row_share.get(cast(ObjectiveName, objective), 1.0), step))
+        return round(1 / value_at(self.row_share.get(cast(ObjectiveName, objective), 1.0), step))
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
@@ -141,10 +141,10 @@ class Stage(Settings):
         if not self.objectives:
             raise ConfigError(f"{where} has no objectives; name at least one, such as next_token.")
         self._check_row_share(where)
-        start, end = _ends(self.random_share)
+        start, end = ends_of(self.random_share)
         if max(start, end) > 1:
             raise ConfigError(f"random_share of {where} (from {start} to {end}) must be between 0 and 1.")
-        starts, ends = zip(*map(_ends, self.objectives.values()), strict=True)
+        starts, ends = zip(*map(ends_of, self.objectives.values()), strict=True)
         for when, weights in (("start", starts), ("end", ends)):
             if not sum(weights) > 0:
                 raise ConfigError(f"the weights of {where} sum to 0 at its {when}; at least one must be above 0.")
@@ -152,7 +152,7 @@ class Stage(Settings):
 
     def _check_row_share(self, where: str) -> None:
         for name, share in self.row_share.items():
-            start, end = _ends(share)
+            start, end = ends_of(share)
             if not 0 < min(start, end) <= max(start, end) <= 1:
                 raise ConfigError(
                     f"row_share of {name} in {where} (from {start} to {end}) must lie above 0 and not above 1."
@@ -162,15 +162,6 @@ class Stage(Settings):
                 raise ConfigError(f"row_share of {where} names {name}, {what}; leave it out.")
         if self.row_share and self.objectives.keys() - {"reconstruction"} <= self.row_share.keys():
             raise ConfigError(f"row_share of {where} leaves rows that nothing is asked of; give one objective all.")
-
-
-def _at(value: float | LinearSchedule, step: int) -> float:
-    return value.at(step) if isinstance(value, LinearSchedule) else value
-
-
-def _ends(value: float | LinearSchedule) -> tuple[float, float]:
-    """Return the first and the last value."""
-    return (value.start, value.end) if isinstance(value, LinearSchedule) else (value, value)
 
 
 class TrainingConfig(Settings):
@@ -209,6 +200,11 @@ class PretrainedDecoder(Settings):
 
     path: Annotated[str, Field(min_length=1)] | None = None
     """Folder or Hub id of a causal language model; its tokenizer comes with it."""
+    gguf_file: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the GGUF file, where the decoder's folder holds one; its weights are made plain."""
+    dtype: Literal["float32", "bfloat16", "float16", "8bit"] = "float32"
+    """Type of the decoder's own weights while adapters learn beside them (memlm_slot_writer); 8bit needs a GPU and
+    bitsandbytes."""
     adapter: Literal["all", "lora", "gated", "connector"] = "all"
     """Weights of the pretrained decoder that learn: all, low-rank adapters that are active behind memories only (lora,
     or gated, each behind a gate that starts shut), or none but those that join it to memories (connector). Rank and
@@ -227,10 +223,17 @@ def _default_data(values: dict[str, Any]) -> DataConfig:
     return DataConfig() if isinstance(values.get("model"), TextAutoencoderConfig) else DataConfig(short_rows=0.0)
 
 
+_ALONE: dict[type, tuple[str, list[ObjectiveName]]] = {
+    TextAutoencoderConfig: ("autoencoders", ["reconstruction"]),
+    RecurrentMemoryConfig: ("recurrent memory", ["next_token", "copy", "token_dropout", "blank_copy"]),
+    SlotWriterConfig: ("memlm_slot_writer", ["distillation"]),
+}
+"""Names and objectives of models whose parts are all trained at once."""
+
+
 def _default_stages(values: dict[str, Any]) -> tuple[Stage, ...]:
-    is_autoencoder = isinstance(values.get("model"), TextAutoencoderConfig)
-    objective: ObjectiveName = "reconstruction" if is_autoencoder else "next_token"
-    return (Stage(name=objective, objectives={objective: 1.0}),)
+    _, objectives = _ALONE.get(type(values.get("model")), ("", ["next_token"]))
+    return (Stage(name=objectives[0], objectives={objectives[0]: 1.0}),)
 
 
 if TYPE_CHECKING:
@@ -290,22 +293,25 @@ class RunConfig(Settings):
         if twice:
             raise ConfigError(f"two stages are named '{min(twice)}'; give each a name of its own.")
         self._check_row_intervals()
-        if isinstance(self.model, TextAutoencoderConfig):
-            self._check_alone("autoencoders", ["reconstruction"])
-            return self
-        if self.data.token_table is not None:
+        if self.data.token_table is not None and not self.is_autoencoder:
             raise ConfigError(f"data.token_table ('{self.data.token_table}') is for autoencoders; leave it out.")
-        if isinstance(self.model, RecurrentMemoryConfig):
-            self._check_alone("recurrent memory", [name for name in OBJECTIVES if name != "reconstruction"])
-        elif self.decoder.path is not None and (
-            self.model.layout != "variable" or self.model.learned_positions or self.model.blank_head
+        if type(self.model) in _ALONE:
+            self._check_alone(*_ALONE[type(self.model)])
+        else:
+            self._check_memory(cast(MemoryModelConfig, self.model))
+        return self
+
+    def _check_memory(self, model: MemoryModelConfig) -> None:
+        if any("distillation" in stage.objectives for stage in self.stages):
+            raise ConfigError("the objective distillation is of memlm_slot_writer (recipe memory-pretrained).")
+        if self.decoder.path is not None and (
+            model.layout != "variable" or model.learned_positions or model.blank_head
         ):
             raise ConfigError(
                 "a pretrained decoder (decoder.path) reads text at the positions that it knows: model.layout must be "
                 "'variable', learned_positions and blank_head false."
             )
-        self._check_copies(self.model.num_chunks)
-        return self
+        self._check_copies(model.num_chunks)
 
     def _check_row_intervals(self) -> None:
         """Check that every step has at least one row for every objective."""
@@ -321,7 +327,7 @@ class RunConfig(Settings):
 
     def _check_alone(self, model: str, objectives: Sequence[str]) -> None:
         """Check that a model has no parts of others, and that stages train all of it, with objectives that it has."""
-        if self.decoder.path is not None:
+        if self.decoder.path is not None and not isinstance(self.model, SlotWriterConfig):
             raise ConfigError(f"a pretrained decoder (decoder.path) has no place in {model}; use memlm_memory.")
         if self.encoder_run is not None:
             raise ConfigError(f"encoder_run ('{self.encoder_run}') has no place in {model}; leave it out.")

@@ -24,12 +24,13 @@ from memlm.models import (
     MemoryModelConfig,
     MixerConfig,
     RecurrentMemoryConfig,
+    SlotWriterConfig,
     TextAutoencoderConfig,
 )
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.memory.slots import memory_blocks_needed
 
-ModelConfig = TextAutoencoderConfig | MemoryModelConfig | RecurrentMemoryConfig
+ModelConfig = TextAutoencoderConfig | MemoryModelConfig | RecurrentMemoryConfig | SlotWriterConfig
 """Configurations of the models that runs train."""
 _FOREIGN = frozenset(
     {"vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings", "use_cache"}
@@ -118,7 +119,7 @@ def complete(
     values = dict(settings)
     kind = _class_of(str(values.pop("model_type", TextAutoencoderConfig.model_type)), MODEL_CONFIGS)
     _check_names(kind, values, "model")
-    if kind is TextAutoencoderConfig:
+    if kind in (TextAutoencoderConfig, SlotWriterConfig):
         return cast(ModelConfig, _made(kind, {**values, **vars(tokens), **filled}, "model"))
     parts: dict[str, Any] = {"pad_token_id": tokens.pad_token_id, "eos_token_id": tokens.eos_token_id}
     if kind is MemoryModelConfig:
@@ -133,7 +134,8 @@ def complete(
 
 
 MODEL_CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    kind.model_type: kind for kind in (TextAutoencoderConfig, MemoryModelConfig, RecurrentMemoryConfig)
+    kind.model_type: kind
+    for kind in (TextAutoencoderConfig, MemoryModelConfig, RecurrentMemoryConfig, SlotWriterConfig)
 }
 """Configurations of the models that runs train, by model_type."""
 

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.data import eos_id, load_tokenizer, pad_id
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from memlm.files import read_json
-from memlm.models import ChunkEncoder, MemoryModelForCausalLM, TextAutoencoder, encoder_of
+from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriterConfig, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.trainer import Interrupted
+from memlm.training.memory.distillation import build_writer
 from memlm.training.memory.pretrained import build_around_pretrained, take_token_table
 from memlm.training.model_settings import ModelConfig, TokenIds, complete, settings_of
 from memlm.training.prepare import PreparedData, prepare_data
@@ -57,6 +58,9 @@ def build_run_model(
         CheckpointError: the pretrained decoder cannot be loaded.
     """
     seed = config.training.seed if seed is None else seed
+    if isinstance(config.model, SlotWriterConfig):
+        torch.manual_seed(seed)
+        return build_writer(config, config.model, tokenizer)
     if config.decoder.path is not None:
         own = None if config.encoder_run is None else load_tokenizer(config.encoder_run)
         torch.manual_seed(seed)
@@ -171,7 +175,8 @@ def _prepared(config: RunConfig) -> PreparedData:
     place = config.decoder.path or config.encoder_run or config.data.token_table
     if config.encoder_run is not None:
         RunFolder.open(config.encoder_run).require_model()
-    tokenizer = None if place is None else load_tokenizer(place)
+    gguf = {} if config.decoder.gguf_file is None else {"gguf_file": config.decoder.gguf_file}
+    tokenizer = None if place is None else load_tokenizer(place, **gguf)
     length = config.model.document_length
     data = prepare_data(config.data, chunk_length=length, seed=config.training.seed, tokenizer=tokenizer)
     if config.encoder_run is not None:
@@ -182,6 +187,12 @@ def _prepared(config: RunConfig) -> PreparedData:
 def _check_decoder(config: RunConfig) -> None:
     """Check that a pretrained decoder has an encoder, and that its settings have a pretrained decoder."""
     decoder = config.decoder
+    if isinstance(config.model, SlotWriterConfig):
+        if decoder.path is None:
+            raise ConfigError("memlm_slot_writer trains adapters of a decoder; give one (--decoder PATH_OR_HUB_ID).")
+        if decoder.adapter != "lora":
+            raise ConfigError(f"decoder.adapter ('{decoder.adapter}') must be 'lora' for memlm_slot_writer.")
+        return
     if decoder.path is not None:
         if config.encoder_run is None:
             raise ConfigError(

@@ -22,6 +22,7 @@ from memlm.data import PackedRows, ordinary_ids, pad_id
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import write_file_atomic, write_folder_atomic
 from memlm.measurement import correct, target_mask
+from memlm.models import SlotWriterConfig
 from memlm.models.runtime import wants_bf16, weights_fingerprint
 from memlm.objectives import Task, blank_copy, next_token, reconstruction, token_nats
 from memlm.training.config import RunConfig, Stage, TrainingConfig
@@ -30,6 +31,7 @@ from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, 
 from memlm.training.loop.trainer import BatchFn, CallbackFactory, MemlmTrainer, fit, reconstruction_batches
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache, build_memory_cache
+from memlm.training.memory.distillation import DistillationBatches, distillation_validation
 from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
 
@@ -44,6 +46,8 @@ def validation_of(
     The targets of autoencoders are their inputs. Those of memory models are next tokens, and blank copies where rows
     are full and have two halves; the figures without an objective's name are those of the stage's main one.
     """
+    if isinstance(config.model, SlotWriterConfig):
+        return distillation_validation(trainer, rows, config.training.batch_size)
     if config.is_autoencoder:
         return lambda: _main_figures(
             *validation_score(trainer, rows, lambda b: reconstruction(b.input_ids, b.attention_mask), 256)
@@ -184,6 +188,8 @@ class StageRunner:
         rows = self.data.train_rows
         if self.config.is_autoencoder:
             return reconstruction_batches(rows)
+        if isinstance(self.config.model, SlotWriterConfig):
+            return DistillationBatches(rows, self.config.model, training.batch_size, training.seed)
         return MemoryBatches(
             rows,
             stage,
@@ -252,7 +258,11 @@ def load_weights(model: PreTrainedModel, file: Path) -> None:
         CheckpointError: the file is damaged, or of another model.
     """
     try:
-        load_model(model, file)
+        missing, unexpected = load_model(model, file, strict=False)
+        # pretrained weights that never change are not saved with what is trained beside them
+        lost = [*unexpected, *(name for name in missing if name not in getattr(model, "unsaved", ()))]
+        if lost:
+            raise RuntimeError(f"{lost[0]} does not fit")
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"'{file}' is not this run's ({reason}); restore it or train again.") from error

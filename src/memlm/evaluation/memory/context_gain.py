@@ -10,8 +10,9 @@ equally many entries in its cache:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from memlm.errors import DataError
 from memlm.measurement import Measurement
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
+from memlm.models.slots.states import LayerStates
 
 _SINKS = 3
 """Tokens that streaming keeps from the beginning of the text, beside the token before it (arXiv 2309.17453)."""
@@ -108,10 +110,10 @@ def gain_rows(
     """
     texts = encode_texts(tokenizer, [document.text for document in documents])
     longer = [text for text in texts if len(text) >= settings.length]
-    if len(longer) < 2:
+    if not longer:
         raise DataError(
-            f"{len(longer)} of {len(texts)} documents have the {settings.length} tokens of a row, and 2 are needed; "
-            "give longer documents or a shorter context."
+            f"none of {len(texts)} documents has the {settings.length} tokens of a row; give longer documents or a "
+            "shorter context."
         )
     drawn = random.Random(settings.seed)  # noqa: S311 (places, not secrets)
     index = np.arange(settings.rows) % len(longer)
@@ -131,20 +133,30 @@ def losses_of(
         settings: of the measurement.
         modes: ways of encoding to measure memories of.
     """
+    ways = encodings(model, modes)
     for ids in rows.ids.split(settings.batch_size):
-        old = ids[:, : settings.context]
-        encoded = {mode: model.encode(old.tolist(), mode=mode) for mode in {"joint": None, **dict.fromkeys(modes)}}
-        joint = encoded["joint"]
+        old = ids[:, : settings.context].tolist()
+        joint = model.encode(old, mode="joint")
+        encoded = {name: joint if name == "joint" else encode(old) for name, encode in ways.items()}
         yield Losses("alone", None, _nats(model, ids, nothing(joint), settings))
         yield Losses("full", None, _nats(model, ids, joint.at(tokens_per_memory=1), settings))
+        baselines = {name: prepare(model, joint, old) for name, prepare in BASELINES.items()}
         for ratio in settings.ratios:
-            for name, read in BASELINES.items():
-                yield Losses(name, ratio, _nats(model, ids, read(model, joint, old, ratio), settings))
-            for mode in modes:
-                memories = encoded[mode].at(tokens_per_memory=ratio)
-                yield Losses(mode, ratio, _nats(model, ids, memories, settings))
+            for name, read in baselines.items():
+                yield Losses(name, ratio, _nats(model, ids, read(settings.context // ratio), settings))
+            for name, texts in encoded.items():
+                memories = texts.at(tokens_per_memory=ratio)
+                yield Losses(name, ratio, _nats(model, ids, memories, settings))
                 others = memories.rows(torch.arange(len(ids)).roll(1))
-                yield Losses(f"{mode}, another text's", ratio, _nats(model, ids, others, settings))
+                yield Losses(f"{name}, another text's", ratio, _nats(model, ids, others, settings))
+
+
+def encodings(model: MemoryDecoder, modes: Sequence[str]) -> Mapping[str, Callable[[list[list[int]]], EncodedTexts]]:
+    """Return ways to encode texts; beside trained adapters, chunks are encoded without them too."""
+    found = {mode: partial(model.encode, mode=mode) for mode in modes}
+    if "chunks" in modes and model.config.lora is not None:
+        found["chunks, untrained"] = partial(model.untrained().encode, mode="chunks")
+    return found
 
 
 def _nats(
@@ -167,38 +179,45 @@ def nothing(encoded: EncodedTexts) -> SlotMemories:
     )
 
 
-def truncation(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
-    """Return the last old tokens, read without those before them."""
-    return model.encode(old[:, -(old.shape[1] // ratio) :].tolist()).at(tokens_per_memory=1)
+Read = Callable[[int], SlotMemories]
+"""Function from a number of entries in the cache to what the decoder reads."""
 
 
-def streaming(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
-    """Return the first tokens, as attention sinks, and the last ones (StreamingLLM, arXiv 2309.17453)."""
-    tokens = old.shape[1]
-    last = tokens // ratio - _SINKS
-    kept = torch.cat([torch.arange(_SINKS), torch.arange(tokens - last, tokens)])
-    return encoded.keep([kept.expand(len(old), states.keys.shape[2], -1) for states in encoded.layers])
+def truncation(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
+    """Read the last old tokens, without those before them."""
+    return lambda count: model.encode([row[-count:] for row in old], mode="joint").keep_all()
 
 
-def observed_attention(model: MemoryDecoder, encoded: EncodedTexts, old: Tensor, ratio: int) -> SlotMemories:
-    """Return the tokens that got the most attention per later token while the text was read (H2O, arXiv 2306.14048)."""
-    return encoded.keep([_most_attended(encoded, layer, old.shape[1] // ratio) for layer in range(len(encoded.layers))])
+def streaming(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
+    """Read the first tokens, as attention sinks, and the last ones (StreamingLLM, arXiv 2309.17453)."""
+    tokens = len(old[0])
+
+    def read(count: int) -> SlotMemories:
+        kept = torch.cat([torch.arange(_SINKS), torch.arange(tokens - (count - _SINKS), tokens)])
+        return encoded.keep([kept.expand(len(old), states.keys.shape[2], -1) for states in encoded.layers])
+
+    return read
 
 
-def _most_attended(encoded: EncodedTexts, layer: int, count: int) -> Int[Tensor, "batch heads slots"]:
-    states = encoded.layers[layer]
-    tokens = states.keys.shape[1] * states.keys.shape[3]
-    # (batch, key heads, group, tokens, numbers) and (batch, key heads, 1, 1 + tokens, numbers)
-    queries = states.queries.permute(0, 2, 3, 1, 4, 5).flatten(3, 4).float()
-    keys = torch.cat([states.first_key, states.keys.transpose(1, 2).flatten(2, 3)], dim=2).float()
+def observed_attention(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
+    """Read the tokens that got the most attention per later token while the text was read (H2O, arXiv 2306.14048)."""
+    attended = [_attention(states, len(old[0])) for states in encoded.layers]
+    return lambda count: encoded.keep([x.topk(count, dim=-1).indices.sort(-1).values for x in attended])
+
+
+def _attention(states: LayerStates, tokens: int) -> Float[Tensor, "batch heads tokens"]:
+    """Return the mean attention that each token got from those that see it, its own included."""
+    # (batch, key heads, group, tokens, numbers) and (batch, key heads, 1 + tokens, numbers)
+    queries = states.queries.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)[..., :tokens, :].float()
+    keys = states.keys.transpose(1, 2).flatten(2, 3)[:, :, :tokens]
+    keys = torch.cat([states.first_key, keys], dim=2).float()
     score = states.rule.scores(queries, keys[:, :, None])
     seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
     attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(3)
-    per_query = attention / torch.arange(tokens, 0, -1)
-    return per_query.mean(2).topk(count, dim=-1).indices.sort(-1).values
+    return (attention / torch.arange(tokens, 0, -1)).mean(2)
 
 
-BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, Tensor, int], SlotMemories]] = {
+BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, list[list[int]]], Read]] = {
     "truncation": truncation,
     "sink and window": streaming,
     "observed attention": observed_attention,
@@ -219,7 +238,7 @@ def context_gain(
 
     Args:
         model: the decoder.
-        documents: of which at least two have the length of a row; for intervals, at least ten.
+        documents: of which at least one has the length of a row; for intervals, at least ten.
         settings: of the measurement.
         split: name of the documents, for the measurements.
         modes: ways of encoding.
@@ -240,7 +259,7 @@ def context_gain(
         if found.name == "alone":
             on_batch(sum(map(len, parts["alone", None])))
     nats = {key: torch.cat(values).double().numpy() for key, values in parts.items()}
-    return list(_measurements(nats, rows.document, settings, split, modes))
+    return list(_measurements(nats, rows.document, settings, split, list(encodings(model, modes))))
 
 
 def _measurements(

@@ -7,6 +7,7 @@ its own weights: rows that read no memory skip them, so that their logits are bi
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,26 +114,33 @@ def set_adapter_trainable(decoder: PreTrainedModel) -> None:
 
 def adapter_layers(decoder: PreTrainedModel) -> list[Any]:
     """Return the layers that have an adapter."""
+    if "peft" not in sys.modules:  # nothing can have made one
+        return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in decoder.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def set_adapters_active(decoder: PreTrainedModel, active: bool) -> None:
+    """Activate or deactivate all adapters of a decoder; a decoder without adapters stays as it is."""
+    for layer in adapter_layers(decoder):
+        # PEFT also switches the gradients of adapters
+        gradients = [(weight, weight.requires_grad) for weight in layer.parameters()]
+        layer.enable_adapters(active)
+        for weight, required in gradients:
+            weight.requires_grad_(required)
+
+
 @contextmanager
-def adapter_off(decoder: PreTrainedModel) -> Generator[None]:
-    """Deactivate all adapters within the context."""
+def adapters_active(decoder: PreTrainedModel, active: bool) -> Generator[None]:
+    """Activate or deactivate all adapters within the context."""
     layers = adapter_layers(decoder)
-    # PEFT also switches the gradients of adapters
-    gradients = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
-    for layer in layers:
-        layer.enable_adapters(False)
+    before = bool(layers) and not layers[0].disable_adapters
+    set_adapters_active(decoder, active)
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for weight, required in gradients:
-            weight.requires_grad_(required)
+        set_adapters_active(decoder, before)
 
 
 def base_weights_into(decoder: PreTrainedModel, weights: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from memlm.errors import MemoryShapeError, UserError
 from memlm.models.documents import ChunkedDocuments, DocumentTargets, MemoryModelOutput, check_memories, chunked
 from memlm.models.layers.mixer.configuration import MixerConfig
-from memlm.models.memory.adapter import adapter_off
+from memlm.models.memory.adapter import adapters_active
 from memlm.models.memory.encoding import DocumentMemories, MemoryEncodingModel
 from memlm.models.memory.slots import UNUSED, Injection, memory_blocks_needed, memory_shape, reads_own_chunk, slot_table
 from memlm.objectives import ObjectiveSums, sums_by_objective
@@ -243,7 +243,7 @@ class DocumentReadingModel(MemoryEncodingModel):
 
     def _adapted(self, reads_memory: bool) -> AbstractContextManager[None]:
         """Return a context in which adapters work only if memories are read."""
-        return nullcontext() if reads_memory or self.config.lora is None else adapter_off(self.decoder)
+        return nullcontext() if reads_memory or self.config.lora is None else adapters_active(self.decoder, False)
 
     def _logits(self, inputs: Tensor, mask: Tensor, positions: Tensor, blanks: Bool[Tensor, "rows tokens"]) -> Tensor:
         """Return logits (rows, tokens, vocabulary) of the last inputs; blanks have an output layer of their own."""

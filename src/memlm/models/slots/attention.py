@@ -124,13 +124,16 @@ def _mask_with_bias(
     slots: SlotBias, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Float[Tensor, "batch heads tokens keys"]:
     count, lowest = slots.bias.shape[2], torch.finfo(query.dtype).min
-    bias = slots.bias[:, :, None].expand(-1, -1, query.shape[2], -1)
+    group = query.shape[1] // slots.bias.shape[1]
+    bias = slots.bias.clamp(min=lowest).to(query.dtype)[:, :, None]
     if (window := options.get("sliding_window")) is not None:
         distance = options["position_ids"][:, None, :, None] - slots.positions[:, :, None]
-        bias = bias.masked_fill(distance >= window, lowest)
-    bias = bias.clamp(min=lowest).to(query.dtype).repeat_interleave(query.shape[1] // bias.shape[1], dim=1)
-    text = _text_mask(query, key.shape[2] - count, None if mask is None else mask[..., count:], lowest)
-    return torch.cat([bias, text.expand(*bias.shape[:3], -1)], dim=-1)
+        bias = torch.where(distance >= window, lowest, bias)
+    # one pass over the largest tensor of this layer
+    found = query.new_empty(*query.shape[:3], key.shape[2])
+    found[..., :count] = bias.repeat_interleave(group, dim=1)
+    found[..., count:] = _text_mask(query, key.shape[2] - count, None if mask is None else mask[..., count:], lowest)
+    return found
 
 
 def _text_mask(query: Tensor, keys: int, mask: Tensor | None, lowest: float) -> Tensor:

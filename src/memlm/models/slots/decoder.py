@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,12 +17,14 @@ from memlm.chunking import padded
 from memlm.data import encode_texts, eos_id, first_token_id, load_tokenizer
 from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
-from memlm.models.loading import load_decoder
+from memlm.models.runtime import load_decoder
 from memlm.models.slots.attention import use_slot_attention
+from memlm.models.slots.configuration import SlotWriterConfig
 from memlm.models.slots.encoded import Budget, EncodedTexts, Reader
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
-from memlm.models.slots.slot_cache import SlotCache
+from memlm.models.slots.saved import decoder_identity, is_writer_folder, load_writer, save_writer
+from memlm.models.slots.slot_cache import SlotCache, behind_memories
 from memlm.models.slots.states import EncodingSettings
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
@@ -37,6 +41,7 @@ class MemoryDecoder:
         decoder: any causal language model of the families Llama, Qwen, Gemma, Mistral, Phi or GPT-2.
         tokenizer: of the decoder.
         settings: how texts are encoded.
+        config: of adapters that write memories, where the decoder has some.
 
     Example:
         >>> model = MemoryDecoder.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -48,14 +53,19 @@ class MemoryDecoder:
     """
 
     def __init__(
-        self, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings | None = None
+        self,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: EncodingSettings | None = None,
+        *,
+        config: SlotWriterConfig | None = None,
     ) -> None:
         use_slot_attention(decoder)
         self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
-        self.settings = settings or EncodingSettings()
-        self.reader = Reader(
-            decoder, first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size)), Rotary(decoder)
-        )
+        self.settings = settings or (EncodingSettings() if config is None else config.encoding_settings)
+        first = first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size))
+        self.config = config or SlotWriterConfig(decoder_path=decoder.config.name_or_path, first_token_id=first)
+        self.reader = Reader(decoder, first, Rotary(decoder))
 
     @classmethod
     def from_pretrained(
@@ -63,26 +73,53 @@ class MemoryDecoder:
         path_or_id: str,
         *,
         settings: EncodingSettings | None = None,
+        decoder: str | None = None,
         trust_remote_code: bool = False,
         **options: Any,
     ) -> MemoryDecoder:
         """Load a decoder and its tokenizer from a folder or the Hub.
 
         Args:
-            path_or_id: folder or Hub id.
+            path_or_id: folder or Hub id of a decoder; or a folder that `save_pretrained` wrote, or of a run that
+                trained a decoder to write memories.
             settings: how texts are encoded.
+            decoder: folder or Hub id of the decoder of such a folder, where it has moved.
             trust_remote_code: run Python code that comes with the model.
             options: of `AutoModelForCausalLM.from_pretrained`, such as `dtype`, `device_map` or `gguf_file`.
 
         Raises:
-            CheckpointError: the decoder cannot be loaded.
+            CheckpointError: the decoder cannot be loaded, or is not the one that adapters were trained for.
             TokenizerError: its tokenizer cannot be loaded.
             ConfigError: a decoder that rotates queries in an unknown way.
         """
+        if is_writer_folder(path_or_id):
+            writer = load_writer(path_or_id, decoder=decoder, trust_remote_code=trust_remote_code, **options)
+            return cls(writer.decoder, load_tokenizer(path_or_id), settings, config=writer.config)
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
-        decoder = load_decoder(path_or_id, trust_remote_code=trust_remote_code, **options)
+        base = load_decoder(path_or_id, trust_remote_code=trust_remote_code, **options)
         tokenizer = load_tokenizer(path_or_id, trust_remote_code=trust_remote_code, **of_tokenizer)
-        return cls(decoder, tokenizer, settings)
+        model = cls(base, tokenizer, settings)
+        model.config.gguf_file = options.get("gguf_file")
+        return model
+
+    def untrained(self) -> MemoryDecoder:
+        """Return the same decoder whose adapters, if any, stay inactive while it writes."""
+        other = copy.copy(self)
+        other.reader = replace(self.reader, adapted=False)
+        return other
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the settings, the tokenizer and the adapters, if any, to a folder that `from_pretrained` reads.
+
+        The decoder's own weights are not written; the folder names the decoder that it belongs to.
+
+        Raises:
+            CheckpointError: the folder exists, or cannot be written.
+        """
+        config = copy.deepcopy(self.config)
+        config.encoding = asdict(self.settings)
+        config.decoder_identity = config.decoder_identity or decoder_identity(self.decoder)
+        save_writer(folder, config, self.decoder, self.tokenizer)
 
     @torch.no_grad()
     def encode(self, texts: Texts, **settings: Any) -> EncodedTexts:
@@ -139,14 +176,7 @@ class MemoryDecoder:
         ids, mask = self._rows(prompts, left=True)
         if memories is None:
             return {"input_ids": ids, "attention_mask": mask.long()}
-        if len(memories.lengths) != len(ids):
-            raise UserError(f"{len(ids)} prompts do not fit memories of {len(memories.lengths)} texts; give one each.")
-        lengths = memories.lengths.to(ids.device)
-        before = torch.arange(int(lengths.max()), device=ids.device) >= lengths.max() - lengths[:, None]
-        seen = torch.cat([before, mask], dim=1).long()
-        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        cache = self.read(memories)
-        return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, CACHE_NAME: cache}
+        return behind_memories(ids, mask, memories.to(self.decoder.dtype, self.decoder.device))
 
     @torch.no_grad()
     def generate(self, prompts: Texts, memories: SlotMemories | None = None, **options: Any) -> list[str]:

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
+from memlm.models.memory.adapter import adapters_active
 from memlm.models.slots.attention import AttentionRecord, recorded
 from memlm.models.slots.memories import LayerSlots, SlotMemories, packed
 from memlm.models.slots.rotary import Rotary
@@ -111,15 +112,19 @@ class EncodedTexts:
 class Reader:
     """A decoder that reads texts and shows what its layers compute.
 
+    Adapters are trained to write chunks by themselves, and only then are they active.
+
     Attributes:
         decoder: with `use_slot_attention`.
         first_token_id: token before the text, or before each chunk.
         rotary: of the decoder.
+        adapted: False to leave adapters out.
     """
 
     decoder: PreTrainedModel
     first_token_id: int
     rotary: Rotary
+    adapted: bool = True
 
     def encode(
         self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"], settings: EncodingSettings
@@ -180,7 +185,7 @@ class Reader:
         def show(record: AttentionRecord) -> None:
             on_layer(LayerStates.of(record, len(ids), length), blocks)
 
-        with recorded(show):
+        with recorded(show), adapters_active(self.decoder, self.adapted and not joint):
             # a cache keeps transformers from taking a jump of positions for packed texts
             self.decoder.base_model(
                 input_ids=rows, attention_mask=row_mask, position_ids=row_positions, **{CACHE_NAME: DynamicCache()}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -29,6 +30,10 @@ class LayerSlots:
     def map(self, change: Callable[[Tensor], Tensor]) -> LayerSlots:
         """Return slots whose tensors are each passed through `change`."""
         return LayerSlots(*map(change, (self.keys, self.values, self.bias, self.positions)))
+
+    def hidden(self, mask: Bool[Tensor, "batch heads slots"]) -> LayerSlots:
+        """Return slots of which some hold nothing: those where the mask is True."""
+        return replace(self, bias=self.bias.masked_fill(mask, -math.inf))
 
 
 @dataclass(frozen=True, eq=False)

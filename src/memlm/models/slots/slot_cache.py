@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from memlm.errors import UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.slots.attention import SlotBias
 from memlm.models.slots.memories import LayerSlots, SlotMemories
 
@@ -70,3 +74,29 @@ class SlotCache(DynamicCache):
         super().__init__()
         length = int(memories.lengths.max())
         self.layers = [SlotLayer(layer, length) for layer in memories.layers]
+
+
+def behind_memories(
+    ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"], memories: SlotMemories
+) -> dict[str, Any]:
+    """Return the arguments of a decoder's `forward` and `generate` for text behind memories.
+
+    Args:
+        ids: (batch, tokens), padded on the left or the right.
+        mask: (batch, tokens), True for text.
+        memories: of one text for each row, of the decoder's type and on its device.
+
+    Returns:
+        input_ids (batch, tokens); attention_mask, over the positions of memories and text; position_ids
+        (batch, tokens); the cache, by the name that this version of transformers gives it.
+
+    Raises:
+        UserError: another number of rows than of texts.
+    """
+    if len(memories.lengths) != len(ids):
+        raise UserError(f"{len(ids)} prompts do not fit memories of {len(memories.lengths)} texts; give one each.")
+    lengths = memories.lengths.to(ids.device)
+    before = torch.arange(int(lengths.max()), device=ids.device) >= lengths.max() - lengths[:, None]
+    seen = torch.cat([before, mask], dim=1).long()
+    positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    return {"input_ids": ids, "attention_mask": seen, "position_ids": positions, CACHE_NAME: SlotCache(memories)}

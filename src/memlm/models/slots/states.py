@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,19 @@ class EncodingSettings:
     """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
     fit: FitSettings = field(default_factory=FitSettings)
     """Settings of the fit."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> EncodingSettings:
+        """Return the settings in a mapping, such as `dataclasses.asdict` makes.
+
+        Raises:
+            UserError: unknown names, or a value out of its range.
+        """
+        try:
+            more: dict[str, Any] = {**values, "fit": FitSettings(**values.get("fit", {}))}
+            return cls(**more)
+        except TypeError as error:
+            raise UserError(f"the settings of the encoding do not fit: {error}.") from None
 
     def __post_init__(self) -> None:
         if self.mode not in ("joint", "chunks"):

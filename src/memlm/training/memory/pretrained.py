@@ -11,10 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.data import eos_id, first_token_id, pad_id
 from memlm.errors import ConfigError
 from memlm.models import ChunkEncoder, MemoryModelConfig, MemoryModelForCausalLM, TextAutoencoder
-from memlm.models.loading import load_decoder
 from memlm.models.memory.adapter import LoraSettings, base_weights_into
 from memlm.models.memory.encoder import Translation
-from memlm.models.runtime import weights_fingerprint
+from memlm.models.runtime import load_decoder, weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.model_settings import settings_of
 

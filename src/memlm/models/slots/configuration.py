@@ -1,0 +1,80 @@
+"""Settings of a pretrained decoder that was trained to write memories."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+
+from memlm.errors import ConfigError
+from memlm.models.base import MemlmConfig, require_positive
+from memlm.models.memory.adapter import LoraSettings
+from memlm.models.slots.states import EncodingSettings
+
+
+@strict
+class SlotWriterConfig(MemlmConfig):
+    """Adapters of a pretrained decoder that are active while it writes memories, and only then.
+
+    Raises:
+        ConfigError: sizes that do not fit each other, unknown keys.
+    """
+
+    model_type = "memlm_slot_writer"
+    from_data: ClassVar[frozenset[str]] = MemlmConfig.from_data | {
+        *("decoder_path", "decoder_identity", "gguf_file", "first_token_id", "encoding")
+    }
+
+    chunk_length: int = 128
+    """Tokens of a chunk, which is written by itself."""
+    num_chunks: int = 5
+    """Chunks of a training row. Each but the first is read behind the memories of those before it, so that contexts of
+    every length are trained at once."""
+    scored_tokens: int = 48
+    """Tokens of each chunk, drawn at random, whose predictions are compared with those of the full context."""
+    ratios: list[int] = field(default_factory=lambda: [1])
+    """Tokens per memory, drawn anew for each step; the last of so many tokens is kept. With 1 all tokens are kept, and
+    the fit, which needs no training, makes fewer of them when memories are read."""
+    lora: dict[str, Any] | None = None
+    """Low-rank adapters: a mapping of LoraSettings; None for a decoder as it is."""
+    decoder_path: str | None = None
+    """Folder or Hub id of the decoder."""
+    gguf_file: str | None = None
+    """Name of the GGUF file in the decoder's folder."""
+    decoder_identity: str | None = None
+    """Identity of the decoder's weights (`decoder_identity`)."""
+    vocab_size: int = 1024
+    """Tokens of the decoder."""
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+    first_token_id: int = 0
+    """Token before each text."""
+    encoding: dict[str, Any] | None = None
+    """How texts are encoded: a mapping of EncodingSettings."""
+
+    def check(self) -> None:
+        """Raise ConfigError for sizes that do not fit each other."""
+        require_positive(self, "chunk_length", "num_chunks", "scored_tokens")
+        if self.num_chunks < 2:
+            raise ConfigError(f"num_chunks ({self.num_chunks}) must be at least 2: one is written, one is read.")
+        if self.scored_tokens > self.chunk_length:
+            raise ConfigError(
+                f"scored_tokens ({self.scored_tokens}) must not exceed chunk_length ({self.chunk_length})."
+            )
+        if not self.ratios or not all(1 <= ratio <= self.chunk_length for ratio in self.ratios):
+            raise ConfigError(f"ratios ({self.ratios}) must lie between 1 and chunk_length ({self.chunk_length}).")
+        if self.lora is not None:
+            self.lora = asdict(LoraSettings.of(self.lora))
+
+    @property
+    def document_length(self) -> int:
+        """Tokens of a training row."""
+        return self.chunk_length * self.num_chunks
+
+    @property
+    def encoding_settings(self) -> EncodingSettings:
+        """How texts are encoded; in chunks, as in training, by default."""
+        if self.encoding is not None:
+            return EncodingSettings.of(self.encoding)
+        return EncodingSettings(mode="chunks", chunk_length=self.chunk_length, block_length=4 * self.chunk_length)

@@ -1,0 +1,110 @@
+"""Adapters that write memories, in a folder beside the name and the identity of their decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memlm.errors import CheckpointError, MemlmError
+from memlm.files import create_folder, read_tensors, write_tensors_atomic
+from memlm.models.runtime import load_decoder
+from memlm.models.slots.configuration import SlotWriterConfig
+from memlm.models.slots.writer import SlotWriter
+
+_STRIDE = 61
+"""Every so many weights count for the identity of a decoder."""
+_WEIGHTS = "model.safetensors"
+
+
+def is_writer_folder(path: str | Path) -> bool:
+    """Return whether a folder holds what `save_writer` wrote, or a run that trained a writer."""
+    config = Path(path) / "config.json"
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == SlotWriterConfig.model_type
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def load_writer(
+    folder: str | Path, *, decoder: str | None = None, trust_remote_code: bool = False, **options: Any
+) -> SlotWriter:
+    """Load a decoder with the adapters of a folder.
+
+    Args:
+        folder: that `save_writer` or a run wrote.
+        decoder: folder or Hub id of the decoder; the one that the folder names by default.
+        trust_remote_code: run Python code that comes with the decoder.
+        options: of `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        CheckpointError: the decoder or the adapters cannot be loaded, or do not belong together.
+    """
+    try:
+        config = SlotWriterConfig.from_pretrained(folder)
+    except (MemlmError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the settings in '{folder}' cannot be read ({error}); save it again.") from error
+    path = decoder or config.decoder_path
+    if path is None:
+        raise CheckpointError(f"'{folder}' names no decoder; give it: decoder=PATH_OR_HUB_ID.")
+    if config.gguf_file is not None:
+        options.setdefault("gguf_file", config.gguf_file)
+    base = load_decoder(path, trust_remote_code=trust_remote_code, **options)
+    found = decoder_identity(base)
+    if config.decoder_identity is not None and found != config.decoder_identity:
+        raise CheckpointError(
+            f"the decoder '{path}' ({found[:12]}) is not the one that '{folder}' belongs to "
+            f"({config.decoder_identity[:12]}); give that one: decoder=PATH_OR_HUB_ID."
+        )
+    writer = SlotWriter(config, base)
+    _load_adapters(writer, Path(folder) / _WEIGHTS)
+    return writer
+
+
+def _load_adapters(writer: SlotWriter, file: Path) -> None:
+    wanted = set(writer.state_dict()) - writer.unsaved
+    if not wanted:
+        return
+    weights = read_tensors(file)
+    if weights.keys() != wanted:
+        name = sorted(wanted ^ weights.keys())[0]
+        raise CheckpointError(f"'{file}' does not fit its settings ({name} is in one only); restore both.")
+    try:
+        writer.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"'{file}' does not fit this decoder ({' '.join(str(error).split())[:200]}).") from error
+
+
+def save_writer(
+    folder: str | Path, config: SlotWriterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write settings, tokenizer and adapters; the decoder's own weights are not written.
+
+    Raises:
+        CheckpointError: the folder exists, or cannot be written.
+    """
+    adapters = {f"decoder.{n}": w.detach().cpu() for n, w in decoder.state_dict().items() if "lora_" in n}
+
+    def write(draft: Path) -> None:
+        config.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if adapters:
+            write_tensors_atomic(draft / _WEIGHTS, adapters)
+
+    create_folder(folder, write, CheckpointError)
+
+
+def decoder_identity(decoder: PreTrainedModel) -> str:
+    """Return a text that tells decoders apart: a hash of the signs of some of their weights.
+
+    Signs are the same in any floating-point type, so that adapters know their decoder in each.
+    """
+    digest = hashlib.sha256(str(decoder.config.model_type).encode())
+    for name, weight in sorted(decoder.state_dict().items()):
+        if "lora_" not in name and weight.ndim == 2 and weight.is_floating_point():
+            signs = (weight.flatten()[::_STRIDE] > 0).cpu().numpy()
+            digest.update(signs.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""A decoder that learns to write memories: its model, its batches and its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from memlm.data import PackedRows, eos_id, first_token_id, pad_id
+from memlm.models import SlotWriter, SlotWriterConfig
+from memlm.models.memory.adapter import LoraSettings
+from memlm.models.runtime import load_decoder
+from memlm.models.slots.saved import decoder_identity
+from memlm.shapes import IGNORE_INDEX
+from memlm.training.config import PretrainedDecoder, RunConfig
+from memlm.training.loop.trainer import Batch, MemlmTrainer
+from memlm.training.model_settings import settings_of
+
+
+def build_writer(config: RunConfig, model: SlotWriterConfig, tokenizer: PreTrainedTokenizerBase) -> SlotWriter:
+    """Return a pretrained decoder with new adapters.
+
+    Raises:
+        CheckpointError: the decoder cannot be loaded.
+        ConfigError: the adapters do not fit the decoder.
+    """
+    path, gguf = str(config.decoder.path), config.decoder.gguf_file
+    decoder = load_decoder(path, **decoder_options(config.decoder))
+    own = SlotWriterConfig(
+        **{name: value for name, value in settings_of(model).items() if name not in ("model_type", "lora")},
+        lora=model.lora or asdict(LoraSettings(rank=32)),
+        decoder_path=path,
+        gguf_file=gguf,
+        decoder_identity=decoder_identity(decoder),
+        first_token_id=first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size)),
+        vocab_size=int(decoder.config.vocab_size),
+        pad_token_id=pad_id(tokenizer),
+        eos_token_id=eos_id(tokenizer),
+    )
+    return SlotWriter(own, decoder)
+
+
+def decoder_options(settings: PretrainedDecoder) -> dict[str, Any]:
+    """Return the options with which a decoder is loaded."""
+    options: dict[str, Any] = {} if settings.gguf_file is None else {"gguf_file": settings.gguf_file}
+    if settings.dtype != "8bit":
+        return {**options, "dtype": settings.dtype}
+    from transformers import BitsAndBytesConfig
+
+    return {**options, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+
+
+@dataclass(frozen=True)
+class DistillationBatches:
+    """Batches of rows with the positions that are compared: a pure function of the rows and of their places.
+
+    Attributes:
+        rows: rows of one length, whole chunks.
+        config: sizes of chunks, and ratios.
+        rows_per_step: rows of a step over all processes, which share a ratio.
+        seed: seed of positions and ratios.
+    """
+
+    rows: PackedRows
+    config: SlotWriterConfig
+    rows_per_step: int
+    seed: int
+
+    def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
+        """Return the rows of one step."""
+        batch = self.rows.select(chosen)
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place // self.rows_per_step)
+        ratio = self.config.ratios[int(torch.randint(len(self.config.ratios), (1,), generator=draw))]
+        labels = [self._labels(ids, place + i) for i, ids in enumerate(batch.input_ids)]
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "labels": torch.stack(labels).masked_fill(batch.attention_mask == 0, IGNORE_INDEX),
+            "ratio": torch.tensor(ratio),
+        }
+
+    def _labels(self, ids: Int[Tensor, " tokens"], place: int) -> Int[Tensor, " tokens"]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+        length = self.config.chunk_length
+        order = torch.rand(len(ids) // length, length, generator=draw).argsort(1)
+        hidden = (order >= self.config.scored_tokens).flatten()
+        hidden[:length] = True  # nothing is written before the first chunk
+        return ids.masked_fill(hidden, IGNORE_INDEX)
+
+
+def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size: int) -> Callable[[], dict[str, float]]:
+    """Return a function that measures the divergence from full context at each ratio, on all positions of rows.
+
+    The accuracy is the share of positions at which memories and full context find the same token most probable.
+    """
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        model, config = cast(Any, trainer.model_wrapped), cast(Any, trainer.model).config
+        found: dict[str, float] = {}
+        for ratio in config.ratios:
+            sums = torch.zeros(3, dtype=torch.double)
+            for batch in rows.batches(batch_size):
+                ids, mask = (x.to(trainer.args.device) for x in (batch.input_ids, batch.attention_mask))
+                with trainer.compute_loss_context_manager():
+                    out = model(input_ids=ids, attention_mask=mask, ratio=ratio)
+                sums += torch.cat([out.nats, out.num_correct, out.num_targets]).double().cpu()
+            nats, hits, count = sums.tolist()
+            found[f"validation_divergence/{ratio}"] = nats / max(count, 1)
+            found[f"validation_agreement/{ratio}"] = hits / max(count, 1)
+        return {"validation_token_accuracy": _mean(found, "agreement"), **found}
+
+    return validate
+
+
+def _mean(found: dict[str, float], name: str) -> float:
+    values = [value for key, value in found.items() if f"_{name}/" in key]
+    return sum(values) / len(values)

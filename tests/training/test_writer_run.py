@@ -1,0 +1,218 @@
+"""A pretrained decoder learns to write memories: trained, resumed, saved, read again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from memlm.cli import main
+from memlm.data import encode_texts, load_tokenizer
+from memlm.errors import CheckpointError, ConfigError
+from memlm.models import SlotWriter, SlotWriterConfig
+from memlm.models.memory.adapter import adapters_active
+from memlm.models.runtime import load_decoder
+from memlm.models.slots import EncodingSettings, MemoryDecoder
+from memlm.recipes import get_recipe
+from memlm.training import RunFolder, train_run
+from memlm.training.config import RunConfig, merge_run
+from memlm.training.loop.callbacks import RunCallback
+from tests.conftest import speech
+from tests.models.test_slots import FAMILIES, decoder_of, ids
+from tests.training.test_pretrained import decoder, llama_config  # noqa: F401 (a fixture)
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def config(decoder: Path, corpus: Path) -> RunConfig:  # noqa: F811
+    changes: dict[str, Any] = {
+        "model": {"chunk_length": 8, "num_chunks": 3, "scored_tokens": 4, "ratios": [1, 4], "lora": {"rank": 2}},
+        "decoder": {"path": str(decoder)},
+        "data": {"text": str(corpus)},
+        "training": {"steps": STEPS, "checkpoint_every": 4, "evaluate_every": 3, "log_every": 1, "evaluate_rows": 4},
+    }
+    return merge_run(get_recipe("memory-pretrained"), changes)
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("writer") / "run"
+    train_run(config, out, progress=False)
+    return out
+
+
+def writer_of(family: str, **more: Any) -> SlotWriter:
+    settings = {"chunk_length": 8, "num_chunks": 4, "scored_tokens": 8, "lora": {"rank": 2}, "first_token_id": 1}
+    return SlotWriter(SlotWriterConfig(**{**settings, **more}), decoder_of(family))
+
+
+def stirred(writer: SlotWriter) -> SlotWriter:
+    """Give the adapters weights that change what they write."""
+    for name, weight in writer.named_parameters():
+        if "lora_" in name:
+            weight.data.normal_(std=0.3)
+    return writer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_change_what_is_written_and_nothing_else(family: str) -> None:
+    plain, writer = decoder_of(family), stirred(writer_of(family))
+    rows, mask = torch.tensor(ids(32, 32)), torch.ones(2, 32, dtype=torch.bool)
+    settings = EncodingSettings(mode="chunks", chunk_length=8, block_length=8)
+    with torch.no_grad():
+        assert torch.equal(writer.decoder(rows).logits, plain(rows).logits)
+        written = writer.reader.encode(rows, mask, settings)
+        with adapters_active(writer.decoder, True):
+            assert not torch.equal(writer.decoder(rows).logits, plain(rows).logits)
+        assert torch.equal(writer.decoder(rows).logits, plain(rows).logits)
+    untrained = writer_of(family).reader.encode(rows, mask, settings)
+    assert not torch.allclose(written.layers[-1].values, untrained.layers[-1].values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_divergence_is_that_of_each_prefix_by_itself(family: str, ratio: int) -> None:
+    writer = stirred(writer_of(family))
+    [row, short] = ids(32, 20)
+    rows, mask = torch.tensor([row, short + [5] * 12]), torch.ones(2, 32, dtype=torch.long)
+    mask[1, 20:] = 0
+    found = writer(rows, mask, ratio=ratio)
+    total, count = 0.0, 0
+    for text in (row, short):
+        for start in range(8, len(text), 8):
+            nats = _slow_divergence(writer, text[:start], text[start : start + 8], ratio)
+            total, count = total + float(nats.sum()), count + len(nats)
+    assert int(found.num_targets) == count
+    torch.testing.assert_close(found.nats.sum(), torch.tensor(total), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def _slow_divergence(writer: SlotWriter, written: list[int], read: list[int], ratio: int) -> torch.Tensor:
+    """Compare one text's continuation behind its own memories with the plain decoder's, one text at a time."""
+    first, known = writer.config.first_token_id, torch.tensor([written])
+    settings = EncodingSettings(mode="chunks", chunk_length=8, block_length=8)
+    encoded = writer.reader.encode(known, torch.ones_like(known).bool(), settings)
+    kept = torch.arange(ratio - 1, len(written), ratio)
+    memories = encoded.keep([kept.expand(1, states.keys.shape[2], -1) for states in encoded.layers])
+    model = MemoryDecoder.__new__(MemoryDecoder)
+    model.decoder = writer.decoder
+    behind = writer.decoder(**model.inputs([read], memories)).logits[0].log_softmax(-1)
+    full = writer.decoder(torch.tensor([[first, *written, *read]])).logits[0, -len(read) :].log_softmax(-1)
+    return (full.exp() * (full - behind)).sum(-1)
+
+
+def test_training_teaches_the_adapters_only() -> None:
+    writer = writer_of("llama")
+    before = copy.deepcopy({n: w for n, w in writer.state_dict().items() if "lora_" not in n})
+    rows = torch.tensor(ids(32, 32, 32, 32))
+    optimizer = torch.optim.AdamW([p for p in writer.parameters() if p.requires_grad], lr=1e-2)
+    losses: list[float] = []
+    for _ in range(30):
+        loss = writer(rows).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(torch.equal(weight, before[n]) for n, weight in writer.state_dict().items() if n in before)
+
+
+def test_the_log_tells_divergence_at_each_ratio(run: Path) -> None:
+    last = RunFolder(run).log()[-1]
+    assert {"loss/distillation", "validation_divergence/1", "validation_agreement/4"} <= last.keys()
+    assert 0 <= last["validation_token_accuracy"] <= 1
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    config: RunConfig, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bang(Exception):
+        pass
+
+    original = RunCallback.on_step_end
+
+    def explode(self: RunCallback, args: Any, state: Any, control: Any, **extra: Any) -> None:
+        if state.global_step == STEPS - 1:
+            raise Bang
+        original(self, args, state, control, **extra)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", explode)
+        with pytest.raises(Bang):
+            train_run(config, tmp_path / "run", progress=False)
+    train_run(config, tmp_path / "run", resume=True, progress=False)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_run_holds_the_adapters_and_no_copy_of_the_decoder(run: Path, decoder: Path) -> None:  # noqa: F811
+    assert (run / "model.safetensors").stat().st_size < (decoder / "model.safetensors").stat().st_size
+    model = MemoryDecoder.from_pretrained(str(run))
+    assert model.settings.mode == "chunks"
+    assert model.settings.chunk_length == 8
+    rows = torch.tensor(encode_texts(load_tokenizer(decoder), [speech(1)[:60]]))
+    assert torch.equal(model.decoder(rows).logits, AutoModelForCausalLM.from_pretrained(decoder)(rows).logits)
+
+
+def test_saved_and_loaded_again_a_decoder_writes_the_same_memories(run: Path, decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    for place, mode in ((run, "chunks"), (decoder, "joint")):
+        model = MemoryDecoder.from_pretrained(str(place))
+        model.save_pretrained(tmp_path / mode)
+        again = MemoryDecoder.from_pretrained(str(tmp_path / mode))
+        assert again.settings == model.settings
+        assert again.settings.mode == mode
+        one, other = (m.memories(speech(2)[:80], tokens_per_memory=4) for m in (model, again))
+        for a, b in zip(one.layers, other.layers, strict=True):
+            assert torch.equal(a.keys, b.keys)
+            assert torch.equal(a.values, b.values)
+
+
+def test_adapters_know_their_decoder(run: Path, decoder: Path, tmp_path: Path) -> None:  # noqa: F811
+    torch.manual_seed(4)
+    LlamaForCausalLM(llama_config(262)).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="is not the one"):
+        MemoryDecoder.from_pretrained(str(run), decoder=str(tmp_path / "other"))
+    half = MemoryDecoder.from_pretrained(str(run), dtype="bfloat16")
+    assert half.decoder.dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match="exists already"):
+        half.save_pretrained(run)
+
+
+def test_settings_that_do_not_fit_are_named(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for changes, words in (
+        ({"model": {"num_chunks": 1}}, "num_chunks"),
+        ({"model": {"scored_tokens": 9}}, "scored_tokens"),
+        ({"model": {"ratios": [0]}}, "ratios"),
+        ({"stages": [{"name": "a", "objectives": {"next_token": 1.0}}]}, "next_token"),
+        ({"encoder_run": "x"}, "encoder_run"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            merge_run(config, changes)
+    with pytest.raises(ConfigError, match="distillation"):
+        merge_run(get_recipe("memory-tiny"), {"stages": [{"name": "a", "objectives": {"distillation": 1.0}}]})
+    out = ["--out", str(tmp_path / "run")]
+    for more, words in (([], "--decoder"), (["--decoder", "x", "--adapter", "gated"], "must be 'lora'")):
+        assert main(["train", "memory-pretrained", *out, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_decoder_that_is_loaded_again_is_the_same(decoder: Path) -> None:  # noqa: F811
+    from memlm.models.slots.saved import decoder_identity
+
+    one, half = load_decoder(str(decoder)), load_decoder(str(decoder), dtype="bfloat16")
+    assert decoder_identity(one) == decoder_identity(half)
+
+
+def test_a_run_is_evaluated_beside_an_untrained_writer(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", str(run)]) == 0
+    assert main(["evaluate", str(run), "--json", "--rows", "4"]) == 0
+    names = {json.loads(line)["name"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")}
+    assert {"context_gain/chunks/2", "context_gain/chunks, untrained/2", "context_gain/joint/2"} <= names
+    assert "saved/chunks/2 over truncation" in names
+    assert "keeps" in (run / "report.html").read_text()
