@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from memlm.data import decode_ids, encode_texts, load_tokenizer, token_byte_lengths, train_tokenizer
+from memlm.data.tokenizer import gguf_option
 from memlm.errors import TokenizerError
 
 TEXTS = ["plain words", "a <eos> b<pad>", "你好 🙂 e\u0301", "\x00\x01 tab\t\r\n  two  spaces ", ""]
@@ -73,3 +74,19 @@ def test_errors() -> None:
         load_tokenizer("/nowhere")
     with pytest.raises(TokenizerError, match="text 1 holds half of a surrogate pair"):
         encode_texts(SHARED, ["a", "\ud800"])
+
+
+def test_a_folder_with_one_gguf_file_names_it(tmp_path: Path) -> None:
+    assert gguf_option(tmp_path) == {}
+    assert gguf_option("some/hub-id") == {}
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert gguf_option(tmp_path) == {"gguf_file": "a.gguf"}
+    (tmp_path / "config.json").write_text("{}")
+    assert gguf_option(tmp_path) == {}
+
+
+def test_several_gguf_files_need_a_choice(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(TokenizerError, match="holds 2 GGUF files"):
+        load_tokenizer(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,8 @@ from memlm.recipes import get_recipe
 from memlm.training import RunFolder, train_run
 from memlm.training.config import RunConfig, merge_run
 from memlm.training.loop.callbacks import RunCallback
+from memlm.training.memory.distillation import build_writer
+from memlm.training.memory.estimate import estimate
 from tests.conftest import speech
 from tests.models.test_slots import FAMILIES, decoder_of, ids
 from tests.training.test_pretrained import decoder, llama_config  # noqa: F401 (a fixture)
@@ -105,6 +107,15 @@ def _slow_divergence(writer: SlotWriter, written: list[int], read: list[int], ra
     behind = writer.decoder(**model.inputs([read], memories)).logits[0].log_softmax(-1)
     full = writer.decoder(torch.tensor([[first, *written, *read]])).logits[0, -len(read) :].log_softmax(-1)
     return (full.exp() * (full - behind)).sum(-1)
+
+
+def test_padding_may_be_no_token_of_the_decoder() -> None:
+    writer = stirred(writer_of("llama"))
+    rows, mask = torch.tensor(ids(32)), torch.ones(1, 32, dtype=torch.long)
+    mask[0, 20:] = 0
+    known = writer(rows, mask)
+    found = writer(rows.masked_fill(mask == 0, 300), mask)
+    assert torch.equal(known.nats, found.nats)
 
 
 def test_training_teaches_the_adapters_only() -> None:
@@ -216,3 +227,20 @@ def test_a_run_is_evaluated_beside_an_untrained_writer(run: Path, capsys: pytest
     assert {"context_gain/chunks/2", "context_gain/chunks, untrained/2", "context_gain/joint/2"} <= names
     assert "saved/chunks/2 over truncation" in names
     assert "keeps" in (run / "report.html").read_text()
+
+
+def test_what_a_training_takes_is_known_before_anything_is_loaded(
+    config: RunConfig,
+    decoder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = cast(SlotWriterConfig, config.model)
+    found, plain = estimate(config, own), load_decoder(str(decoder))
+    writer = build_writer(config, own, load_tokenizer(decoder))
+    assert found.parameters == plain.num_parameters()
+    assert found.trained == sum(p.numel() for p in writer.parameters() if p.requires_grad)
+    assert found.weight_bytes == 4 * found.parameters
+    assert "adapters of" in str(found)
+    monkeypatch.setattr("memlm.training.memory.estimate.os.sysconf", lambda _: 100)
+    with pytest.raises(ConfigError, match="training needs about"):
+        estimate(config, own)

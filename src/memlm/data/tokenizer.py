@@ -58,6 +58,7 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> PreTrainedTokenize
         TokenizerError: there is no tokenizer.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    given |= {} if "gguf_file" in given else gguf_option(path_or_id)
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **given))
     except Exception as error:
@@ -70,6 +71,21 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> PreTrainedTokenize
         # a model never learns to predict an end-of-text token that is masked as padding
         tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
+
+
+def gguf_option(path_or_id: str | Path) -> dict[str, str]:
+    """Return the option with which transformers reads a folder that holds one GGUF file and no plain model.
+
+    Raises:
+        TokenizerError: the folder holds several GGUF files.
+    """
+    folder = Path(path_or_id)
+    if not folder.is_dir() or (folder / "config.json").exists():
+        return {}
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise TokenizerError(f"'{path_or_id}' holds {len(files)} GGUF files ({files[0]}, ...); name one: gguf_file.")
+    return {"gguf_file": files[0]} if files else {}
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError
 
 
@@ -40,6 +41,7 @@ def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options:
     Raises:
         CheckpointError: there is none, or it needs code of its own.
     """
+    options |= {} if "gguf_file" in options else gguf_option(path_or_id)
     try:
         with no_shard_bars():
             return AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=trust_remote_code, **options)

@@ -19,8 +19,10 @@ from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.loop import distributed
+from memlm.training.loop.callbacks import say
 from memlm.training.loop.trainer import Interrupted
 from memlm.training.memory.distillation import build_writer
+from memlm.training.memory.estimate import estimate
 from memlm.training.memory.pretrained import build_around_pretrained, take_token_table
 from memlm.training.model_settings import ModelConfig, TokenIds, complete, settings_of
 from memlm.training.prepare import PreparedData, prepare_data
@@ -128,6 +130,10 @@ def train_run(
             data = _prepared(config)
         else:
             distributed.first_does(lambda: RunFolder.require_room(out, overwrite=overwrite))
+            _check_decoder(config)
+            if isinstance(config.model, SlotWriterConfig):
+                found = estimate(config, config.model)
+                say(f"{config.decoder.path}: {found}", shown=progress)
             # the folder is touched only when the new run's text and tokenizer are known to be good
             data = _prepared(config)
             distributed.first_does(lambda: RunFolder.create(out, config, overwrite=overwrite))
@@ -170,7 +176,6 @@ def _train(config: RunConfig, folder: RunFolder, data: PreparedData, *, progress
 
 
 def _prepared(config: RunConfig) -> PreparedData:
-    _check_decoder(config)
     # a pretrained decoder's tokens are its own; else those of the encoder's run, or new ones
     place = config.decoder.path or config.encoder_run or config.data.token_table
     if config.encoder_run is not None:

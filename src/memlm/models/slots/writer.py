@@ -90,6 +90,8 @@ class SlotWriter(DecoderInside):
         length = self.config.chunk_length
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         labels = input_ids if labels is None else labels
+        # the tokenizer's padding token may lie beyond the decoder's table
+        input_ids = input_ids.masked_fill(mask == 0, 0)
         compared = (labels[:, length:] != IGNORE_INDEX) & mask[:, length:].bool()
         with torch.no_grad():
             target = self._logits(self._full(input_ids, mask)[:, length:][compared]).log_softmax(-1)

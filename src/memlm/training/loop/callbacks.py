@@ -26,6 +26,12 @@ _PLAIN_SECONDS = 10.0
 """Without a terminal a line of progress is printed this often."""
 
 
+def say(text: str, *, shown: bool) -> None:
+    """Print a line on stderr, in the first process only."""
+    if shown and distributed.is_first():
+        print(text, file=sys.stderr)
+
+
 class ProgressView:
     """A live bar on a terminal, a line now and then elsewhere, nothing when silent."""
 
