@@ -226,7 +226,10 @@ def test_a_run_is_evaluated_beside_an_untrained_writer(run: Path, capsys: pytest
     names = {json.loads(line)["name"] for line in capsys.readouterr().out.splitlines() if line.startswith("{")}
     assert {"context_gain/chunks/2", "context_gain/chunks, untrained/2", "context_gain/joint/2"} <= names
     assert "saved/chunks/2 over truncation" in names
-    assert "keeps" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "keeps" in page
+    assert "nats saved on" in page
+    assert "Share of the full-context gain" in page
 
 
 def test_what_a_training_takes_is_known_before_anything_is_loaded(

@@ -46,6 +46,8 @@ def write_report(folder: RunFolder, evaluation: Evaluation) -> Path:
         title=f"memlm · {config.recipe} · {data['source']}",
         headline=headline,
         command=str(data["command"]),
+        saved=evaluation.saved,
+        figures=_figures(evaluation.measurements),
         log=folder.log(),
         measurements=evaluation.measurements,
         by_position=evaluation.accuracy_by_position,
@@ -111,6 +113,26 @@ def _writer_headline(first: dict[str, Measurement]) -> str:
         f"With one memory for {ratio} tokens, the decoder keeps {with_interval(share)} of what it gains "
         f"from all tokens ({share.split}); the last tokens alone, equally many, keep {with_interval(truncation)}."
     )
+
+
+def _figures(measurements: list[Measurement]) -> list[tuple[str, str]]:
+    """Return the figure of shares of the full-context gain, where they were measured."""
+    from memlm.reports.figure import share_over_ratio
+
+    by_name = {m.name: m for m in measurements if m.name.startswith("context_gain/chunks")}
+    by_name |= {m.name: m for m in measurements if m.name.startswith("context_gain/")}
+    ratios = [int(name.rsplit("/", 1)[1]) for name in by_name if name.startswith("context_gain/chunks/")]
+    if not ratios:
+        return []
+    names = dict.fromkeys(name.split("/")[1] for name in by_name if "another" not in name)
+    found = {
+        name: [
+            (m.value, m.low or m.value, m.high or m.value)
+            for m in (by_name[f"context_gain/{name}/{r}"] for r in ratios)
+        ]
+        for name in names
+    }
+    return [("Share of the full-context gain", share_over_ratio(ratios, found))]
 
 
 def _facts(folder: RunFolder) -> list[tuple[str, str]]:

@@ -6,14 +6,14 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.measurement import Cost, Measurement, Passage
+from memlm.measurement import Cost, Measurement, Passage, SavedPassage
 from memlm.store import Bits, bits_per_vector
 
 _BLOCK = 2**25
@@ -96,12 +96,14 @@ class Evaluation:
         accuracy_by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
         costs: bits per byte of the memories and of general compressors.
+        saved: texts and what memories saved at each of their tokens.
     """
 
     measurements: list[Measurement]
     accuracy_by_position: list[float]
     passages: list[Passage]
     costs: list[Cost]
+    saved: list[SavedPassage] = field(default_factory=list)
 
 
 def passages_of(decode: Decode, rows: PackedRows, returned: Int[Tensor, "rows tokens"]) -> list[Passage]:
@@ -111,6 +113,20 @@ def passages_of(decode: Decode, rows: PackedRows, returned: Int[Tensor, "rows to
         return []
     chosen = full[torch.linspace(0, len(full) - 1, min(_PASSAGES, len(full))).long()].unique()
     return [_passage(decode, rows, returned, int(row)) for row in chosen]
+
+
+def saved_passage(name: str, decode: Decode, ids: Sequence[int], nats: Sequence[float]) -> SavedPassage:
+    """Return what was saved at each token, or at several tokens that are one character together."""
+    pieces: list[tuple[str, float]] = []
+    run: list[int] = []
+    saved = 0.0
+    for token, value in zip(ids, nats, strict=True):
+        run, saved = [*run, token], saved + value
+        text = decode(run)
+        if "\ufffd" not in text:
+            pieces.append((text, saved))
+            run, saved = [], 0.0
+    return SavedPassage(name, [*pieces, (decode(run), saved)] if run else pieces)
 
 
 def _passage(decode: Decode, rows: PackedRows, returned: Int[Tensor, "rows tokens"], row: int) -> Passage:

@@ -26,7 +26,13 @@ from memlm.data import (
 )
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError, DataError
-from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
+from memlm.evaluation.memory.context_gain import (
+    ContextGainSettings,
+    context_gain,
+    gain_rows,
+    nothing,
+    token_nats_behind,
+)
 from memlm.evaluation.memory.perplexity import oracle_measurements, original_measurements, perplexity_measurements
 from memlm.evaluation.memory.recall import copy_measurements, recall_measurements
 from memlm.evaluation.probe.retention import Retention
@@ -39,8 +45,24 @@ from memlm.evaluation.reconstruction import (
     reconstruct,
     reconstruction_measurements,
 )
-from memlm.evaluation.result import Evaluation, Report, chunkwise_costs, compressor_costs, memory_costs, passages_of
-from memlm.measurement import Cost, DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
+from memlm.evaluation.result import (
+    Evaluation,
+    Report,
+    chunkwise_costs,
+    compressor_costs,
+    memory_costs,
+    passages_of,
+    saved_passage,
+)
+from memlm.measurement import (
+    Cost,
+    DocumentTally,
+    Measurement,
+    SavedPassage,
+    measure_ratio,
+    unigram_log_probabilities,
+    unigram_nats,
+)
 from memlm.models import (
     ChunkReader,
     MemoryModelForCausalLM,
@@ -63,6 +85,7 @@ _SAMPLED_ROWS = 1024
 _CHUNKS_COMPRESSED = 2000
 _WIDTHS: tuple[tuple[str, Bits], ...] = (("int8", 8), ("int4", 4))
 _WRITER_ROWS = 48
+_PASSAGES = 3
 _PROBED = ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
 """Figures of the probe that a run reports."""
 
@@ -266,7 +289,24 @@ def _evaluate_writer(folder: RunFolder, text: str | None, say: Report, rows: int
         split=split,
         on_batch=lambda done: say(f"reading rows of {split}: {done} of {settings.rows}"),
     )
-    return Evaluation(found, [], [], [])
+    say("colouring passages")
+    return Evaluation(found, [], [], [], _saved_passages(model, documents, settings))
+
+
+def _saved_passages(
+    model: MemoryDecoder, documents: Sequence[Document], settings: ContextGainSettings
+) -> list[SavedPassage]:
+    """Return a few rows and what memories saved at each scored token, at the ratio of the headline."""
+    settings = replace(settings, rows=_PASSAGES, scored=settings.window + settings.scored - 1, window=1)
+    rows = gain_rows(documents, model.tokenizer, settings)
+    encoded = model.encode(rows.ids[:, : settings.context].tolist())
+    kept = encoded.at(tokens_per_memory=min(settings.ratios, key=lambda ratio: abs(ratio - 8)))
+    alone, behind = (token_nats_behind(model, rows.ids, x, settings) for x in (nothing(encoded), kept))
+    decode = partial(decode_ids, model.tokenizer)
+    return [
+        saved_passage(rows.names[int(i)], decode, ids[-settings.scored :].tolist(), nats.tolist())
+        for i, ids, nats in zip(rows.document, rows.ids, alone - behind, strict=True)
+    ]
 
 
 def _writer_settings(model: MemoryDecoder) -> ContextGainSettings:

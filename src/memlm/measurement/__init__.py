@@ -12,7 +12,16 @@ from memlm.measurement.information import (
     unigram_nats,
 )
 from memlm.measurement.intervals import binomial_interval, bootstrap_interval, ratio_interval, t_interval, units_of
-from memlm.measurement.record import Baseline, Cost, Measurement, Passage, append_journal, read_journal, to_json_lines
+from memlm.measurement.record import (
+    Baseline,
+    Cost,
+    Measurement,
+    Passage,
+    SavedPassage,
+    append_journal,
+    read_journal,
+    to_json_lines,
+)
 from memlm.measurement.tally import (
     GREEDY,
     PARALLEL,
@@ -34,6 +43,7 @@ __all__ = [
     "DocumentTally",
     "Measurement",
     "Passage",
+    "SavedPassage",
     "append_journal",
     "binomial_interval",
     "bootstrap_interval",

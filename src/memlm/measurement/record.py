@@ -95,6 +95,24 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class SavedPassage:
+    """A text and what memories of the text before it saved at each token.
+
+    Attributes:
+        name: the document that the text comes from.
+        pieces: (text, nats) for each token or group of tokens: its loss without memories less its loss behind them.
+    """
+
+    name: str
+    pieces: list[tuple[str, float]]
+
+    @property
+    def total(self) -> float:
+        """The nats saved on the whole text."""
+        return sum(nats for _, nats in self.pieces)
+
+
+@dataclass(frozen=True)
 class Cost:
     """Bits per byte of text that a way of storing the text takes."""
 

@@ -145,6 +145,26 @@ def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Int
     return _svg(draw, title="Tokens recovered from memory", name="shares", height=height)
 
 
+def share_over_ratio(ratios: Sequence[int], series: Mapping[str, Sequence[Interval]]) -> str:
+    """Draw shares of the full-context gain with their intervals over tokens per memory; the first series is thick."""
+
+    def draw(axes: Any) -> None:
+        looks = ((_FIRST, "-", "o"), (_SECOND, "-", "D"), (_SECOND, "--", "s"), (_SECOND, ":", "^"), (_FIRST, ":", "v"))
+        for i, ((name, shares), (colour, line, marker)) in enumerate(zip(series.items(), looks, strict=False)):
+            values = [100 * value for value, _, _ in shares]
+            reach = [[100 * (v - low) for v, low, _ in shares], [100 * (high - v) for v, _, high in shares]]
+            look = {"color": colour, "linestyle": line, "marker": marker, "linewidth": 1.2 if i else 2.4, "capsize": 3}
+            axes.errorbar(ratios, values, yerr=reach, label=name, **look)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ratios, [str(ratio) for ratio in ratios])
+        axes.minorticks_off()
+        axes.set_xlabel("tokens per memory")
+        axes.set_ylabel("share of the full-context gain, %")
+        axes.legend(loc="lower left", frameon=False, fontsize=9)
+
+    return _svg(draw, title="Share of the full-context gain", name="gain")
+
+
 def times_over_length(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> str:
     """Draw up to four series of ratios over the length of the context, on logarithmic axes."""
 

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from memlm.files import write_file_atomic
-from memlm.measurement import Cost, Measurement, Passage
+from memlm.measurement import Cost, Measurement, Passage, SavedPassage
 from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
 from memlm.reports.tables import HEADINGS, by_split, markdown, visible
 
@@ -27,6 +27,7 @@ class PageContent:
         measurements: all figures.
         by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
+        saved: texts whose tokens are coloured by what memories saved.
         log: lines of the training log with "tokens" and "loss", some with "validation_token_accuracy".
         figures: (title, SVG) of figures that come first.
         costs: bits per byte of the memories and of general compressors.
@@ -40,6 +41,7 @@ class PageContent:
     measurements: Sequence[Measurement]
     by_position: Sequence[float]
     passages: Sequence[Passage]
+    saved: Sequence[SavedPassage] = field(default_factory=tuple)
     log: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     figures: Sequence[tuple[str, str]] = field(default_factory=tuple)
     costs: Sequence[Cost] = field(default_factory=tuple)

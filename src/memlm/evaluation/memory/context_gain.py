@@ -93,11 +93,13 @@ class GainRows:
 
     Attributes:
         ids: (rows, tokens).
-        document: (rows,), index of each row's document.
+        document: (rows,), index of each row's document in `names`.
+        names: ids of the documents that are long enough.
     """
 
     ids: Int[Tensor, "rows tokens"]
     document: NDArray[np.int64]
+    names: tuple[str, ...]
 
 
 def gain_rows(
@@ -109,6 +111,7 @@ def gain_rows(
         DataError: no document is long enough.
     """
     texts = encode_texts(tokenizer, [document.text for document in documents])
+    names = tuple(d.id for d, text in zip(documents, texts, strict=True) if len(text) >= settings.length)
     longer = [text for text in texts if len(text) >= settings.length]
     if not longer:
         raise DataError(
@@ -119,7 +122,7 @@ def gain_rows(
     index = np.arange(settings.rows) % len(longer)
     starts = [drawn.randrange(len(longer[i]) - settings.length + 1) for i in index]
     rows = [longer[i][start : start + settings.length] for i, start in zip(index, starts, strict=True)]
-    return GainRows(torch.tensor(rows), index)
+    return GainRows(torch.tensor(rows), index, names)
 
 
 def losses_of(
@@ -162,11 +165,18 @@ def encodings(model: MemoryDecoder, modes: Sequence[str]) -> Mapping[str, Callab
 def _nats(
     model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], memories: SlotMemories, settings: ContextGainSettings
 ) -> Float[Tensor, " rows"]:
+    return token_nats_behind(model, ids, memories, settings).mean(1)
+
+
+def token_nats_behind(
+    model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], memories: SlotMemories, settings: ContextGainSettings
+) -> Float[Tensor, "rows scored"]:
+    """Return the cross-entropy of each scored token, where window and scored tokens are read behind memories."""
     inputs = model.inputs(ids[:, settings.context :].tolist(), memories)
     with torch.no_grad():
         logits = model.decoder(**inputs, logits_to_keep=settings.scored + 1).logits[:, :-1].float()
     targets = ids[:, -settings.scored :].to(logits.device)
-    return F.cross_entropy(logits.mT, targets, reduction="none").mean(1).cpu()
+    return F.cross_entropy(logits.mT, targets, reduction="none").cpu()
 
 
 def nothing(encoded: EncodedTexts) -> SlotMemories:
