@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from memlm.cli import main
@@ -208,7 +209,11 @@ def test_settings_that_do_not_fit_are_named(config: RunConfig, tmp_path: Path, c
     with pytest.raises(ConfigError, match="distillation"):
         merge_run(get_recipe("memory-tiny"), {"stages": [{"name": "a", "objectives": {"distillation": 1.0}}]})
     out = ["--out", str(tmp_path / "run")]
-    for more, words in (([], "--decoder"), (["--decoder", "x", "--adapter", "gated"], "must be 'lora'")):
+    for more, words in (
+        ([], "--decoder"),
+        (["--decoder", "x", "--adapter", "gated"], "must be 'lora'"),
+        (["--training.device", "cuda"], "sees no GPU"),
+    ):
         assert main(["train", "memory-pretrained", *out, *more]) == 2
         assert words in capsys.readouterr().err
 
@@ -247,3 +252,20 @@ def test_what_a_training_takes_is_known_before_anything_is_loaded(
     monkeypatch.setattr("memlm.training.memory.estimate.os.sysconf", lambda _: 100)
     with pytest.raises(ConfigError, match="training needs about"):
         estimate(config, own)
+
+
+def test_training_goes_on_from_adapters_on_new_text(run: Path, config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("\n".join(speech(40 + i) for i in range(6)))
+    changes: dict[str, Any] = {"decoder": {"adapter_folder": str(run)}, "data": {"text": str(tmp_path / "new.txt")}}
+    more = merge_run(config, changes)
+    writer = build_writer(more, cast(SlotWriterConfig, more.model), load_tokenizer(str(config.decoder.path)))
+    before = load_file(run / "model.safetensors")
+    assert all(torch.equal(writer.state_dict()[name], weight) for name, weight in before.items())
+    train_run(merge_run(more, {"training": {"steps": 1}}), tmp_path / "more", progress=False)
+    assert (tmp_path / "more" / "model.safetensors").read_bytes() != (run / "model.safetensors").read_bytes()
+    other = merge_run(more, {"model": {"lora": {"rank": 3}}})
+    with pytest.raises(CheckpointError, match="set model.lora alike"):
+        build_writer(other, cast(SlotWriterConfig, other.model), load_tokenizer(str(config.decoder.path)))
+    nothing = merge_run(more, {"decoder": {"adapter_folder": str(tmp_path)}})
+    with pytest.raises(CheckpointError, match="holds no trained writer"):
+        build_writer(nothing, cast(SlotWriterConfig, nothing.model), load_tokenizer(str(config.decoder.path)))

@@ -176,6 +176,8 @@ class TrainingConfig(Settings):
     (PyTorch's FSDP2)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device that trains; a GPU where there is one by default."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the split, the weights, the order of rows and the noise."""
     evaluate_every: Count = 100
@@ -205,6 +207,8 @@ class PretrainedDecoder(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "8bit"] = "float32"
     """Type of the decoder's own weights while adapters learn beside them (memlm_slot_writer); 8bit needs a GPU and
     bitsandbytes."""
+    adapter_folder: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a trained memlm_slot_writer whose adapters training goes on from, on this run's text."""
     adapter: Literal["all", "lora", "gated", "connector"] = "all"
     """Weights of the pretrained decoder that learn: all, low-rank adapters that are active behind memories only (lora,
     or gated, each behind a gate that starts shut), or none but those that join it to memories (connector). Rank and

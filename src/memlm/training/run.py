@@ -190,8 +190,10 @@ def _prepared(config: RunConfig) -> PreparedData:
 
 
 def _check_decoder(config: RunConfig) -> None:
-    """Check that a pretrained decoder has an encoder, and that its settings have a pretrained decoder."""
+    """Check that there is a device, and that a pretrained decoder and its settings fit each other."""
     decoder = config.decoder
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device (cuda) is not here: PyTorch sees no GPU; leave it out, or give cpu.")
     if isinstance(config.model, SlotWriterConfig):
         if decoder.path is None:
             raise ConfigError("memlm_slot_writer trains adapters of a decoder; give one (--decoder PATH_OR_HUB_ID).")

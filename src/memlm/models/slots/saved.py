@@ -43,32 +43,55 @@ def load_writer(
     Raises:
         CheckpointError: the decoder or the adapters cannot be loaded, or do not belong together.
     """
-    try:
-        config = SlotWriterConfig.from_pretrained(folder)
-    except (MemlmError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"the settings in '{folder}' cannot be read ({error}); save it again.") from error
+    config = _config(folder)
     path = decoder or config.decoder_path
     if path is None:
         raise CheckpointError(f"'{folder}' names no decoder; give it: decoder=PATH_OR_HUB_ID.")
     if config.gguf_file is not None:
         options.setdefault("gguf_file", config.gguf_file)
     base = load_decoder(path, trust_remote_code=trust_remote_code, **options)
-    found = decoder_identity(base)
-    if config.decoder_identity is not None and found != config.decoder_identity:
-        raise CheckpointError(
-            f"the decoder '{path}' ({found[:12]}) is not the one that '{folder}' belongs to "
-            f"({config.decoder_identity[:12]}); give that one: decoder=PATH_OR_HUB_ID."
-        )
+    _check_identity(folder, config, decoder_identity(base))
     writer = SlotWriter(config, base)
-    _load_adapters(writer, Path(folder) / _WEIGHTS)
+    if writer.unsaved != writer.state_dict().keys():
+        _load_weights(writer, Path(folder) / _WEIGHTS)
     return writer
 
 
-def _load_adapters(writer: SlotWriter, file: Path) -> None:
-    wanted = set(writer.state_dict()) - writer.unsaved
-    if not wanted:
-        return
-    weights = read_tensors(file)
+def load_adapters(writer: SlotWriter, folder: str | Path) -> None:
+    """Give a writer the adapters of a folder, as a start for more training.
+
+    Raises:
+        CheckpointError: there are none, or they belong to another decoder or have other sizes.
+    """
+    if not is_writer_folder(folder):
+        raise CheckpointError(f"'{folder}' holds no trained writer; give a run of memory-pretrained.")
+    config = _config(folder)
+    _check_identity(folder, config, str(writer.config.decoder_identity))
+    if config.lora != writer.config.lora:
+        raise CheckpointError(
+            f"the adapters in '{folder}' ({config.lora}) differ from those of this run ({writer.config.lora}); set "
+            "model.lora alike."
+        )
+    _load_weights(writer, Path(folder) / _WEIGHTS)
+
+
+def _config(folder: str | Path) -> SlotWriterConfig:
+    try:
+        return SlotWriterConfig.from_pretrained(folder)
+    except (MemlmError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the settings in '{folder}' cannot be read ({error}); save it again.") from error
+
+
+def _check_identity(folder: str | Path, config: SlotWriterConfig, found: str) -> None:
+    if config.decoder_identity is not None and found != config.decoder_identity:
+        raise CheckpointError(
+            f"this decoder ({found[:12]}) is not the one that '{folder}' belongs to ({config.decoder_identity[:12]}); "
+            f"give that one ({config.decoder_path})."
+        )
+
+
+def _load_weights(writer: SlotWriter, file: Path) -> None:
+    wanted, weights = set(writer.state_dict()) - writer.unsaved, read_tensors(file)
     if weights.keys() != wanted:
         name = sorted(wanted ^ weights.keys())[0]
         raise CheckpointError(f"'{file}' does not fit its settings ({name} is in one only); restore both.")

@@ -206,7 +206,7 @@ def _arguments(config: TrainingConfig, folder: Path) -> TrainingArguments:
         max_steps=config.steps,
         max_grad_norm=config.optimizer.gradient_clip,
         bf16=wants_bf16(config.precision),
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=config.device == "cpu" or not torch.cuda.is_available(),
         seed=config.seed,
         logging_strategy="no",
         save_strategy="no",

@@ -15,7 +15,7 @@ from memlm.data import PackedRows, eos_id, first_token_id, pad_id
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.runtime import load_decoder
-from memlm.models.slots.saved import decoder_identity
+from memlm.models.slots.saved import decoder_identity, load_adapters
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.config import PretrainedDecoder, RunConfig
 from memlm.training.loop.trainer import Batch, MemlmTrainer
@@ -26,7 +26,7 @@ def build_writer(config: RunConfig, model: SlotWriterConfig, tokenizer: PreTrain
     """Return a pretrained decoder with new adapters.
 
     Raises:
-        CheckpointError: the decoder cannot be loaded.
+        CheckpointError: the decoder or the adapters cannot be loaded, or do not belong together.
         ConfigError: the adapters do not fit the decoder.
     """
     path, gguf = str(config.decoder.path), config.decoder.gguf_file
@@ -42,7 +42,10 @@ def build_writer(config: RunConfig, model: SlotWriterConfig, tokenizer: PreTrain
         pad_token_id=pad_id(tokenizer),
         eos_token_id=eos_id(tokenizer),
     )
-    return SlotWriter(own, decoder)
+    writer = SlotWriter(own, decoder)
+    if config.decoder.adapter_folder is not None:
+        load_adapters(writer, config.decoder.adapter_folder)
+    return writer
 
 
 def decoder_options(settings: PretrainedDecoder) -> dict[str, Any]:
