@@ -25,6 +25,7 @@ SMALL = {
     "autoencoder-pretrained": "--steps 3 --model.chunk_length 8 --model.hidden_size 8 --model.num_heads 2 "
     "--model.bottleneck_size 16 --data.held_out 0.2 --training.evaluate_rows 4",
     "memory-pretrained-input": "--steps 4 --model.chunk_length 4 --training.batch_size 4 --training.evaluate_rows 4",
+    "memory-pretrained": f"{RUN} --steps 2 --model.chunk_length 8 --model.scored_tokens 4",
     "memory-tiny": f"{RUN} --steps 3",
     "memory-next-tiny": f"{RUN} --steps 3",
     "autoencoder-chunk-tiny": f"{RUN} --steps 3",
@@ -85,10 +86,14 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> dic
 def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     page = (ROOT / "docs" / "memory-decoder.md").read_text(encoding="utf-8").replace("PATH_OR_HUB_ID", str(decoder))
     names: dict[str, Any] = {}
+    places["PATH_OR_HUB_ID"] = str(decoder)
+    trained = [command for command in runnable("memory-decoder.md") if command.startswith("memlm")]
+    for command in trained:
+        run(command, places, capsys)
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for block in blocks:
         exec(block, names)  # the blocks of a page that is part of this repository
-    assert len(blocks) == 4
+    assert (len(trained), len(blocks)) == (3, 5)
     assert names["tokens"].shape[0] == 2
 
 
