@@ -234,7 +234,7 @@ def test_other_families_are_refused_by_name(family: str, tokenizer: PreTrainedTo
         ("a" * 300, {}, "300 tokens is longer than this decoder can read .256 positions."),
         ("a", {"mode": "both"}, "mode .'both'. must be 'joint' or 'chunks'"),
         ("a", {"mode": "chunks", "chunk_length": 100}, "block_length .512. must be a multiple of chunk_length .100."),
-        ("a", {"query_distance": 0}, "query_distance .0. must be at least 1"),
+        ("a", {"query_distance": 0}, "query_distance .0. must be a whole number of at least 1"),
         ("a", {"chunk_size": 3}, "unknown setting .* choose from: mode, chunk_length"),
     ],
 )

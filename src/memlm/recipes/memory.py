@@ -126,10 +126,10 @@ def memory_pretrained() -> RunConfig:
         decoder=PretrainedDecoder(adapter="lora"),
         stages=(Stage(name="distillation", objectives={"distillation": 1.0}),),
         training=TrainingConfig(
-            steps=300,
+            steps=100,
             batch_size=2,
             precision="fp32",
-            evaluate_every=100,
+            evaluate_every=50,
             evaluate_rows=16,
             checkpoint_every=20,
             log_every=5,

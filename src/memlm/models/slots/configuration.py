@@ -26,12 +26,12 @@ class SlotWriterConfig(MemlmConfig):
         *("decoder_path", "decoder_identity", "gguf_file", "first_token_id", "encoding")
     }
 
-    chunk_length: int = 128
+    chunk_length: int = 256
     """Tokens of a chunk, which is written by itself."""
-    num_chunks: int = 5
+    num_chunks: int = 3
     """Chunks of a training row. Each but the first is read behind the memories of those before it, so that contexts of
     every length are trained at once."""
-    scored_tokens: int = 48
+    scored_tokens: int = 96
     """Tokens of each chunk, drawn at random, whose predictions are compared with those of the full context."""
     ratios: list[int] = field(default_factory=lambda: [1])
     """Tokens per memory, drawn anew for each step; the last of so many tokens is kept. With 1 all tokens are kept, and
@@ -77,4 +77,4 @@ class SlotWriterConfig(MemlmConfig):
         """How texts are encoded; in chunks, as in training, by default."""
         if self.encoding is not None:
             return EncodingSettings.of(self.encoding)
-        return EncodingSettings(mode="chunks", chunk_length=self.chunk_length, block_length=4 * self.chunk_length)
+        return EncodingSettings(mode="chunks", chunk_length=self.chunk_length, block_length=2 * self.chunk_length)

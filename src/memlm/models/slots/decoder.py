@@ -156,7 +156,12 @@ class MemoryDecoder:
         return self.reader.memories(*self._texts(texts), self._settings(settings), budget)
 
     def read(self, memories: SlotMemories) -> SlotCache:
-        """Return a cache as if the decoder had read the texts; each generation needs a cache of its own."""
+        """Return a cache as if the decoder had read the texts; each generation needs a cache of its own.
+
+        Raises:
+            UserError: memories of another decoder.
+        """
+        self._check(memories)
         return SlotCache(memories.to(self.decoder.dtype, self.decoder.device))
 
     def inputs(self, prompts: Texts, memories: SlotMemories | None = None) -> dict[str, Any]:
@@ -171,11 +176,12 @@ class MemoryDecoder:
             position_ids (batch, tokens); the cache, by the name that this version of transformers gives it.
 
         Raises:
-            UserError: another number of prompts than of texts.
+            UserError: another number of prompts than of texts, or memories of another decoder.
         """
         ids, mask = self._rows(prompts, left=True)
         if memories is None:
             return {"input_ids": ids, "attention_mask": mask.long()}
+        self._check(memories)
         return behind_memories(ids, mask, memories.to(self.decoder.dtype, self.decoder.device))
 
     @torch.no_grad()
@@ -196,12 +202,21 @@ class MemoryDecoder:
         found = cast(Any, self.decoder).generate(**inputs, **options)
         return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
+    def _check(self, memories: SlotMemories) -> None:
+        own, given = self.decoder.config, memories.layers[0].keys
+        layers, heads = int(own.num_hidden_layers), int(getattr(own, "num_key_value_heads", own.num_attention_heads))
+        if (len(memories.layers), given.shape[1]) != (layers, heads):
+            raise UserError(
+                f"these memories have {len(memories.layers)} layers of {given.shape[1]} heads and the decoder has "
+                f"{layers} of {heads}; they are of another decoder."
+            )
+
     def _settings(self, changes: dict[str, Any]) -> EncodingSettings:
-        try:
-            return replace(self.settings, **changes)
-        except TypeError:
-            known = ", ".join(self.settings.__dataclass_fields__)
-            raise UserError(f"unknown setting among {sorted(changes)}; choose from: {known}.") from None
+        known = self.settings.__dataclass_fields__
+        for name in changes:
+            if name not in known:
+                raise UserError(f"unknown setting '{name}'; choose from: {', '.join(known)}.")
+        return replace(self.settings, **changes)
 
     def _texts(self, texts: Texts) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
         ids, mask = self._rows(texts)
@@ -220,6 +235,10 @@ class MemoryDecoder:
         rows: list[list[int]] = encode_texts(self.tokenizer, given) if given and isinstance(given[0], str) else given
         if not rows or not all(rows):
             raise UserError("there is no text, or one of the texts is empty; give at least one token each.")
+        words = int(self.decoder.config.vocab_size)
+        wrong = next((token for row in rows for token in row if not 0 <= token < words), None)
+        if wrong is not None:
+            raise UserError(f"token {wrong} is none of the decoder's {words}; use its own tokenizer.")
         rows = [list(row[::-1] if left else row) for row in rows]
         # masked positions hold any token that the decoder knows
         ids, mask = padded(rows, length=max(map(len, rows)), pad_token_id=0)

@@ -43,7 +43,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = [x for x in (self.tokens_per_memory, self.slots) if x is not None]
-        if len(given) != 1 or not given[0] >= 1:
+        if len(given) != 1 or not 1 <= given[0] < math.inf:
             raise UserError(
                 f"give either tokens_per_memory ({self.tokens_per_memory}) or slots ({self.slots}), of at least 1."
             )

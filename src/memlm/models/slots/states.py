@@ -30,7 +30,7 @@ class EncodingSettings:
 
     mode: str = "joint"
     """`joint` reads the whole text at once; `chunks` reads each chunk by itself, in parallel."""
-    chunk_length: int = 128
+    chunk_length: int = 256
     """Tokens of a chunk that is read by itself."""
     block_length: int = 512
     """Tokens whose slots are fitted together: a part of a text, or several chunks."""
@@ -58,8 +58,9 @@ class EncodingSettings:
         if self.mode not in ("joint", "chunks"):
             raise UserError(f"mode ('{self.mode}') must be 'joint' or 'chunks'.")
         for name in ("chunk_length", "block_length", "query_stride", "query_distance"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} ({getattr(self, name)}) must be at least 1.")
+            value: object = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} ({value!r}) must be a whole number of at least 1.")
         if self.mode == "chunks" and self.block_length % self.chunk_length:
             raise UserError(
                 f"block_length ({self.block_length}) must be a multiple of chunk_length ({self.chunk_length})."
