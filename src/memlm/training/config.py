@@ -28,6 +28,8 @@ class DataConfig(Settings):
     """Share of documents that figures come from; nothing is trained or chosen on them."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the other documents that choices are made on, and that training is watched on."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the split, so that runs of several seeds hold out the same text; training.seed by default."""
     max_documents: Annotated[int, Field(ge=3)] | None = None
     """Read at most this many documents."""
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
@@ -205,8 +207,7 @@ class PretrainedDecoder(Settings):
     gguf_file: Annotated[str, Field(min_length=1)] | None = None
     """Name of the GGUF file, where the decoder's folder holds one; its weights are made plain."""
     dtype: Literal["float32", "bfloat16", "float16", "8bit"] = "float32"
-    """Type of the decoder's own weights while adapters learn beside them (memlm_slot_writer); 8bit needs a GPU and
-    bitsandbytes."""
+    """Type of the decoder's own weights in memlm_slot_writer; 8bit needs a GPU and bitsandbytes."""
     adapter_folder: Annotated[str, Field(min_length=1)] | None = None
     """Folder of a trained memlm_slot_writer whose adapters training goes on from, on this run's text."""
     adapter: Literal["all", "lora", "gated", "connector"] = "all"

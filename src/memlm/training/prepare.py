@@ -71,6 +71,7 @@ def read_split(config: DataConfig, seed: int) -> TrainValTestSplit:
     Raises:
         DataError: the source cannot be read or is too small.
     """
+    seed = seed if config.split_seed is None else config.split_seed
     return split_documents(read_documents(config), held_out=config.held_out, validation=config.validation, seed=seed)
 
 
