@@ -5,6 +5,7 @@ OMP_NUM_THREADS=1 python -m benchmarks.context_gain --decoder PATH_OR_HUB_ID
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import tyro
 from rich.progress import Progress
 
 from memlm.data import load_documents, split_documents
-from memlm.evaluation.memory.context_gain import BASELINES, ContextGainSettings, context_gain
+from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
 from memlm.measurement import Measurement, append_journal
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 
@@ -24,14 +25,14 @@ class Options:
     """A decoder, text and sizes."""
 
     decoder: str
-    """Folder or Hub id of a decoder."""
+    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
     gguf_file: str | None = None
     """Name of the GGUF file in the folder."""
     text: str = "sotu"
     """Text source; the figures are of its held-out documents."""
     split: Literal["held_out", "validation"] = "held_out"
     """Documents to measure: held_out, or validation for choices."""
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     """Type of the decoder's weights."""
     measure: ContextGainSettings = field(default_factory=ContextGainSettings)
     """Rows, contexts and ratios."""
@@ -48,14 +49,15 @@ def table(found: list[Measurement], options: Options) -> str:
     by_name = {m.name: m for m in found}
     ratios = options.measure.ratios
     lines = ["| | " + " | ".join(map(str, ratios)) + " |", "|---" * (len(ratios) + 1) + "|"]
-    for name in (*BASELINES, *(n for mode in options.modes for n in (f"{mode}, another text's", mode))):
+    shares = [m.name.split("/")[1] for m in found if m.name.startswith("context_gain/")]
+    for name in dict.fromkeys(shares):
         cells = [_cell(by_name[f"context_gain/{name}/{ratio}"], 100) for ratio in ratios]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "Saved, nats per token:", "", *lines[:2]]
-    for mode in options.modes:
-        for other in (*BASELINES, f"{mode}, another text's"):
-            cells = [_cell(by_name[f"saved/{mode}/{ratio} over {other}"], 1, ".3f") for ratio in ratios]
-            lines.append(f"| {mode} over {other} | " + " | ".join(cells) + " |")
+    saved = [re.fullmatch(r"saved/(.*)/\d+ over (.*)", m.name) for m in found]
+    for name, other in dict.fromkeys(match.groups() for match in saved if match):
+        cells = [_cell(by_name[f"saved/{name}/{ratio} over {other}"], 1, ".3f") for ratio in ratios]
+        lines.append(f"| {name} over {other} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -67,7 +69,9 @@ def _cell(m: Measurement, scale: float, form: str = ".1f") -> str:
 def main(options: Options) -> None:
     """Measure and print."""
     more = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
-    model = MemoryDecoder.from_pretrained(options.decoder, settings=options.encoding, dtype=options.dtype, **more)
+    # a folder of trained adapters has settings of its own
+    settings = None if options.encoding == EncodingSettings() else options.encoding
+    model = MemoryDecoder.from_pretrained(options.decoder, settings=settings, dtype=options.dtype, **more)
     documents = getattr(split_documents(load_documents(options.text)), options.split)
     began = time.perf_counter()
     with Progress(transient=True) as progress:

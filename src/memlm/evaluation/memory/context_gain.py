@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, encode_texts
-from memlm.errors import DataError
+from memlm.errors import DataError, did_you_mean
 from memlm.measurement import Measurement
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
@@ -51,6 +51,8 @@ class ContextGainSettings:
     """Tokens whose loss is measured, behind the window."""
     ratios: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Old tokens for each memory."""
+    baselines: tuple[str, ...] = ("truncation", "sink and window", "observed attention")
+    """What a sceptic would read instead, with as many entries in the cache."""
     batch_size: int = 8
     """Rows that are read at once."""
     seed: int = 0
@@ -60,6 +62,9 @@ class ContextGainSettings:
         for name in ("rows", "window", "scored", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise DataError(f"unknown baseline '{name}'. {did_you_mean(name, BASELINES)}")
         most = self.context // (_SINKS + 1)
         if not self.ratios or not all(1 <= ratio <= most for ratio in self.ratios):
             raise DataError(
@@ -143,7 +148,7 @@ def losses_of(
         encoded = {name: joint if name == "joint" else encode(old) for name, encode in ways.items()}
         yield Losses("alone", None, _nats(model, ids, nothing(joint), settings))
         yield Losses("full", None, _nats(model, ids, joint.at(tokens_per_memory=1), settings))
-        baselines = {name: prepare(model, joint, old) for name, prepare in BASELINES.items()}
+        baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
         for ratio in settings.ratios:
             for name, read in baselines.items():
                 yield Losses(name, ratio, _nats(model, ids, read(settings.context // ratio), settings))
@@ -290,7 +295,8 @@ def _measurements(
             yield measure(f"context_gain/{label}", "fraction", alone - values, gain)
     for mode in modes:
         for ratio in settings.ratios:
-            for other in (*BASELINES, f"{mode}, another text's"):
+            untrained = [f"{mode}, untrained"] if f"{mode}, untrained" in modes else []
+            for other in (*settings.baselines, f"{mode}, another text's", *untrained):
                 saved = nats[other, ratio] - nats[mode, ratio]
                 yield measure(f"saved/{mode}/{ratio} over {other}", "nats/token", saved, ones)
 

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import PackedRows, eos_id, first_token_id, pad_id
+from memlm.data import PackedRows, first_token_id
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.runtime import load_decoder
@@ -39,8 +39,6 @@ def build_writer(config: RunConfig, model: SlotWriterConfig, tokenizer: PreTrain
         decoder_identity=decoder_identity(decoder),
         first_token_id=first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size)),
         vocab_size=int(decoder.config.vocab_size),
-        pad_token_id=pad_id(tokenizer),
-        eos_token_id=eos_id(tokenizer),
     )
     writer = SlotWriter(own, decoder)
     if config.decoder.adapter_folder is not None:
