@@ -82,6 +82,10 @@ def test_the_lines_for_engineers(
     assert len(lines) == 5
     printed = [run(line, places, capsys) for line in lines]
     assert "original_decoder" in printed[2]
+    python = re.search(r"```python\n(.*?)```", section("For engineers"), re.DOTALL)
+    assert python is not None
+    exec(python.group(1).replace("PATH_OR_HUB_ID", str(decoder)), {})  # a block of this repository's README
+    assert capsys.readouterr().out.strip()
     assert printed[-1].strip()
 
 
