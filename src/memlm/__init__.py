@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from memlm.models.slots import EncodingSettings, MemoryDecoder
     from memlm.objectives import LinearSchedule
     from memlm.recipes import RECIPES, get_recipe
-    from memlm.session import MemorySession, TextMemory, load
+    from memlm.session import MemorySession, SlotSession, TextMemory, load
     from memlm.store import MemoryStore, TextStore, dequantize, quantize
     from memlm.training import (
         DataConfig,
@@ -72,7 +72,7 @@ _WHERE = {
     **dict.fromkeys(("EncodingSettings", "MemoryDecoder"), "models.slots"),
     "LinearSchedule": "objectives",
     **dict.fromkeys(("RECIPES", "get_recipe"), "recipes"),
-    **dict.fromkeys(("MemorySession", "TextMemory", "load"), "session"),
+    **dict.fromkeys(("MemorySession", "SlotSession", "TextMemory", "load"), "session"),
     **dict.fromkeys(("MemoryStore", "TextStore", "dequantize", "quantize"), "store"),
     **dict.fromkeys((*_TRAINING, "train_run"), "training"),
 }
@@ -106,6 +106,7 @@ __all__ = [
     "Retention",
     "RunConfig",
     "RunFolder",
+    "SlotSession",
     "Stage",
     "TextAutoencoder",
     "TextAutoencoderConfig",

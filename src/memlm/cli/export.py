@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from memlm.cli.arguments import parse
-from memlm.cli.generate import Generate, open_session
+from memlm.cli.generate import Generate, memory_session
 from memlm.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     reading = Generate(
         options.prompt_embeds, options.run, store=options.store, read=options.read, fidelity=options.fidelity
     )
-    session = open_session(reading)
+    session = memory_session(reading)
     session.read(options.prompt_embeds)
     session.model.prompt_embeddings([[[0]]])  # raises if the decoder alone cannot read them
     export_decoder(session.model, session.tokenizer, options.out, merged=True)

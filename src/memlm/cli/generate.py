@@ -13,7 +13,7 @@ from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memlm.session import MemorySession
+    from memlm.session import MemorySession, SlotSession
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Generate:
     prompt: Positional[str]
     """The text to continue; it is read after everything else."""
     model: str | None = None
-    """Folder of a memory model's run; by default the model of the store."""
+    """Folder of a memory model's run, or folder or Hub id of a decoder; by default the model of the store."""
     store: str | None = None
     """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
@@ -42,7 +42,9 @@ class Generate:
     seed: int = 0
     """Seed of sampling."""
     fidelity: float = 0.98
-    """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
+    """Chunks whose memories give back a smaller share of their tokens are read as tokens (memory models)."""
+    tokens_per_memory: float = 8.0
+    """Tokens for each memory (decoders)."""
 
 
 def run(arguments: list[str]) -> None:
@@ -51,14 +53,9 @@ def run(arguments: list[str]) -> None:
     import torch
     from transformers import TextStreamer
 
-    session = open_session(options)
+    session = _open_session(options)
     session.read(options.prompt)
-    stats = session.stats()
-    print(
-        f"{stats.memories} chunks read as memories, {stats.as_tokens} as tokens (below {session.fidelity}), "
-        f"{stats.forgotten} dropped, {stats.newest} newest tokens",
-        file=sys.stderr,
-    )
+    print(session.stats(), file=sys.stderr)
     torch.manual_seed(options.seed)
     sampling: dict[str, Any] = {"do_sample": options.sample}
     sampling |= {"temperature": options.temperature} if options.sample else {}
@@ -68,19 +65,35 @@ def run(arguments: list[str]) -> None:
         session.save(options.session)
 
 
-def open_session(options: Generate) -> MemorySession:
-    """Return a session that has read everything before the prompt.
+def _open_session(options: Generate) -> MemorySession | SlotSession:
+    from memlm.models.loading import RUN_MODELS, kind_of
+    from memlm.models.slots.saved import is_writer_folder
 
-    Raises:
-        ConfigError: neither a model nor a store is given.
-    """
-    from memlm.cli.store import model_of, open_texts
-    from memlm.data.corpus import stream_file
-    from memlm.session import MemorySession
+    model = _model(options)
+    is_run = Path(model, "config.json").is_file() and kind_of(Path(model)) in RUN_MODELS
+    return memory_session(options) if is_run and not is_writer_folder(model) else _decoder_session(options, model)
+
+
+def _model(options: Generate) -> str:
+    from memlm.cli.store import model_of
 
     model = options.model or (model_of(options.store) if options.store else None)
     if model is None:
         raise ConfigError("no model; give --model RUN, the folder of a memory model, or --store.")
+    return model
+
+
+def memory_session(options: Generate) -> MemorySession:
+    """Return a session of a memory model that has read everything before the prompt.
+
+    Raises:
+        ConfigError: neither a model nor a store is given.
+    """
+    from memlm.cli.store import open_texts
+    from memlm.data.corpus import stream_file
+    from memlm.session import MemorySession
+
+    model = _model(options)
     if options.session is not None and Path(options.session).exists():
         session = MemorySession.load(options.session, model)
     else:
@@ -92,4 +105,19 @@ def open_session(options: Generate) -> MemorySession:
     with open_texts(options.store, model) as store:
         for name in options.read:
             session.read_stored(store, name)
+    return session
+
+
+def _decoder_session(options: Generate, model: str) -> SlotSession:
+    from memlm.data.corpus import stream_file
+    from memlm.session import SlotSession
+
+    if options.store is not None:
+        raise ConfigError(f"'{model}' is a decoder, whose memories no store holds; leave --store {options.store} out.")
+    if options.session is not None and Path(options.session).exists():
+        session = SlotSession.load(options.session, model)
+    else:
+        session = SlotSession(model, tokens_per_memory=options.tokens_per_memory)
+    for name in options.read:
+        session.read(stream_file(Path(name)))
     return session

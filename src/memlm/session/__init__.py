@@ -2,6 +2,16 @@
 
 from memlm.session.export import export_decoder, export_prompt
 from memlm.session.session import MemorySession, SessionStats
+from memlm.session.slot_session import SlotSession
 from memlm.session.text_memory import DocumentModel, TextMemory, load
 
-__all__ = ["DocumentModel", "MemorySession", "SessionStats", "TextMemory", "export_decoder", "export_prompt", "load"]
+__all__ = [
+    "DocumentModel",
+    "MemorySession",
+    "SessionStats",
+    "SlotSession",
+    "TextMemory",
+    "export_decoder",
+    "export_prompt",
+    "load",
+]

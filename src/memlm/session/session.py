@@ -53,6 +53,12 @@ class SessionStats:
     newest: int
     positions: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.memories} chunks read as memories, {self.as_tokens} as tokens, {self.forgotten} dropped, "
+            f"{self.newest} newest tokens"
+        )
+
 
 class MemorySession:
     """A memory model that reads one text, or several in parallel, and continues them.

@@ -16,6 +16,8 @@ from memlm.errors import UserError
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder
 from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import has_prompts
+from memlm.models.slots import MemoryDecoder
+from memlm.models.slots.saved import is_writer_folder
 from memlm.session.session import MemorySession
 
 # texts have different numbers of chunks, so one list must not bind one name to one of these numbers
@@ -154,20 +156,23 @@ class DocumentModel:
         return torch.tensor(encode_texts(self.tokenizer, [text]), device=self.model.device)
 
 
-def load(directory: str | Path) -> TextMemory | MemorySession | DocumentModel:
+def load(directory: str | Path) -> TextMemory | MemorySession | DocumentModel | MemoryDecoder:
     """Open the model of any run, with its tokenizer.
 
     Args:
         directory: a run folder, or a folder that `save_pretrained` wrote.
 
     Returns:
-        A `TextMemory` for an autoencoder, a `MemorySession` for a memory model, and a `DocumentModel` for a recurrent
-        model or a memory model without prompts. Printing it shows its kind, sizes and tokenizer.
+        A `TextMemory` for an autoencoder, a `MemorySession` for a memory model, a `DocumentModel` for a recurrent
+        model or a memory model without prompts, and a `MemoryDecoder` for a decoder that was trained to write
+        memories. Printing the others shows their kind, sizes and tokenizer.
 
     Raises:
         CheckpointError: the folder holds no model of a run (for instance an exported decoder), or a damaged one.
         TokenizerError: the tokenizer is missing, or has another vocabulary than the model.
     """
+    if is_writer_folder(directory):
+        return MemoryDecoder.from_pretrained(str(directory))
     model, tokenizer = load_model(directory, TextAutoencoder, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
     if isinstance(model, TextAutoencoder):
         return TextMemory(model, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,6 +103,14 @@ class MemoryDecoder:
         model.config.gguf_file = options.get("gguf_file")
         return model
 
+    def fingerprint(self) -> str:
+        """Return a hash that tells the decoder and its adapters, if any, from others."""
+        adapters = {n: w for n, w in self.decoder.state_dict().items() if "lora_" in n}
+        digest = hashlib.sha256(decoder_identity(self.decoder).encode())
+        for name, weight in sorted(adapters.items()):
+            digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def untrained(self) -> MemoryDecoder:
         """Return the same decoder whose adapters, if any, stay inactive while it writes."""
         other = copy.copy(self)
@@ -139,7 +148,13 @@ class MemoryDecoder:
 
     @torch.no_grad()
     def memories(
-        self, texts: Texts, *, tokens_per_memory: int | float | None = None, slots: int | None = None, **settings: Any
+        self,
+        texts: Texts,
+        *,
+        tokens_per_memory: int | float | None = None,
+        slots: int | None = None,
+        start: int = 0,
+        **settings: Any,
     ) -> SlotMemories:
         """Let the decoder read texts and return memories of them.
 
@@ -147,13 +162,15 @@ class MemoryDecoder:
             texts: one text, texts, or token ids of texts, without special tokens.
             tokens_per_memory: tokens for each slot.
             slots: slots of each text, instead.
+            start: number of tokens before these texts, where they are parts of longer ones.
             settings: fields of `EncodingSettings` that differ from the model's.
 
         Raises:
             UserError: as `encode` and `EncodedTexts.at`.
         """
         budget = Budget(tokens_per_memory=tokens_per_memory, slots=slots)
-        return self.reader.memories(*self._texts(texts), self._settings(settings), budget)
+        rows = self._texts(texts, start=start)
+        return self.reader.memories(*rows, self._settings(settings), budget, start=start)
 
     def read(self, memories: SlotMemories) -> SlotCache:
         """Return a cache as if the decoder had read the texts; each generation needs a cache of its own.
@@ -218,13 +235,17 @@ class MemoryDecoder:
                 raise UserError(f"unknown setting '{name}'; choose from: {', '.join(known)}.")
         return replace(self.settings, **changes)
 
-    def _texts(self, texts: Texts) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+    def _texts(
+        self, texts: Texts, *, start: int = 0
+    ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
         ids, mask = self._rows(texts)
         most = getattr(self.decoder.config, "max_position_embeddings", None)
-        if most is not None and ids.shape[1] + 1 >= most:
+        if start < 0:
+            raise UserError(f"start ({start}) must be at least 0.")
+        if most is not None and start + ids.shape[1] + 1 >= most:
             raise UserError(
-                f"a text of {ids.shape[1]} tokens is longer than this decoder can read ({most} positions); give it in "
-                "parts."
+                f"a text of {start + ids.shape[1]} tokens is longer than this decoder can read ({most} positions); "
+                "give it in parts."
             )
         return ids, mask
 

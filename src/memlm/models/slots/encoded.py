@@ -81,8 +81,6 @@ class EncodedTexts:
             UserError: neither or both are given, or they are less than 1.
         """
         counts = Budget(tokens_per_memory=tokens_per_memory, slots=slots).counts(self.blocks.tokens)
-        if torch.equal(counts, self.blocks.tokens):
-            return self.keep_all()
         layers = [states.fitted(self.blocks, counts, self.rotary, self.settings) for states in self.layers]
         return packed(layers, self.blocks.lengths, counts.sum(1) + 1)
 
@@ -104,7 +102,9 @@ class EncodedTexts:
             keys, values = (x.transpose(1, 2).flatten(2, 3) for x in (states.keys, states.values))
             wide = index.clamp(min=0)[..., None].expand(*index.shape, keys.shape[-1])
             bias = torch.zeros_like(index, dtype=torch.float).masked_fill(index < 0, -math.inf)
-            layers.append(states.behind_first(keys.gather(2, wide), values.gather(2, wide), bias, 1 + index))
+            layers.append(
+                states.behind_first(keys.gather(2, wide), values.gather(2, wide), bias, self.blocks.first + index)
+            )
         return packed(layers, self.blocks.lengths, (indices[0] >= 0).sum(-1).amax(1) + 1)
 
 
@@ -146,6 +146,8 @@ class Reader:
         mask: Bool[Tensor, "batch tokens"],
         settings: EncodingSettings,
         budget: Budget,
+        *,
+        start: int = 0,
     ) -> SlotMemories:
         """Read texts and make memories of them layer by layer, so that the states of one layer are held at a time.
 
@@ -154,13 +156,14 @@ class Reader:
             mask: (batch, tokens), True for text.
             settings: of the encoding.
             budget: slots of the texts.
+            start: number of positions between the token before the texts and the texts.
         """
         layers: list[LayerSlots] = []
 
         def fit(states: LayerStates, blocks: Blocks) -> None:
             layers.append(states.fitted(blocks, budget.counts(blocks.tokens), self.rotary, settings))
 
-        blocks = self._read(ids, mask, settings, fit)
+        blocks = self._read(ids, mask, settings, fit, start=start)
         return packed(layers, blocks.lengths, budget.counts(blocks.tokens).sum(1) + 1)
 
     def _read(
@@ -169,13 +172,15 @@ class Reader:
         mask: Bool[Tensor, "batch tokens"],
         settings: EncodingSettings,
         on_layer: Callable[[LayerStates, Blocks], None],
+        *,
+        start: int = 0,
     ) -> Blocks:
         joint, tokens = settings.mode == "joint", ids.shape[1]
         length = min(settings.block_length, tokens if joint else tokens + -tokens % settings.chunk_length)
         pad = -tokens % length
         ids, full = F.pad(ids, (0, pad)), F.pad(mask, (0, pad))
-        blocks = Blocks(full.unflatten(1, (-1, length)).sum(-1), 1 + mask.sum(1), length)
-        positions = torch.arange(1, 1 + ids.shape[1], device=ids.device).expand_as(ids)
+        blocks = Blocks(full.unflatten(1, (-1, length)).sum(-1), 1 + start + mask.sum(1), length, 1 + start)
+        positions = torch.arange(1 + start, 1 + start + ids.shape[1], device=ids.device).expand_as(ids)
         width = ids.shape[1] if joint else settings.chunk_length
         rows, row_mask, row_positions = (
             F.pad(x.reshape(-1, width), (1, 0), value=first)

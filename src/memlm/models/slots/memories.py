@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memlm.models.slots.rotary import Rotary
+
 
 @dataclass(frozen=True, eq=False)
 class LayerSlots:
@@ -85,3 +87,31 @@ def packed(layers: Sequence[LayerSlots], lengths: Int[Tensor, " batch"], counts:
         return layer.map(lambda x: x.gather(2, order if x.ndim == 3 else wide))
 
     return SlotMemories([pack(layer) for layer in layers], lengths, counts)
+
+
+def joined(parts: Sequence[SlotMemories], distances: Sequence[int], rotary: Rotary) -> SlotMemories:
+    """Return the memories of consecutive parts of one text.
+
+    Args:
+        parts: memories of each part, of one text each.
+        distances: number of positions that each part is moved further on.
+        rotary: moves the keys.
+    """
+    layers: list[LayerSlots] = []
+    for number in range(len(parts[0].layers)):
+        pairs = zip(parts, distances, strict=True)
+        moved = [_moved(part.layers[number], distance, rotary, number) for part, distance in pairs]
+        # one token stands before the text, not one before each part
+        rest = [layer.map(lambda x: x[:, :, 1:]) for layer in moved[1:]]
+        columns = zip(*(vars(layer).values() for layer in (moved[0], *rest)), strict=True)
+        layers.append(LayerSlots(*(torch.cat(column, dim=2) for column in columns)))
+    counts = torch.stack([part.counts for part in parts]).sum(0) - (len(parts) - 1)
+    return SlotMemories(layers, distances[-1] + parts[-1].lengths, counts)
+
+
+def _moved(layer: LayerSlots, distance: int, rotary: Rotary, number: int) -> LayerSlots:
+    """Return slots that are `distance` positions further on, apart from that of the token before the text."""
+    distances = torch.full_like(layer.positions, distance)
+    distances[:, :, 0] = 0
+    keys = rotary.move(layer.keys, distances, layer=number).to(layer.keys.dtype)
+    return replace(layer, keys=keys, positions=layer.positions + distances)

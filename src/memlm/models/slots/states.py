@@ -68,17 +68,19 @@ class EncodingSettings:
 
 
 class Blocks(NamedTuple):
-    """Sizes of the blocks that texts are cut into; a text begins at position 1.
+    """Sizes of the blocks that texts are cut into.
 
     Attributes:
         tokens: (batch, blocks), the number of tokens in each block.
         lengths: (batch,), the position behind each text.
         length: tokens of a full block.
+        first: position at which each text begins.
     """
 
     tokens: Int[Tensor, "batch blocks"]
     lengths: Int[Tensor, " batch"]
     length: int
+    first: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ class LayerStates:
             picked = self.keys[row, block, :, :tokens].gather(2, at[..., None].expand(*at.shape, numbers))
             keys[row, block, :, :slots], values[row, block, :, :slots] = picked, found.values.to(keys)
             bias[row, block, :, :slots] = found.bias
-            positions[row, block, :, :slots] = 1 + block[:, None, None] * blocks.length + at
+            positions[row, block, :, :slots] = blocks.first + block[:, None, None] * blocks.length + at
         return self.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values, bias, positions)))
 
     def _groups(
@@ -180,8 +182,12 @@ class LayerStates:
         settings: EncodingSettings,
     ) -> FittedSlots:
         heads, group = self.queries.shape[2:4]
+        if slots == tokens:  # every key and value as it is
+            values = self.values[row, block, :, :tokens]
+            every = torch.arange(tokens, device=row.device).expand(values.shape[:3])
+            return FittedSlots(every, torch.zeros_like(every, dtype=torch.float), values)
         chosen = torch.arange(0, tokens, settings.query_stride, device=row.device)
-        own = (1 + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
+        own = (blocks.first + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
         reader = blocks.lengths[row][:, None] + _further(self.layer, settings)[:tokens].to(row.device)[chosen]
         queries = self.queries[row, block][..., chosen, :].flatten(1, 2)
         queries = rotary.move(queries, (reader - own[:, chosen])[:, None], layer=self.layer)

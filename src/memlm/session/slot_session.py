@@ -1,0 +1,283 @@
+"""Sessions of a pretrained decoder that read text of any length as memories, at bounded memory, and continue it.
+
+    read so far    block 0      block 1      block 2       newest tokens
+    held           slots        slots        slots         tokens
+
+A block becomes slots when the tokens behind it fill the window. What exceeds the decoder's positions is forgotten,
+oldest first, and the keys of the rest are moved back when the decoder reads them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from memlm.data import decode_ids, encode_texts, eos_id
+from memlm.data.corpus import parts_of
+from memlm.errors import CheckpointError, UserError
+from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
+from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.models.slots.memories import LayerSlots, joined
+
+_JSON, _TENSORS = "slot_session.json", "slots.safetensors"
+_MOST = 2**20
+
+
+class SlotStats(NamedTuple):
+    """Numbers of what a session holds.
+
+    Attributes:
+        slots: slots of all blocks, that of the token before the text included.
+        newest: tokens behind the blocks.
+        forgotten: tokens that were dropped because the decoder has no more positions.
+    """
+
+    slots: int
+    newest: int
+    forgotten: int
+
+    def __str__(self) -> str:
+        return f"{self.slots} memories, {self.forgotten} tokens dropped, {self.newest} newest tokens"
+
+
+class _Block(NamedTuple):
+    memories: SlotMemories
+    start: int
+    """Tokens before the block when it was encoded."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1] = 1
+    model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
+    window: Annotated[int, Field(ge=1, le=_MOST)]
+    starts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
+    newest: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
+    forgotten: Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class SlotSession:
+    """A pretrained decoder that reads one text as memories and continues it.
+
+    Args:
+        model: the decoder, or its folder or Hub id.
+        tokens_per_memory: tokens for each slot.
+        window: newest tokens that stay tokens at least.
+        max_positions: greatest number of positions; by default all that the decoder has.
+
+    Example:
+        >>> session = SlotSession("runs/writer", tokens_per_memory=8)
+        >>> session.read(open("book.txt"))
+        >>> session.generate("The moral of this is", max_new_tokens=50)
+
+    Raises:
+        UserError: settings out of range.
+    """
+
+    def __init__(
+        self,
+        model: MemoryDecoder | str | Path,
+        *,
+        tokens_per_memory: int | float = 8,
+        window: int = 64,
+        max_positions: int | None = None,
+    ) -> None:
+        self.model = model if isinstance(model, MemoryDecoder) else MemoryDecoder.from_pretrained(str(model))
+        own = int(self.model.decoder.config.max_position_embeddings)
+        self.tokens_per_memory, self.window = tokens_per_memory, window
+        self.max_positions = own if max_positions is None else max_positions
+        if not 1 <= tokens_per_memory <= _MOST or window < 1:
+            raise UserError(f"tokens_per_memory ({tokens_per_memory}) and window ({window}) must be at least 1.")
+        if not self.block_length + window < self.max_positions <= own:
+            raise UserError(
+                f"max_positions ({self.max_positions}) must lie above a block and the window ({self.block_length} + "
+                f"{window}) and not above the decoder's {own}."
+            )
+        self.blocks: list[_Block] = []
+        self.newest: list[int] = []
+        self.forgotten = 0
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the decoder."""
+        return self.model.tokenizer
+
+    @property
+    def block_length(self) -> int:
+        """The tokens of a block."""
+        return self.model.settings.block_length
+
+    def read(self, text: str | Iterable[str]) -> None:
+        """Read text behind what was read before: a string, or an iterable of strings such as an open file."""
+        for part in parts_of([text] if isinstance(text, str) else text):
+            self.read_tokens(encode_texts(self.model.tokenizer, [part])[0])
+
+    def read_tokens(self, tokens: list[int]) -> None:
+        """Read token ids behind what was read before.
+
+        Raises:
+            UserError: the positions are used up, and learned, so that what is left cannot be moved.
+        """
+        self.newest = [*self.newest, *tokens]
+        length = self.block_length
+        while len(self.newest) >= length + self.window:
+            block, self.newest = self.newest[:length], self.newest[length:]
+            self._keep_within(self.max_positions - length)
+            start = len(self.blocks) * length
+            found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
+            self.blocks.append(_Block(found, start))
+
+    def _keep_within(self, positions: int) -> None:
+        length = self.block_length
+        newest = min(len(self.newest), length + self.window)
+        while self.blocks and 1 + len(self.blocks) * length + newest > positions:
+            if not self.model.reader.rotary.moves:
+                raise UserError(
+                    f"the {self.max_positions} positions are used up, and learned ones cannot be moved; begin anew."
+                )
+            del self.blocks[0]
+            self.forgotten += length
+
+    def memories(self) -> SlotMemories | None:
+        """Return the memories of all blocks at their positions, or None if there are none yet."""
+        if not self.blocks:
+            return None
+        distances = [i * self.block_length - block.start for i, block in enumerate(self.blocks)]
+        return joined([block.memories for block in self.blocks], distances, self.model.reader.rotary)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        max_new_tokens: int = 128,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> str:
+        """Read `prompt` and continue; the session also reads the text that is generated.
+
+        Args:
+            prompt: a text that is read first.
+            max_new_tokens: the greatest number of tokens; an end-of-text token ends earlier.
+            streamer: a streamer of transformers.
+            options: options of `generate()` such as do_sample, temperature and num_beams.
+
+        Raises:
+            UserError: nothing was read, or the new tokens do not fit the decoder's positions.
+        """
+        if prompt is not None:
+            self.read(prompt)
+        if not self.newest:
+            raise UserError("nothing was read; read a text, or give a prompt.")
+        room = self.max_positions - 1 - len(self.newest)
+        if not 1 <= max_new_tokens <= room:
+            raise UserError(f"max_new_tokens ({max_new_tokens}) must lie between 1 and {room}, what positions allow.")
+        self._keep_within(self.max_positions - max_new_tokens)
+        new = self._generated(max_new_tokens, streamer, options)
+        end = eos_id(self.model.tokenizer)
+        new = new[: new.index(end)] if end in new else new
+        self.read_tokens(new)
+        return decode_ids(self.model.tokenizer, new)
+
+    @torch.no_grad()
+    def _generated(self, max_new_tokens: int, streamer: BaseStreamer | None, options: dict[str, Any]) -> list[int]:
+        memories = self.memories()
+        first = [self.model.reader.first_token_id] if memories is None else []
+        inputs = self.model.inputs([[*first, *self.newest]], memories)
+        options = {"pad_token_id": eos_id(self.model.tokenizer), "do_sample": False, **options}
+        found = cast(Any, self.model.decoder).generate(
+            **inputs, max_new_tokens=max_new_tokens, streamer=streamer, **options
+        )
+        return found[0, inputs["input_ids"].shape[1] :].tolist()
+
+    def stats(self) -> SlotStats:
+        """Return the numbers of slots and tokens that the session holds."""
+        slots = sum(int(block.memories.counts) - 1 for block in self.blocks)
+        return SlotStats(slots + bool(self.blocks), len(self.newest), self.forgotten)
+
+    def fork(self) -> SlotSession:
+        """Return an independent session that has read the same; memories are shared, since they never change."""
+        other = copy.copy(self)
+        other.blocks, other.newest = list(self.blocks), list(self.newest)
+        return other
+
+    def save(self, folder: str | Path) -> None:
+        """Write the session to a folder; an older session there is replaced, anything else is not.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        place = Path(folder)
+        if place.exists() and not (place / _JSON).is_file():
+            raise UserError(f"'{folder}' holds something else than a session; give another folder.")
+        file = _File(
+            model=self.model.fingerprint(),
+            tokens_per_memory=self.tokens_per_memory,
+            window=self.window,
+            starts=[block.start for block in self.blocks],
+            newest=self.newest,
+            forgotten=self.forgotten,
+        )
+        tensors = {
+            f"{i}.{name}": x for i, block in enumerate(self.blocks) for name, x in _tensors(block.memories).items()
+        }
+
+        def fill(draft: Path) -> None:
+            write_file_atomic(draft / _JSON, file.model_dump_json(indent=1) + "\n")
+            write_tensors_atomic(draft / _TENSORS, tensors)
+
+        write_folder_atomic(place, fill)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: MemoryDecoder | str | Path) -> SlotSession:
+        """Read what `save` wrote; the model must be the one that wrote it.
+
+        Raises:
+            CheckpointError: the folder holds no session, a damaged one, or one of another model.
+        """
+        try:
+            file = _File.model_validate(read_json(Path(folder) / _JSON))
+        except ValidationError as error:
+            raise CheckpointError(f"'{folder}' is no session: {error.errors()[0]['msg']}; save it again.") from error
+        session = cls(model, tokens_per_memory=file.tokens_per_memory, window=file.window)
+        found = session.model.fingerprint()
+        if found != file.model:
+            raise CheckpointError(
+                f"'{folder}' is of another decoder or adapter ({file.model[:12]}) than this one ({found[:12]})."
+            )
+        tensors = read_tensors(Path(folder) / _TENSORS)
+        try:
+            session.blocks = [_Block(_slots(tensors, i, session.model), x) for i, x in enumerate(file.starts)]
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"the slots in '{folder}' are damaged ({error}); save it again.") from error
+        session.newest, session.forgotten = file.newest, file.forgotten
+        return session
+
+
+def _tensors(block: SlotMemories) -> dict[str, Tensor]:
+    """Return the tensors of a block, those of all layers stacked."""
+    names = ("keys", "values", "bias", "positions")
+    found = {name: torch.stack([getattr(layer, name) for layer in block.layers]).contiguous().cpu() for name in names}
+    return {**found, "lengths": block.lengths.cpu(), "counts": block.counts.cpu()}
+
+
+def _slots(tensors: dict[str, Tensor], number: int, model: MemoryDecoder) -> SlotMemories:
+    """Return a block from its tensors; their shapes are checked against the decoder's when it reads them."""
+    keys, values, bias, positions, lengths, counts = (
+        tensors[f"{number}.{name}"] for name in ("keys", "values", "bias", "positions", "lengths", "counts")
+    )
+    if keys.ndim != 5 or keys.shape != values.shape or keys.shape[:4] != bias.shape or bias.shape != positions.shape:
+        raise ValueError(f"shapes {tuple(keys.shape)}, {tuple(values.shape)} and {tuple(bias.shape)} do not fit")
+    layers = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
+    block = SlotMemories(layers, lengths, counts)
+    model.read(block)  # refuses slots of another decoder
+    return block
