@@ -176,6 +176,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no batch": (["--batch-size", "0"], "--batch-size (0)"),
     "a window of nothing": (["--memory-after", "0"], "--memory-after (0)"),
     "a window beyond the decoder": (["--memory-after", "99999"], "memory_after (99999)"),
+    "memories of another size": (["--tokens-per-memory", "4"], "memories of"),
+    "memories of less than a token": (["--tokens-per-memory", "0.5"], "--tokens-per-memory (0.5)"),
     "no such run": (["--model", "nowhere"], "nowhere"),
     "no such text": (["--text", "nowhere.txt"], "nowhere.txt"),
     "no run to take text from": ([], "run.json"),
@@ -204,4 +206,4 @@ def test_a_task_shorter_than_the_window_has_no_score_with_memory(model: MemoryLM
 def test_a_context_longer_than_the_decoder_is_said(model: MemoryLM) -> None:
     model.reading = "full"
     with pytest.raises(UserError, match=r"takes \d+ decoder positions \(read as 'full'\) and there are"):
-        model.pieces(list(range(5)) * model.positions, after=0)
+        model.split(list(range(5)) * model.positions, after=0)

@@ -1,4 +1,4 @@
-"""`memlm eval-harness`: score a memory model with lm-evaluation-harness, with memories and without."""
+"""`memlm eval-harness`: score a decoder with lm-evaluation-harness, with memories and without."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from memlm.errors import ConfigError
 if TYPE_CHECKING:
     from memlm.data import Document
     from memlm.evaluation.lm_eval.compare import TaskScores
+    from memlm.evaluation.lm_eval.context_reader import ContextReader
 
 LOCAL = ("memlm_recall", "memlm_cloze", "memlm_prose")
 _TITLES = {"memory": "with memory", "without": "without", "full": "all tokens"}
@@ -21,20 +22,24 @@ _TITLES = {"memory": "with memory", "without": "without", "full": "all tokens"}
 
 @dataclass(frozen=True)
 class EvalHarness:
-    """Run tasks of lm-evaluation-harness on a memory model (pip install 'memlm[harness]').
+    """Run tasks of lm-evaluation-harness on a decoder with memories (pip install 'memlm[harness]').
 
-    Chunks older than --memory-after tokens are read as memories, the rest as tokens. The same decoder is also scored
+    Context older than --memory-after tokens is read as memories, the rest as tokens. The same decoder is also scored
     without the old context, and with all of it as tokens. The memories that were read are counted; a task without any
-    has no score with memory. Four tasks are made from the run's held-out text and random facts (memlm_recall,
-    memlm_write, memlm_cloze, memlm_prose); all tasks of the harness can be named too.
+    has no score with memory. Four tasks are made from held-out text and random facts (memlm_recall, memlm_write,
+    memlm_cloze, memlm_prose); all tasks of the harness can be named too.
     """
 
     model: str
-    """Folder of a memory model's run."""
+    """Folder of a run or of what `save_pretrained` wrote; or folder or Hub id of a pretrained decoder, which needs no
+    training."""
     tasks: str = ",".join(LOCAL)
     """Names of tasks, separated by commas."""
     memory_after: int = 256
-    """Minimum number of newest tokens of a context that stay tokens."""
+    """Number of newest tokens of a context that stay tokens. A memory model reads whole chunks as memories and may
+    keep up to a chunk more."""
+    tokens_per_memory: float | None = None
+    """Old tokens for each memory of a pretrained decoder; 8 by default."""
     readings: tuple[Literal["memory", "without", "full"], ...] = ("memory", "without", "full")
     """Ways to read old context: as memories, not at all, as tokens. Each gives a score."""
     limit: int | None = None
@@ -44,13 +49,15 @@ class EvalHarness:
     seed: int = 0
     """Seed of the facts."""
     text: str | None = None
-    """Text of the memlm tasks; the run's held-out text by default."""
+    """Text of the memlm tasks; by default the run's held-out text, or that of the bundled speeches for a decoder
+    without a run."""
     batch_size: int = 8
     """Requests in a batch."""
     hf: str | None = None
     """A plain model, scored by the harness's own class; the largest difference to `all tokens` is printed."""
     out: str | None = None
-    """Folder of the memlm tasks, the table and the scores; RUN/harness by default."""
+    """Folder of the memlm tasks, the table and the scores; by default RUN/harness, or runs/harness for a decoder
+    without a run."""
 
 
 def run(arguments: list[str]) -> None:
@@ -60,22 +67,10 @@ def run(arguments: list[str]) -> None:
     _check(options, names)
     _require_harness()
     from memlm.evaluation.lm_eval.compare import compare_readings, hf_scores, largest_difference, open_tasks
-    from memlm.evaluation.lm_eval.language_model import MemoryLM
-    from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
     from memlm.files import write_file_atomic
-    from memlm.models import MemoryModelForCausalLM
-    from memlm.models.loading import load_model
 
-    model, tokenizer = load_model(options.model, MemoryModelForCausalLM)
-    reader = MemoryLM(model, tokenizer, memory_after=options.memory_after, batch_size=options.batch_size)
-    out = Path(options.out or Path(options.model) / "harness")
-    if set(names) & set(TASKS):
-        # at three quarters of a word per token, old context is as long as the window, and at least two chunks
-        words = int(0.75 * (options.memory_after + max(options.memory_after, 2 * reader.chunk_length)))
-        prose = _prose(options)
-        write_tasks(out / "tasks", prose, questions=options.questions, words=words, seed=options.seed)
-    else:
-        (out / "tasks").mkdir(parents=True, exist_ok=True)
+    reader, out = _open_reader(options), Path(options.out or _default_out(options.model))
+    _prepare_tasks(options, names, reader, out / "tasks")
     manager = open_tasks(names, out / "tasks")
     found = compare_readings(reader, names, manager, readings=options.readings, limit=options.limit, say=_say)
     write_file_atomic(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
@@ -91,9 +86,9 @@ def run(arguments: list[str]) -> None:
 def _check(options: EvalHarness, names: list[str]) -> None:
     if not names:
         raise ConfigError("--tasks names none; give at least one, such as memlm_recall.")
-    for name in ("questions", "batch_size", "memory_after", "limit"):
+    for name in ("questions", "batch_size", "memory_after", "limit", "tokens_per_memory"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:
             raise ConfigError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
     if not options.readings:
         raise ConfigError("--readings names none; give at least one of memory, without, full.")
@@ -108,13 +103,67 @@ def _require_harness() -> None:
         raise ConfigError("lm-evaluation-harness is not installed; run `pip install 'memlm[harness]'`.")
 
 
+def _open_reader(options: EvalHarness) -> ContextReader:
+    """Return the model class of the harness around a memory model or a pretrained decoder."""
+    from memlm.evaluation.lm_eval.language_model import MemoryLM
+    from memlm.evaluation.lm_eval.slot_reader import SlotLM
+    from memlm.models import MemoryModelForCausalLM
+    from memlm.models.loading import load_model
+    from memlm.models.slots import MemoryDecoder
+
+    if _is_decoder(options.model):
+        decoder = MemoryDecoder.from_pretrained(options.model, dtype="float32")
+        ratio = options.tokens_per_memory or 8
+        return SlotLM(
+            decoder, tokens_per_memory=ratio, memory_after=options.memory_after, batch_size=options.batch_size
+        )
+    model, tokenizer = load_model(options.model, MemoryModelForCausalLM)
+    if options.tokens_per_memory is not None:
+        raise ConfigError(
+            f"--tokens-per-memory ({options.tokens_per_memory:g}) is of pretrained decoders; '{options.model}' was "
+            f"trained with memories of {model.config.chunk_length} tokens, so leave it out."
+        )
+    return MemoryLM(model, tokenizer, memory_after=options.memory_after, batch_size=options.batch_size)
+
+
+def _is_decoder(path_or_id: str) -> bool:
+    """Return whether a model is a decoder that reads slots, trained to write them or not."""
+    from memlm.models import SlotWriterConfig
+    from memlm.models.loading import RUN_MODELS, kind_of
+
+    folder = Path(path_or_id)
+    if not (folder / "config.json").is_file():
+        return not folder.exists()  # perhaps an id of the Hub
+    return kind_of(folder) not in RUN_MODELS.keys() - {SlotWriterConfig.model_type}
+
+
+def _default_out(model: str) -> Path:
+    from memlm.models.loading import RUN_MODELS, kind_of
+
+    folder = Path(model)
+    ours = (folder / "config.json").is_file() and kind_of(folder) in RUN_MODELS
+    return folder / "harness" if ours else Path("runs") / "harness"
+
+
+def _prepare_tasks(options: EvalHarness, names: list[str], reader: ContextReader, folder: Path) -> None:
+    from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
+
+    if not set(names) & set(TASKS):
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    words = int(0.75 * reader.task_length)  # three quarters of a word per token
+    write_tasks(folder, _prose(options), questions=options.questions, words=words, seed=options.seed)
+
+
 def _prose(options: EvalHarness) -> list[Document]:
-    from memlm.data import load_documents
+    from memlm.data import load_documents, split_documents
     from memlm.training import RunFolder
     from memlm.training.prepare import read_split
 
     if options.text is not None:
         return list(load_documents(options.text))
+    if _is_decoder(options.model) and not (Path(options.model) / "run.json").is_file():
+        return list(split_documents(load_documents("sotu")).held_out)
     config = RunFolder.open(options.model).config()
     return list(read_split(config.data, config.training.seed).held_out)
 

@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from memlm.errors import CheckpointError, ConfigError, did_you_mean
-from memlm.evaluation.lm_eval.language_model import MemoryLM, Reading
+from memlm.evaluation.lm_eval.context_reader import ContextReader, Reading
 from memlm.evaluation.lm_eval.tasks import TASKS
 
 _NORMAL_95 = 1.96
@@ -45,7 +45,7 @@ class TaskScores:
         task: the name of the task.
         scores: scores by metric and reading; without `memory` where no request read one.
         requests: the number of requests that read memories.
-        memories: the number of chunks that these requests read as memories.
+        memories: the number of memories that these requests read.
         longest: tokens of the longest context.
     """
 
@@ -73,7 +73,7 @@ def open_tasks(names: Sequence[str], folder: Path) -> TaskManager:
 
 
 def compare_readings(
-    model: MemoryLM,
+    model: ContextReader,
     names: Sequence[str],
     manager: TaskManager,
     *,
@@ -114,8 +114,7 @@ def compare_readings(
         longest = max(row.longest for row in found)
         raise ConfigError(
             f"no request of these tasks read a memory: the longest context has {longest} tokens, and memories begin "
-            f"at {model.memory_after + model.chunk_length} (--memory-after {model.memory_after} and a chunk of "
-            f"{model.chunk_length}); lower --memory-after or choose longer tasks."
+            f"at {model.begin} (--memory-after {model.memory_after}); lower --memory-after or choose longer tasks."
         )
     return found
 
