@@ -41,7 +41,9 @@ def decoder_with(**more: Any) -> Any:
 @pytest.fixture(scope="module")
 def model(tokenizer: PreTrainedTokenizerFast) -> MemoryDecoder:
     settings = EncodingSettings(chunk_length=8, block_length=16, query_distance=4)
-    return MemoryDecoder(decoder_with(), tokenizer, settings)
+    with_padding = copy.deepcopy(tokenizer)
+    with_padding.add_special_tokens({"pad_token": "<|beyond the decoder's table|>"})
+    return MemoryDecoder(decoder_with(), with_padding, settings)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ Requests without memories go through the harness's own `HFLM`, so that the plain
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -85,6 +86,7 @@ class ContextReader(_Harness):
         quiet = logging.getLogger("lm_eval.models.huggingface")
         level = quiet.level
         quiet.setLevel(logging.ERROR)  # it warns of every setting that a loaded model makes void
+        tokenizer = _with_known_padding(tokenizer, int(decoder.config.vocab_size))
         super().__init__(pretrained=decoder.eval(), tokenizer=tokenizer, batch_size=batch_size)
         quiet.setLevel(level)
         self.positions = int(self.max_length)
@@ -239,3 +241,13 @@ class ContextReader(_Harness):
             eos_token_id=self.eot_token_id,
         )
         return [postprocess_generated_text(generation=text, stop=stops, think_end_token=None) for text in written]
+
+
+def _with_known_padding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose padding the decoder can read: the harness embeds padding before it masks it."""
+    padding = tokenizer.pad_token_id
+    if not isinstance(padding, int) or padding < vocab_size:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
