@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,12 @@ def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.Ca
     places["PATH_OR_HUB_ID"] = str(decoder)
     trained = [command for command in runnable("memory-decoder.md") if command.startswith("memlm")]
     for command in trained:
-        run(command, places, capsys)
+        if "eval-harness" not in command or find_spec("lm_eval") is not None:
+            run(command, places, capsys)
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for block in blocks:
         exec(block, names)  # the blocks of a page that is part of this repository
-    assert (len(trained), len(blocks)) == (4, 6)
+    assert (len(trained), len(blocks)) == (5, 6)
     assert names["tokens"].shape[0] == 2
 
 
