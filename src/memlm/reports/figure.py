@@ -149,7 +149,10 @@ def share_over_ratio(ratios: Sequence[int], series: Mapping[str, Sequence[Interv
     """Draw shares of the full-context gain with their intervals over tokens per memory; the first series is thick."""
 
     def draw(axes: Any) -> None:
-        looks = ((_FIRST, "-", "o"), (_SECOND, "-", "D"), (_SECOND, "--", "s"), (_SECOND, ":", "^"), (_FIRST, ":", "v"))
+        looks = (
+            *((_FIRST, "-", "o"), (_FIRST, "--", "v"), (_SECOND, "-", "D"), (_SECOND, "--", "s")),
+            *((_SECOND, ":", "^"), (_FIRST, ":", "x")),
+        )
         for i, ((name, shares), (colour, line, marker)) in enumerate(zip(series.items(), looks, strict=False)):
             values = [100 * value for value, _, _ in shares]
             reach = [[100 * (v - low) for v, low, _ in shares], [100 * (high - v) for v, _, high in shares]]
