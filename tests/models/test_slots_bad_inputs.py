@@ -142,3 +142,9 @@ def test_a_training_without_enough_text_or_with_another_kind_of_model_is_refused
         assert told in error
         assert error.count("memlm: error:") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(MemlmError, match="is not finished; memlm train --resume"):
+        MemoryDecoder.from_pretrained(str(tmp_path))

@@ -84,11 +84,12 @@ def test_memory_is_bounded_however_long_the_text(model: MemoryDecoder) -> None:
 
 
 def test_forks_and_saved_sessions_go_on_alike(model: MemoryDecoder, tmp_path: Path) -> None:
-    session = SlotSession(model, tokens_per_memory=4, window=4)
+    session = SlotSession(model, tokens_per_memory=4, window=4, max_positions=80)
     session.read_tokens(TEXT)
     session.save(tmp_path / "talk")
     fork, again = session.fork(), SlotSession.load(tmp_path / "talk", model)
     assert again.stats() == fork.stats() == session.stats()
+    assert again.max_positions == 80
     text = session.generate(max_new_tokens=10)
     assert fork.generate(max_new_tokens=10) == text
     assert again.generate(max_new_tokens=10) == text
@@ -111,7 +112,22 @@ def test_a_session_of_another_decoder_or_a_damaged_one_is_refused(
     save_file({**tensors, "0.values": tensors["0.values"][..., :4].contiguous()}, slots)
     with pytest.raises(CheckpointError, match="do not fit"):
         SlotSession.load(tmp_path / "talk", model)
+    for name, wrong, words in (
+        ("0.keys", tensors["0.keys"] * float("nan"), "not finite"),
+        ("0.counts", tensors["0.counts"] + 1, "do not fit a block"),
+        ("0.lengths", tensors["0.lengths"] * 0, "do not fit a block"),
+        ("0.positions", tensors["0.positions"].float(), "another type"),
+    ):
+        save_file({**tensors, name: wrong}, slots)
+        with pytest.raises(CheckpointError, match=words):
+            SlotSession.load(tmp_path / "talk", model)
+    save_file(tensors, slots)
+    file = tmp_path / "talk" / "slot_session.json"
+    file.write_text(file.read_text().replace('"newest": [', '"newest": [300, '))
+    with pytest.raises(CheckpointError, match="has token 300, the decoder 300 tokens"):
+        SlotSession.load(tmp_path / "talk", model)
     slots.write_bytes(slots.read_bytes()[:100])
+    file.write_text(file.read_text().replace("300, ", "3, "))
     with pytest.raises(CheckpointError, match=r"slots\.safetensors"):
         SlotSession.load(tmp_path / "talk", model)
     (tmp_path / "other").mkdir()

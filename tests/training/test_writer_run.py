@@ -136,6 +136,15 @@ def test_training_teaches_the_adapters_only() -> None:
     assert all(torch.equal(weight, before[n]) for n, weight in writer.state_dict().items() if n in before)
 
 
+def test_validation_leaves_out_rows_behind_which_nothing_is_read(config: RunConfig, tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(speech(i)[: 1000 if i % 2 else 5])
+    changes: dict[str, Any] = {"training": {"steps": 1, "batch_size": 1, "evaluate_rows": 64}}
+    alone = merge_run(config, {**changes, "data": {"text": str(tmp_path), "validation": 0.5}})
+    train_run(alone, tmp_path / "run", progress=False)
+    assert RunFolder(tmp_path / "run").log()[-1]["validation_divergence/1"] >= 0
+
+
 def test_the_log_tells_divergence_at_each_ratio(run: Path) -> None:
     last = RunFolder(run).log()[-1]
     assert {"loss/distillation", "validation_divergence/1", "validation_agreement/4"} <= last.keys()

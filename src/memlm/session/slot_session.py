@@ -28,6 +28,7 @@ from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.memories import LayerSlots, joined
 
 _JSON, _TENSORS = "slot_session.json", "slots.safetensors"
+_NAMES = ("keys", "values", "bias", "positions", "lengths", "counts")
 _MOST = 2**20
 
 
@@ -61,6 +62,7 @@ class _File(BaseModel):
     model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
     window: Annotated[int, Field(ge=1, le=_MOST)]
+    max_positions: Annotated[int, Field(ge=1, lt=2**31)]
     starts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     newest: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     forgotten: Annotated[int, Field(ge=0, lt=2**62)]
@@ -223,6 +225,7 @@ class SlotSession:
             model=self.model.fingerprint(),
             tokens_per_memory=self.tokens_per_memory,
             window=self.window,
+            max_positions=self.max_positions,
             starts=[block.start for block in self.blocks],
             newest=self.newest,
             forgotten=self.forgotten,
@@ -248,36 +251,54 @@ class SlotSession:
             file = _File.model_validate(read_json(Path(folder) / _JSON))
         except ValidationError as error:
             raise CheckpointError(f"'{folder}' is no session: {error.errors()[0]['msg']}; save it again.") from error
-        session = cls(model, tokens_per_memory=file.tokens_per_memory, window=file.window)
+        settings = {name: getattr(file, name) for name in ("tokens_per_memory", "window", "max_positions")}
+        session = cls(model, **settings)
         found = session.model.fingerprint()
         if found != file.model:
             raise CheckpointError(
                 f"'{folder}' is of another decoder or adapter ({file.model[:12]}) than this one ({found[:12]})."
             )
+        words = int(session.model.decoder.config.vocab_size)
+        if max(file.newest, default=0) >= words:
+            raise CheckpointError(
+                f"'{folder}' has token {max(file.newest)}, the decoder {words} tokens; save it again."
+            )
         tensors = read_tensors(Path(folder) / _TENSORS)
         try:
-            session.blocks = [_Block(_slots(tensors, i, session.model), x) for i, x in enumerate(file.starts)]
+            session.blocks = [_Block(session._slots(tensors, i, x), x) for i, x in enumerate(file.starts)]
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"the slots in '{folder}' are damaged ({error}); save it again.") from error
         session.newest, session.forgotten = file.newest, file.forgotten
         return session
 
+    def _slots(self, tensors: dict[str, Tensor], number: int, start: int) -> SlotMemories:
+        """Return a block from its tensors.
+
+        Raises:
+            KeyError, ValueError: a tensor is missing, does not fit the decoder or the others, or is not finite.
+        """
+        keys, values, bias, positions, lengths, counts = (tensors[f"{number}.{name}"] for name in _NAMES)
+        own = self.model.decoder.config
+        heads = int(getattr(own, "num_key_value_heads", own.num_attention_heads))
+        size = int(getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads)
+        slots = keys.shape[3] if keys.ndim == 5 else 0
+        shape = (int(own.num_hidden_layers), 1, heads, slots, size)
+        if not keys.shape == values.shape == shape or not bias.shape == positions.shape == shape[:4]:
+            raise ValueError(
+                f"shapes {tuple(keys.shape)}, {tuple(values.shape)}, {tuple(bias.shape)} do not fit {shape}"
+            )
+        whole = all(x.dtype == torch.long for x in (positions, lengths, counts))
+        if not whole or not all(x.is_floating_point() and x.isfinite().all() for x in (keys, values, bias)):
+            raise ValueError("numbers of another type, or not finite")
+        if lengths.tolist() != [start + 1 + self.block_length] or counts.tolist() != [slots]:
+            raise ValueError(f"lengths {lengths.tolist()} and counts {counts.tolist()} do not fit a block")
+        layers = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
+        return SlotMemories(layers, lengths, counts)
+
 
 def _tensors(block: SlotMemories) -> dict[str, Tensor]:
     """Return the tensors of a block, those of all layers stacked."""
-    names = ("keys", "values", "bias", "positions")
-    found = {name: torch.stack([getattr(layer, name) for layer in block.layers]).contiguous().cpu() for name in names}
+    found = {
+        name: torch.stack([getattr(layer, name) for layer in block.layers]).contiguous().cpu() for name in _NAMES[:4]
+    }
     return {**found, "lengths": block.lengths.cpu(), "counts": block.counts.cpu()}
-
-
-def _slots(tensors: dict[str, Tensor], number: int, model: MemoryDecoder) -> SlotMemories:
-    """Return a block from its tensors; their shapes are checked against the decoder's when it reads them."""
-    keys, values, bias, positions, lengths, counts = (
-        tensors[f"{number}.{name}"] for name in ("keys", "values", "bias", "positions", "lengths", "counts")
-    )
-    if keys.ndim != 5 or keys.shape != values.shape or keys.shape[:4] != bias.shape or bias.shape != positions.shape:
-        raise ValueError(f"shapes {tuple(keys.shape)}, {tuple(values.shape)} and {tuple(bias.shape)} do not fit")
-    layers = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
-    block = SlotMemories(layers, lengths, counts)
-    model.read(block)  # refuses slots of another decoder
-    return block

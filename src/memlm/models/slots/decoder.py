@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.chunking import padded
 from memlm.data import encode_texts, eos_id, first_token_id, load_tokenizer
-from memlm.errors import UserError
+from memlm.errors import CheckpointError, UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import load_decoder
 from memlm.models.slots.attention import use_slot_attention
@@ -96,6 +96,8 @@ class MemoryDecoder:
         if is_writer_folder(path_or_id):
             writer = load_writer(path_or_id, decoder=decoder, trust_remote_code=trust_remote_code, **options)
             return cls(writer.decoder, load_tokenizer(path_or_id), settings, config=writer.config)
+        if Path(path_or_id, "run.json").is_file() and not Path(path_or_id, "config.json").is_file():
+            raise CheckpointError(f"the run '{path_or_id}' is not finished; memlm train --resume --out {path_or_id}")
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
         base = load_decoder(path_or_id, trust_remote_code=trust_remote_code, **options)
         tokenizer = load_tokenizer(path_or_id, trust_remote_code=trust_remote_code, **of_tokenizer)

@@ -97,16 +97,20 @@ class DistillationBatches:
 def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size: int) -> Callable[[], dict[str, float]]:
     """Return a function that measures the divergence from full context at each ratio, on all positions of rows.
 
-    The accuracy is the share of positions at which memories and full context find the same token most probable.
+    The accuracy is the share of positions at which memories and full context find the same token most probable. Rows
+    that end within their first chunk, behind which nothing is read, are left out; without others there are no figures.
     """
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         model, config = cast(Any, trainer.model_wrapped), cast(Any, trainer.model).config
+        longer = rows.select((rows.attention_mask.sum(1) > config.chunk_length).nonzero()[:, 0])
+        if not len(longer):
+            return {}
         found: dict[str, float] = {}
         for ratio in config.ratios:
             sums = torch.zeros(3, dtype=torch.double)
-            for batch in rows.batches(batch_size):
+            for batch in longer.batches(batch_size):
                 ids, mask = (x.to(trainer.args.device) for x in (batch.input_ids, batch.attention_mask))
                 with trainer.compute_loss_context_manager():
                     out = model(input_ids=ids, attention_mask=mask, ratio=ratio)
