@@ -52,7 +52,7 @@ class ContextGainSettings:
     ratios: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Old tokens for each memory."""
     baselines: tuple[str, ...] = ("truncation", "sink and window", "observed attention")
-    """What a sceptic would read instead, with as many entries in the cache."""
+    """Baselines, each with as many entries in the cache as there are memories."""
     batch_size: int = 8
     """Rows that are read at once."""
     seed: int = 0
