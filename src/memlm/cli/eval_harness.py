@@ -108,10 +108,10 @@ def _open_reader(options: EvalHarness) -> ContextReader:
     from memlm.evaluation.lm_eval.language_model import MemoryLM
     from memlm.evaluation.lm_eval.slot_reader import SlotLM
     from memlm.models import MemoryModelForCausalLM
-    from memlm.models.loading import load_model
+    from memlm.models.loading import is_decoder, load_model
     from memlm.models.slots import MemoryDecoder
 
-    if _is_decoder(options.model):
+    if is_decoder(options.model):
         decoder = MemoryDecoder.from_pretrained(options.model, dtype="float32")
         ratio = options.tokens_per_memory or 8
         return SlotLM(
@@ -124,17 +124,6 @@ def _open_reader(options: EvalHarness) -> ContextReader:
             f"trained with memories of {model.config.chunk_length} tokens, so leave it out."
         )
     return MemoryLM(model, tokenizer, memory_after=options.memory_after, batch_size=options.batch_size)
-
-
-def _is_decoder(path_or_id: str) -> bool:
-    """Return whether a model is a decoder that reads slots, trained to write them or not."""
-    from memlm.models import SlotWriterConfig
-    from memlm.models.loading import RUN_MODELS, kind_of
-
-    folder = Path(path_or_id)
-    if not (folder / "config.json").is_file():
-        return not folder.exists()  # perhaps an id of the Hub
-    return kind_of(folder) not in RUN_MODELS.keys() - {SlotWriterConfig.model_type}
 
 
 def _default_out(model: str) -> Path:
@@ -157,12 +146,13 @@ def _prepare_tasks(options: EvalHarness, names: list[str], reader: ContextReader
 
 def _prose(options: EvalHarness) -> list[Document]:
     from memlm.data import load_documents, split_documents
+    from memlm.models.loading import is_decoder
     from memlm.training import RunFolder
     from memlm.training.prepare import read_split
 
     if options.text is not None:
         return list(load_documents(options.text))
-    if _is_decoder(options.model) and not (Path(options.model) / "run.json").is_file():
+    if is_decoder(options.model) and not (Path(options.model) / "run.json").is_file():
         return list(split_documents(load_documents("sotu")).held_out)
     config = RunFolder.open(options.model).config()
     return list(read_split(config.data, config.training.seed).held_out)

@@ -66,12 +66,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _open_session(options: Generate) -> MemorySession | SlotSession:
-    from memlm.models.loading import RUN_MODELS, kind_of
-    from memlm.models.slots.saved import is_writer_folder
+    from memlm.models.loading import is_decoder
 
     model = _model(options)
-    is_run = Path(model, "config.json").is_file() and kind_of(Path(model)) in RUN_MODELS
-    return memory_session(options) if is_run and not is_writer_folder(model) else _decoder_session(options, model)
+    return _decoder_session(options, model) if is_decoder(model) else memory_session(options)
 
 
 def _model(options: Generate) -> str:

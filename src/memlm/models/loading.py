@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import load_tokenizer
+from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import (
     MemoryModelConfig,
@@ -43,6 +44,14 @@ def kind_of(folder: Path) -> str:
         return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"'{config}' is not a model's settings ({error}); restore it or train again.") from error
+
+
+def is_decoder(path_or_id: str) -> bool:
+    """Return whether a model is a decoder that reads slots, trained to write them or not."""
+    folder = Path(path_or_id)
+    if (folder / "config.json").is_file():
+        return kind_of(folder) not in RUN_MODELS.keys() - {SlotWriterConfig.model_type}
+    return not folder.exists() or bool(gguf_option(folder))  # what does not exist may be an id of the Hub
 
 
 def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, PreTrainedTokenizerBase]:
