@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from memlm.models.base import CACHE_NAME
 from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
 from memlm.models.slots.fit import FitSettings, fit_slots
 from memlm.models.slots.naive import fit_head
+from memlm.models.slots.states import reader_distances
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -250,6 +252,16 @@ def test_prompts_must_be_as_many_as_texts(tokenizer: PreTrainedTokenizerFast) ->
     model = MemoryDecoder(decoder_of("llama"), tokenizer)
     with pytest.raises(UserError, match="1 prompts do not fit memories of 2 texts"):
         model.inputs("a", model.memories(["a", "b"], slots=1))
+
+
+def test_reference_queries_stand_near_as_often_as_far() -> None:
+    settings = EncodingSettings(query_distance=1024, near_distance=16, block_length=4096)
+    distances = reader_distances(0, settings).double()
+    assert distances.min() >= 0
+    assert distances.max() < 1024
+    # half of them lie below the geometric mean of 16 and 1040, less 16
+    assert abs((distances < (16 * 1040) ** 0.5 - 16).double().mean() - 0.5) < 0.03
+    assert reader_distances(3, replace(settings, query_distance=1)).tolist() == [0] * 4096
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty"])

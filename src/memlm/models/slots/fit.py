@@ -14,12 +14,15 @@ together. `naive.py` is the slow version, one head at a time, in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from memlm.errors import UserError
 
 _POWER_STEPS = 4
 """Steps of the power iteration that bounds the step of the descent."""
@@ -38,6 +41,13 @@ class FitSettings:
     """Weight of the squared solution in both least squares, relative to the largest squared norm of a column."""
     refinements: int = 2
     """Steps of projected gradient descent on the masses after the clamp."""
+    bits: int | None = None
+    """Bits of each number of keys and values: 16, 8 or 4; None to keep what was computed. Biases and values are fitted
+    to rounded keys."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 16, 8, 4):
+            raise UserError(f"slots cannot have numbers of {self.bits} bits; choose 16, 8 or 4.")
 
 
 class FittedSlots(NamedTuple):
@@ -61,6 +71,7 @@ def fit_slots(
     settings: FitSettings,
     *,
     visible: Bool[Tensor, "heads queries keys"] | None = None,
+    rescored: Callable[[Int[Tensor, "heads slots"]], Float[Tensor, "heads queries slots"]] | None = None,
 ) -> FittedSlots:
     """Return the slots that act on the queries as all keys do.
 
@@ -70,10 +81,12 @@ def fit_slots(
         slots: number of slots of each head, at most the number of keys.
         settings: of the fit.
         visible: (heads, queries, keys), the keys that each query sees; all of them if None.
+        rescored: returns the scores of the slots' keys, of which the indices are given; those in `score` if None.
     """
     if visible is not None:
         score = score.masked_fill(~visible, -math.inf)
-    weights = (score - score.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
+    highest = score.amax(-1, keepdim=True).clamp(min=-1e30)
+    weights = (score - highest).exp()
     mass = weights.sum(-1, keepdim=True)
     # a query that sees no key counts for nothing
     per_mass = torch.where(mass > 0, 1 / mass, 0.0)
@@ -81,6 +94,8 @@ def fit_slots(
     importance = (per_mass.square().mT @ weights.square())[:, 0]
     indices = importance.topk(slots, dim=-1).indices.sort(-1).values
     taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1))
+    if rescored is not None:
+        taken = (rescored(indices) - highest).exp() * (taken > 0)
     factors = _factors(taken, mass, settings)
     shares = taken * factors.mT
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)

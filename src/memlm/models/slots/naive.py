@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,7 @@ def fit_head(
     scaling: float,
     bias_limit: float,
     refinements: int,
+    rounded: Callable[[Tensor], Tensor] = lambda keys: keys,
 ) -> tuple[Int[Tensor, " slots"], Float[Tensor, " slots"], Float[Tensor, "slots numbers"]]:
     """Return the kept keys' indices, the biases and the values of one head's slots.
 
@@ -29,6 +31,7 @@ def fit_head(
         scaling: factor of the scores.
         bias_limit: largest absolute bias.
         refinements: steps of projected gradient descent after the clamp.
+        rounded: rounds the keys that are kept, to which biases and values are fitted.
     """
     queries, keys, values = queries.double(), keys.double(), values.double()
     score = queries @ keys.T * scaling
@@ -36,7 +39,8 @@ def fit_head(
     kept = attention.square().mean(0).sqrt().topk(slots).indices.sort().values
     # each query's mass is measured relative to its largest score
     weights = (score - score.amax(1, keepdim=True)).exp()
-    matrix, mass = weights[:, kept], weights.sum(1)
+    kept_score = queries @ rounded(keys[kept]).double().T * scaling
+    matrix, mass = (kept_score - score.amax(1, keepdim=True)).exp(), weights.sum(1)
     factors = torch.linalg.lstsq(matrix, mass[:, None], driver="gelsd").solution[:, 0]
     factors = factors.clamp(math.exp(-bias_limit), math.exp(bias_limit))
     curvature = torch.linalg.matrix_norm(matrix, 2) ** 2
@@ -44,6 +48,6 @@ def fit_head(
         factors = factors - matrix.T @ (matrix @ factors - mass) / curvature
         factors = factors.clamp(math.exp(-bias_limit), math.exp(bias_limit))
     bias = factors.log()
-    shares = (score[:, kept] + bias).softmax(-1)
+    shares = (kept_score + bias).softmax(-1)
     fitted = torch.linalg.lstsq(shares, attention @ values, driver="gelsd").solution
     return kept, bias, fitted

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.errors import UserError
 from memlm.models.slots.attention import AttentionRecord, ScoreRule
+from memlm.models.slots.codes import rounded
 from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
 from memlm.models.slots.memories import LayerSlots
 from memlm.models.slots.rotary import Rotary
@@ -38,6 +39,9 @@ class EncodingSettings:
     """Every `query_stride`-th token of a block gives reference queries."""
     query_distance: int = 1024
     """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
+    near_distance: int = 16
+    """Positions nearer than this are drawn about equally often, and those further on the more rarely the further they
+    are: most reading is done soon behind the text."""
     fit: FitSettings = field(default_factory=FitSettings)
     """Settings of the fit."""
 
@@ -57,7 +61,7 @@ class EncodingSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("joint", "chunks"):
             raise UserError(f"mode ('{self.mode}') must be 'joint' or 'chunks'.")
-        for name in ("chunk_length", "block_length", "query_stride", "query_distance"):
+        for name in ("chunk_length", "block_length", "query_stride", "query_distance", "near_distance"):
             value: object = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} ({value!r}) must be a whole number of at least 1.")
@@ -153,8 +157,9 @@ class LayerStates:
         for row, block, tokens, slots in self._groups(blocks.tokens, counts, settings):
             found = self._fit(blocks, row, block, tokens, slots, rotary, settings)
             at = found.indices
-            picked = self.keys[row, block, :, :tokens].gather(2, at[..., None].expand(*at.shape, numbers))
-            keys[row, block, :, :slots], values[row, block, :, :slots] = picked, found.values.to(keys)
+            picked = _picked(self.keys[row, block, :, :tokens], at)
+            keys[row, block, :, :slots] = rounded(picked, settings.fit.bits)
+            values[row, block, :, :slots] = rounded(found.values, settings.fit.bits).to(keys)
             bias[row, block, :, :slots] = found.bias
             positions[row, block, :, :slots] = blocks.first + block[:, None, None] * blocks.length + at
         return self.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values, bias, positions)))
@@ -181,27 +186,58 @@ class LayerStates:
         rotary: Rotary,
         settings: EncodingSettings,
     ) -> FittedSlots:
-        heads, group = self.queries.shape[2:4]
         if slots == tokens:  # every key and value as it is
             values = self.values[row, block, :, :tokens]
             every = torch.arange(tokens, device=row.device).expand(values.shape[:3])
             return FittedSlots(every, torch.zeros_like(every, dtype=torch.float), values)
+        queries, visible = self._references(blocks, row, block, tokens, rotary, settings)
+        keys, values = (x[row, block, :, :tokens].float().flatten(0, 1) for x in (self.keys, self.values))
+        bits = settings.fit.bits
+
+        def rescored(indices: Tensor) -> Tensor:
+            return self.rule.scores(queries, rounded(_picked(keys, indices), bits))
+
+        found = fit_slots(
+            self.rule.scores(queries, keys),
+            values,
+            slots,
+            settings.fit,
+            visible=visible,
+            rescored=None if bits is None else rescored,
+        )
+        return FittedSlots(*(x.unflatten(0, (len(row), -1)) for x in found))
+
+    def _references(
+        self,
+        blocks: Blocks,
+        row: Int[Tensor, " fits"],
+        block: Int[Tensor, " fits"],
+        tokens: int,
+        rotary: Rotary,
+        settings: EncodingSettings,
+    ) -> tuple[Float[Tensor, "heads queries numbers"], Bool[Tensor, "heads queries tokens"] | None]:
+        """Return the blocks' own queries, moved behind the text, and the tokens that each sees; None for all."""
+        heads, group = self.queries.shape[2:4]
         chosen = torch.arange(0, tokens, settings.query_stride, device=row.device)
         own = (blocks.first + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
-        reader = blocks.lengths[row][:, None] + _further(self.layer, settings)[:tokens].to(row.device)[chosen]
+        reader = blocks.lengths[row][:, None] + reader_distances(self.layer, settings)[:tokens].to(row.device)[chosen]
         queries = self.queries[row, block][..., chosen, :].flatten(1, 2)
         queries = rotary.move(queries, (reader - own[:, chosen])[:, None], layer=self.layer)
-        keys, values = (x[row, block, :, :tokens].float() for x in (self.keys, self.values))
-        visible = None
-        if self.rule.window is not None:
-            visible = reader[:, :, None] - own[:, None] < self.rule.window
-            visible = visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
-        score = self.rule.scores(queries.unflatten(1, (heads, group)).flatten(2, 3), keys).flatten(0, 1)
-        found = fit_slots(score, values.flatten(0, 1), slots, settings.fit, visible=visible)
-        return FittedSlots(*(x.unflatten(0, (len(row), heads)) for x in found))
+        queries = queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1)
+        if self.rule.window is None:
+            return queries, None
+        visible = reader[:, :, None] - own[:, None] < self.rule.window
+        return queries, visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
 
 
-def _further(layer: int, settings: EncodingSettings) -> Int[Tensor, " length"]:
+def _picked(keys: Float[Tensor, "*heads keys numbers"], indices: Int[Tensor, "*heads slots"]) -> Tensor:
+    """Return the keys (..., slots, numbers) at some places."""
+    return keys.gather(-2, indices[..., None].expand(*indices.shape, keys.shape[-1]))
+
+
+def reader_distances(layer: int, settings: EncodingSettings) -> Int[Tensor, " length"]:
+    """Return the distances of reference queries; the logarithm of distance and `near_distance` is uniform."""
     # the same draw for every block, so that a text has the same memories in every batch
-    generator = torch.Generator().manual_seed(layer)
-    return torch.randint(0, settings.query_distance, (settings.block_length,), generator=generator)
+    drawn = torch.rand(settings.block_length, generator=torch.Generator().manual_seed(layer), dtype=torch.double)
+    near, most = settings.near_distance, settings.query_distance
+    return (near * ((1 + most / near) ** drawn - 1)).long().clamp(max=most - 1)
