@@ -11,7 +11,12 @@ from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
 from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.processes import Options, rate, trained
+from benchmarks.slot_codes import Options as CodeOptions
+from benchmarks.slot_codes import main as compare_codes
 from benchmarks.store import WAYS, search, stream
+
+from memlm.evaluation.memory.context_gain import ContextGainSettings
+from tests.training.test_pretrained import decoder  # noqa: F401 (a fixture)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -49,3 +54,17 @@ def test_processes_are_timed(corpus: Path, tmp_path: Path) -> None:
         log = trained(options, tmp_path / str(processes), processes=processes)
         assert [line["step"] for line in log] == [10, 20]
         assert rate(log) > 0
+
+
+def test_codes_of_slots_are_compared(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = ContextGainSettings(rows=3, context=64, window=4, scored=4, ratios=(2, 16), batch_size=2)
+    compare_codes(CodeOptions(str(decoder), text=str(corpus), mode="chunks", measure=measure))
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    names = ["not rounded", "16 bits", "8 bits", "4 bits"]
+    assert [row[0].strip() for row in rows] == ["", "alone", "full", *names, *names]
+    # with random weights, 16 bits change next to nothing
+    assert all(abs(float(row[3])) < 5 for row in rows if row[0].strip() == "16 bits")

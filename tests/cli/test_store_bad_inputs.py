@@ -120,8 +120,8 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "no store": (lambda f: ["stats", str(f / "none")], ("is not a store of memories",)),
     "a run in place of a store": (lambda f: ["stats", str(f / "memory")], ("is not a store of memories",)),
     "a store of a newer format": (
-        on_store("stats", damage=header(format=2)),
-        ("has format 2, this memlm reads up to 1",),
+        on_store("stats", damage=header(format=3)),
+        ("has format 3, this memlm reads up to 2",),
     ),
     "a header with more in it": (on_store("stats", damage=header(more=1)), ("is not a store's header",)),
     "a header of impossible bits": (on_store("stats", damage=header(bits=5)), ("is not a store's header",)),

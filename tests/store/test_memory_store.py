@@ -160,9 +160,9 @@ def test_what_is_no_store_or_newer_or_taken_is_said(folder: Path, tmp_path: Path
     with pytest.raises(StoreError, match="open for reading"):
         reader.add([document("a")])
     reader.close()
-    values = {**HEADER.model_dump(), "format": 2}
+    values = {**HEADER.model_dump(), "format": 3}
     (folder / "store.json").write_text(sealed_text(values, indent=2))
-    with pytest.raises(StoreError, match="has format 2, this memlm reads up to 1"):
+    with pytest.raises(StoreError, match="has format 3, this memlm reads up to 2"):
         MemoryStore.open(folder)
 
 

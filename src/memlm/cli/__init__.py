@@ -16,10 +16,11 @@ from memlm.version import __version__
 
 _LATER = 3.0
 """Seconds in which a launcher notices that its first process has ended."""
-STORE_COMMANDS = ("remember", "stats", "verify", "recall", "search", "forget", "compact")
+STORE_COMMANDS = ("stats", "verify", "recall", "search", "forget", "compact")
 """Commands that are functions of `memlm.cli.store`."""
 COMMANDS = (
     *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
+    "remember",
     *STORE_COMMANDS,
     *("generate", "export", "bench"),
 )

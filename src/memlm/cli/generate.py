@@ -109,13 +109,20 @@ def memory_session(options: Generate) -> MemorySession:
 def _decoder_session(options: Generate, model: str) -> SlotSession:
     from memlm.data.corpus import stream_file
     from memlm.session import SlotSession
+    from memlm.store import SlotCodec, TextStore, read_header
 
-    if options.store is not None:
-        raise ConfigError(f"'{model}' is a decoder, whose memories no store holds; leave --store {options.store} out.")
     if options.session is not None and Path(options.session).exists():
         session = SlotSession.load(options.session, model)
     else:
         session = SlotSession(model, tokens_per_memory=options.tokens_per_memory)
-    for name in options.read:
-        session.read(stream_file(Path(name)))
+    if options.store is None:
+        for name in options.read:
+            session.read(stream_file(Path(name)))
+        return session
+    slots = read_header(Path(options.store)).slots
+    if slots is None:
+        raise ConfigError(f"'{options.store}' holds no memories of a decoder; leave --model {model} out.")
+    with TextStore.open(options.store, SlotCodec.of(session.model, slots)) as store:
+        for name in options.read:
+            session.read_stored(store, name)
     return session

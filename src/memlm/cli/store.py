@@ -1,58 +1,26 @@
-"""The commands on stores of memories: remember, recall, search, stats, verify, forget and compact."""
+"""The commands on stores of memories: recall, search, stats, verify, forget and compact."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional
 
 from memlm.cli.arguments import parse
-from memlm.errors import ConfigError, DamagedStoreError, DataError, StoreError
+from memlm.errors import DamagedStoreError, StoreError
 
 if TYPE_CHECKING:
     from memlm.store import TextStore
-    from memlm.store.text_store import EncodeBatches
+    from memlm.store.format.header import SlotFormat
     from memlm.training.loop.callbacks import ProgressView
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remember:
-    """Store text files as memories, with the corrections that make every file exact.
-
-    The path of a file is its id in the store. Files that are stored already are not encoded again, and the same command
-    continues where an earlier one was stopped. Under torchrun, on one machine or several, all processes encode; the
-    files and the store are those of the first process.
-
-      memlm remember notes/*.md --store notes.mem --model runs/demo
-    """
-
-    paths: Positional[tuple[str, ...]]
-    """Text files in UTF-8."""
-    store: str = "memories.mem"
-    """Folder of the store; it is created if it does not exist."""
-    model: str | None = None
-    """Folder of a trained run; by default the one that the store was made with."""
-    bits: Literal[16, 8, 4] | None = None
-    """Bits of a stored number in a new store; 8 by default."""
-    replace: bool = False
-    """Replace stored texts that have the same path and another content."""
-    retrieval: str | None = None
-    """In a new store, search vectors of this encoder (a folder or an id) instead of the memories."""
-    workers: int = 1
-    """Number of processes that encode; they share the cores."""
-    wait: float = 0.0
-    """Seconds to wait while another process writes to the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,101 +98,6 @@ class Compact(_WaitingStore):
     """Free the space of removed documents by writing the others into new files; readers can continue meanwhile."""
 
 
-def remember(arguments: list[str]) -> None:
-    """Encode text files into a store, and print the number of files by outcome."""
-    options = parse(Remember, arguments, command="remember")
-    from memlm.store import TextStore, read_header
-    from memlm.training.loop.distributed import launched
-
-    if options.workers < 1:
-        raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
-    if launched() and options.workers > 1:
-        raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
-    if int(os.environ.get("RANK", "0")):
-        _serve(options)
-        return
-    paths = _files(options.paths)
-    stored = read_header(Path(options.store)) if Path(options.store).exists() else None
-    model = options.model or (model_of(options.store) if stored else None)
-    retrieval = options.retrieval or (stored.retrieval_model if stored else None)
-    if model is None:
-        raise ConfigError("a new store needs a model; give --model RUN, the folder of a trained run.")
-    with TextStore.open(
-        options.store, model, write=True, bits=options.bits, retrieval=retrieval, wait=options.wait
-    ) as store:
-        outcomes = _add(store, paths, options, Path(model))
-        stats = store.store.stats()
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
-    print(f"{counts}; {stats.documents} documents in {options.store}, {100 * stats.fidelity:.2f} % of tokens by memory")
-
-
-def _add(store: TextStore, paths: list[Path], options: Remember, model: Path) -> dict[str, int]:
-    from memlm.data.corpus import stream_file
-    from memlm.training import Interrupted
-    from memlm.training.loop.distributed import joined
-
-    outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
-    documents = ((str(path), stream_file(path)) for path in paths)
-    add = partial(store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model))
-    size = sum(path.stat().st_size for path in paths)
-    try:
-        with _progress(size, "byte") as view, joined(), closing(add(progress=_speed(view))) as results:
-            for result in results:
-                outcomes[result.outcome] += 1
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; what was stored is kept, and the same command continues.") from None
-    return outcomes
-
-
-def _parallel_encoder(store: TextStore, options: Remember, model: Path) -> EncodeBatches | None:
-    from memlm.store import encode_over_ranks, encode_with_workers
-    from memlm.training.loop.distributed import launched
-
-    header, workers = store.store.header, options.workers
-    if launched():
-        return partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
-    if workers > 1:
-        retrieval = header.retrieval_model
-        return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=workers)
-    return None
-
-
-def _speed(view: ProgressView) -> Callable[[int, int], None]:
-    """Return a callback that shows bytes done and tokens encoded per second."""
-    done, tokens, began = 0, 0, time.monotonic()
-
-    def progress(size: int, encoded: int) -> None:
-        nonlocal done, tokens
-        done, tokens = done + size, tokens + encoded
-        view.update(done, f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s")
-
-    return progress
-
-
-def _serve(options: Remember) -> None:
-    """Encode for the first process of a launcher."""
-    from memlm.encoders import open_encoder
-    from memlm.store import ChunkCodec, serve_rank
-    from memlm.training.loop.distributed import joined
-
-    if options.model is None:
-        raise ConfigError("under torchrun every process needs the model; give --model RUN.")
-    codec = ChunkCodec.load(options.model)
-    retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
-    with joined():
-        serve_rank(codec, retrieval)
-
-
-def _files(names: tuple[str, ...]) -> list[Path]:
-    if not names:
-        raise DataError("no files; give at least one text file.")
-    paths = [Path(name) for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"'{path}' is {'a folder; give its files' if path.is_dir() else 'not there'}.")
-    return paths
-
-
 def recall(arguments: list[str]) -> None:
     """Print a document."""
     options = parse(Recall, arguments, command="recall")
@@ -272,14 +145,23 @@ def stats(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps({**found, "bits": header.bits, "chunk_length": header.chunk_length}))
         return
+    if header.slots is None:
+        kept = (
+            f"memories: {header.memories_per_chunk} x {header.numbers} numbers a chunk, {header.bits} bits each\n"
+            f"fidelity: {100 * stats.fidelity:.2f} % of tokens come back from memory alone; {low} of {chunks} chunks "
+            f"({100 * low / max(chunks, 1):.1f} %) are below {options.fidelity}: read as tokens"
+        )
+    else:
+        kept = (
+            f"memories: {ratio_of(header.slots)}, keys and values of {header.slots.layers} layers with "
+            f"{header.slots.heads} heads of {header.numbers} numbers, {header.bits} bits each"
+        )
     print(
         f"{stats.documents} documents, {stats.chunks} chunks of {header.chunk_length} tokens, {stats.tokens} tokens, "
         f"{stats.text_bytes} bytes of text\n"
-        f"memories: {header.memories_per_chunk} x {header.numbers} numbers a chunk, {header.bits} bits each\n"
-        f"fidelity: {100 * stats.fidelity:.2f} % of tokens come back from memory alone; "
-        f"{low} of {chunks} chunks ({100 * low / max(chunks, 1):.1f} %) are below {options.fidelity}: read as tokens\n"
+        f"{kept}\n"
         f"bytes per byte of text: {found['store_bytes_per_byte']:.3f} in total, "
-        f"{found['correction_bytes_per_byte']:.3f} of them corrections"
+        f"{found['correction_bytes_per_byte']:.3f} of them {'corrections' if header.slots is None else 'text'}"
     )
     if options.compare:
         sizes = ", ".join(f"{name} {found[f'{name}_bytes_per_byte']:.3f}" for name in ("gzip", "xz", "zstd"))
@@ -302,7 +184,7 @@ def verify(arguments: list[str]) -> None:
     options = parse(Verify, arguments, command="verify")
     from memlm.store import MemoryStore
 
-    with _progress(0, "document") as view:
+    with progress_view(0, "document") as view:
 
         def progress(done: int, total: int) -> None:
             if not view.total:
@@ -349,13 +231,19 @@ def compact(arguments: list[str]) -> None:
 
     with MemoryStore.open(options.store, write=True, wait=options.wait) as store:
         dead = store.stats().dead_chunks
-        with _progress(sum(1 for _ in store.entries()), "document") as view:
+        with progress_view(sum(1 for _ in store.entries()), "document") as view:
             store.compact(progress=lambda done, _: view.update(done, ""))
     print(f"{dead} chunks of deleted documents are gone from {options.store}")
 
 
+def ratio_of(slots: SlotFormat) -> str:
+    """Return the tokens for each slot as text."""
+    return f"a memory for {slots.tokens_per_memory:g} tokens"
+
+
 @contextmanager
-def _progress(total: int, noun: str) -> Generator[ProgressView]:
+def progress_view(total: int, noun: str) -> Generator[ProgressView]:
+    """Show progress while a block runs."""
     from memlm.training.loop.callbacks import ProgressView
 
     view = ProgressView(total, shown=True, noun=noun)
@@ -383,8 +271,10 @@ def model_of(folder: str) -> str:
     """
     from memlm.store import read_header
 
-    hint = read_header(Path(folder)).model
-    if hint is None or not Path(hint).is_dir():
+    header = read_header(Path(folder))
+    hint = header.model
+    of_hub = header.slots is not None and hint is not None and not Path(hint).is_absolute()
+    if hint is None or not (of_hub or Path(hint).is_dir()):
         raise StoreError(f"the model of '{folder}' is not at '{hint}'; say where it is (--model RUN).")
     return hint
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -22,14 +23,18 @@ from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
-from memlm.errors import CheckpointError, UserError
+from memlm.errors import CheckpointError, StoreError, UserError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.memories import LayerSlots, joined
+from memlm.store.slot_codec import SlotCodec
+from memlm.store.text_store import TextStore
 
 _JSON, _TENSORS = "slot_session.json", "slots.safetensors"
 _NAMES = ("keys", "values", "bias", "positions", "lengths", "counts")
 _MOST = 2**20
+_CHUNKS = 8
+"""Chunks of a store that are held, and forgotten, together."""
 
 
 class SlotStats(NamedTuple):
@@ -53,6 +58,10 @@ class _Block(NamedTuple):
     memories: SlotMemories
     start: int
     """Tokens before the block when it was encoded."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.memories.lengths) - 1 - self.start
 
 
 class _File(BaseModel):
@@ -131,30 +140,55 @@ class SlotSession:
             UserError: the positions are used up, and learned, so that what is left cannot be moved.
         """
         self.newest = [*self.newest, *tokens]
-        length = self.block_length
-        while len(self.newest) >= length + self.window:
-            block, self.newest = self.newest[:length], self.newest[length:]
-            self._keep_within(self.max_positions - length)
-            start = len(self.blocks) * length
-            found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
-            self.blocks.append(_Block(found, start))
+        while len(self.newest) >= self.block_length + self.window:
+            self._encode_newest(self.block_length)
+
+    def read_stored(self, store: TextStore, name: str) -> None:
+        """Read a document's memories from a store that this decoder wrote, behind what was read before.
+
+        Tokens that stand before the document become memories, however few they are.
+
+        Raises:
+            StoreError: there is no such document, or the store holds memories of another kind.
+            DamagedStoreError: its data is not what was written.
+            UserError: the positions are used up, and learned, so that what is left cannot be moved.
+        """
+        codec = store.codec
+        if not isinstance(codec, SlotCodec):
+            raise StoreError(f"'{store.store.folder}' holds no memories of a decoder; make one with memlm remember.")
+        if self.newest:
+            self._encode_newest(len(self.newest))
+        for part in store.parts(name):
+            for chunks in torch.arange(len(part.tokens)).split(_CHUNKS):
+                found = codec.memories(part, chunks=chunks.tolist())
+                start = int(part.tokens[: chunks[0]].sum())
+                self.blocks.append(_Block(found, start))
+                self._keep_within(self.max_positions - self.window)
+
+    def _encode_newest(self, length: int) -> None:
+        block, self.newest = self.newest[:length], self.newest[length:]
+        self._keep_within(self.max_positions - length)
+        start = sum(block.tokens for block in self.blocks)
+        found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
+        self.blocks.append(_Block(found, start))
 
     def _keep_within(self, positions: int) -> None:
-        length = self.block_length
-        newest = min(len(self.newest), length + self.window)
-        while self.blocks and 1 + len(self.blocks) * length + newest > positions:
+        newest = min(len(self.newest), self.block_length + self.window)
+        held = sum(block.tokens for block in self.blocks)
+        while self.blocks and 1 + held + newest > positions:
             if not self.model.reader.rotary.moves:
                 raise UserError(
                     f"the {self.max_positions} positions are used up, and learned ones cannot be moved; begin anew."
                 )
-            del self.blocks[0]
-            self.forgotten += length
+            dropped = self.blocks.pop(0).tokens
+            held, self.forgotten = held - dropped, self.forgotten + dropped
 
     def memories(self) -> SlotMemories | None:
         """Return the memories of all blocks at their positions, or None if there are none yet."""
         if not self.blocks:
             return None
-        distances = [i * self.block_length - block.start for i, block in enumerate(self.blocks)]
+        starts = accumulate((block.tokens for block in self.blocks), initial=0)
+        distances = [start - block.start for start, block in zip(starts, self.blocks, strict=False)]
         return joined([block.memories for block in self.blocks], distances, self.model.reader.rotary)
 
     def generate(
@@ -290,7 +324,9 @@ class SlotSession:
         whole = all(x.dtype == torch.long for x in (positions, lengths, counts))
         if not whole or not all(x.is_floating_point() and x.isfinite().all() for x in (keys, values, bias)):
             raise ValueError("numbers of another type, or not finite")
-        if lengths.tolist() != [start + 1 + self.block_length] or counts.tolist() != [slots]:
+        longest = max(self.block_length + self.window, _CHUNKS * self.model.settings.chunk_length)
+        within = len(lengths) == 1 and 1 <= int(lengths) - 1 - start <= longest
+        if not within or counts.tolist() != [slots]:
             raise ValueError(f"lengths {lengths.tolist()} and counts {counts.tolist()} do not fit a block")
         layers = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
         return SlotMemories(layers, lengths, counts)

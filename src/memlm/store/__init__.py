@@ -1,6 +1,7 @@
 """Stores of texts as memories: codec, exact corrections, search, and memories in fewer bits."""
 
-from memlm.store.codec import ChunkCodec
+from memlm.store.codec import ChunkCodec, Codec
+from memlm.store.codecs import open_codec
 from memlm.store.format.document import StoredDocument
 from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.segments import Entry
@@ -9,6 +10,7 @@ from memlm.store.memory_store import MemoryStore, StoreStats
 from memlm.store.parallel import encode_over_ranks, encode_with_workers, serve_rank
 from memlm.store.quantize import ROUNDINGS, Bits, QuantizedMemories, bits_per_vector, dequantize, quantize, rounded
 from memlm.store.search import Hit, StoreSearch
+from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "AddOutcome",
     "Bits",
     "ChunkCodec",
+    "Codec",
     "Entry",
     "Hit",
     "MemoryStore",
     "QuantizedMemories",
+    "SlotCodec",
     "StoreHeader",
     "StoreSearch",
     "StoreStats",
@@ -29,6 +33,7 @@ __all__ = [
     "dequantize",
     "encode_over_ranks",
     "encode_with_workers",
+    "open_codec",
     "quantize",
     "read_header",
     "rounded",

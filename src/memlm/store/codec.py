@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -19,8 +20,9 @@ from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import load_model
 from memlm.models.runtime import weights_fingerprint
 from memlm.store.corrections import stable_ranks, tokens_of
+from memlm.store.format.document import SlotPlaces
 from memlm.store.format.header import StoreHeader
-from memlm.store.quantize import Bits, QuantizedMemories, dequantize, quantize
+from memlm.store.quantize import Bits, QuantizedMemories, dequantize, quantize, rows_of
 
 ROWS = 64
 """Chunks that are encoded or read back at once. Small blocks are reused by the allocator between longer-lived memories,
@@ -35,11 +37,57 @@ class WrittenChunks:
         memories: (chunks, memories, numbers), rounded.
         ranks: (chunks, length), see `memlm.store.corrections.stable_ranks`.
         num_correct: (chunks,), tokens that each memory gives back without corrections.
+        places: of slots, where the memories are keys and values.
     """
 
     memories: QuantizedMemories
     ranks: UInt8[Tensor, "chunks length"]
     num_correct: Int[Tensor, " chunks"]
+    places: SlotPlaces | None = None
+
+    def rows(self, rows: slice) -> WrittenChunks:
+        """Return some of the chunks."""
+        places = None if self.places is None else self.places.rows(rows)
+        return WrittenChunks(rows_of(self.memories, rows), self.ranks[rows], self.num_correct[rows], places)
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """A model and its tokenizer, as stores use them."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def chunk_length(self) -> int:
+        """The number of tokens in a chunk."""
+        ...
+
+    @property
+    def gives_back(self) -> bool:
+        """True if memories give tokens back; otherwise a store keeps the text itself."""
+        ...
+
+    def header(self, bits: Bits) -> StoreHeader:
+        """Return the header of a store that this model writes."""
+        ...
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+        ...
+
+    def encode(self, texts: list[list[int]]) -> Float[Tensor, "chunks memories numbers"]:
+        """Return the memories of chunks, which search compares."""
+        ...
+
+    def write(self, texts: list[list[int]], bits: Bits) -> WrittenChunks:
+        """Encode chunks."""
+        ...
+
+    def read(
+        self, memories: QuantizedMemories, ranks: UInt8[Tensor, "chunks length"], explicit: Int[Tensor, "chunks length"]
+    ) -> Int[Tensor, "chunks length"]:
+        """Return the tokens that memories and corrections give back."""
+        ...
 
 
 class ChunkCodec:
@@ -69,6 +117,8 @@ class ChunkCodec:
             TokenizerError: the tokenizer is missing, or has another vocabulary than the model.
         """
         return cls(*load_model(directory, TextAutoencoder, MemoryModelForCausalLM))
+
+    gives_back = True
 
     @property
     def chunk_length(self) -> int:

@@ -19,9 +19,9 @@ from memlm.data import decode_ids, decode_piece
 from memlm.data.corpus import parts_of
 from memlm.encoders import Encoder
 from memlm.errors import StoreError
-from memlm.store.codec import ChunkCodec, WrittenChunks, chunk_sizes
+from memlm.store.codec import Codec, WrittenChunks, chunk_sizes
 from memlm.store.corrections import pack
-from memlm.store.format.document import StoredDocument, check_id, manifest_of, part_id
+from memlm.store.format.document import StoredDocument, check_id, manifest_of, no_places, part_id
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import Bits, QuantizedMemories, quantize, rows_of
 
@@ -69,7 +69,7 @@ class Completion(NamedTuple):
 
 
 def encode_units(
-    codec: ChunkCodec, units: Sequence[Unit], bits: Bits, retrieval: Encoder | None = None
+    codec: Codec, units: Sequence[Unit], bits: Bits, retrieval: Encoder | None = None
 ) -> list[StoredDocument]:
     """Encode texts as stored documents; the result for one text does not depend on the others.
 
@@ -88,19 +88,19 @@ def encode_units(
     first = 0
     for unit, ids in zip(units, tokens, strict=True):
         rows = slice(first, first + len(chunk_sizes(len(ids), codec.chunk_length)))
-        part = WrittenChunks(rows_of(written.memories, rows), written.ranks[rows], written.num_correct[rows])
-        documents.append(_document(codec, unit, ids, part, None if vectors is None else rows_of(vectors, rows)))
+        own = None if vectors is None else rows_of(vectors, rows)
+        documents.append(_document(codec, unit, ids, written.rows(rows), own))
         first = rows.stop
     return documents
 
 
 def _document(
-    codec: ChunkCodec, unit: Unit, ids: list[int], written: WrittenChunks, vectors: QuantizedMemories | None
+    codec: Codec, unit: Unit, ids: list[int], written: WrittenChunks, vectors: QuantizedMemories | None
 ) -> StoredDocument:
     content = unit.text.encode()
     # only the last chunk may have positions behind its text, so the ranks of the text come first
     ranks = written.ranks.flatten()[: len(ids)]
-    by_tokens = decode_ids(codec.tokenizer, ids).encode() == content
+    by_tokens = codec.gives_back and decode_ids(codec.tokenizer, ids).encode() == content
     return StoredDocument(
         id=unit.id,
         memories=written.memories,
@@ -110,6 +110,7 @@ def _document(
         text_sha256=hashlib.sha256(content).hexdigest(),
         text_bytes=len(content),
         vectors=vectors,
+        places=written.places,
     )
 
 
@@ -245,6 +246,7 @@ class _DocumentPlan:
             id=self.name,
             memories=quantize(torch.zeros(0, header.memories_per_chunk, header.numbers), header.bits),
             vectors=None if numbers is None else quantize(torch.zeros(0, numbers), header.bits),
+            places=None if header.slots is None else no_places(header.slots),
             tokens=torch.zeros(0, dtype=torch.int32),
             num_correct=torch.zeros(0, dtype=torch.int32),
             corrections=manifest_of(generation, count),

@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import StoreError
-from memlm.store.codec import ChunkCodec
+from memlm.store.codec import Codec
+from memlm.store.codecs import open_codec
 from memlm.store.format.document import StoredDocument, document_of, tensors_of
 from memlm.store.format.header import StoreHeader
 from memlm.store.ingest import Unit, encode_units
@@ -37,7 +38,7 @@ Submit = Callable[[bytes], Callable[[], bytes]]
 
 
 def encode_with_workers(
-    batches: Iterator[list[Unit]], *, model: Path, header: StoreHeader, retrieval: str | None, workers: int
+    batches: Iterator[list[Unit]], *, model: Path | str, header: StoreHeader, retrieval: str | None, workers: int
 ) -> Iterator[list[StoredDocument]]:
     """Encode lists of units with worker processes, which share this machine's cores; results come in order.
 
@@ -45,7 +46,7 @@ def encode_with_workers(
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    start = (str(model), header.bits, retrieval, threads)
+    start = (str(model), header.model_dump_json(), retrieval, threads)
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start) as pool:
         try:
             yield from _in_order(batches, lambda m: pool.submit(_run_worker, m).result, header, workers * _AHEAD)
@@ -54,7 +55,7 @@ def encode_with_workers(
 
 
 def encode_over_ranks(
-    batches: Iterator[list[Unit]], *, codec: ChunkCodec, header: StoreHeader, retrieval: Encoder | None
+    batches: Iterator[list[Unit]], *, codec: Codec, header: StoreHeader, retrieval: Encoder | None
 ) -> Iterator[list[StoredDocument]]:
     """Encode lists of units with all ranks of a launcher; called by rank 0, and results come in order.
 
@@ -71,12 +72,13 @@ def encode_over_ranks(
         ranks.stop()
 
 
-def serve_rank(codec: ChunkCodec, retrieval: Encoder | None) -> None:
+def serve_rank(model: str, retrieval: Encoder | None) -> None:
     """Encode what rank 0 sends until it sends nothing more; called by every other rank."""
     first = _receive(0)
     if not first:
         return
-    bits = StoreHeader.model_validate_json(first).bits
+    header = StoreHeader.model_validate_json(first)
+    codec, bits = open_codec(model, header), header.bits
     _send(_identity(codec.header(bits).decoder, None if retrieval is None else retrieval.fingerprint), 0)
     encode = _encoder(codec, bits, retrieval)
     while message := _receive(0):
@@ -98,7 +100,7 @@ def _in_order(
         yield _unpack(waiting.popleft()(), header)
 
 
-def _encoder(codec: ChunkCodec, bits: Bits, retrieval: Encoder | None) -> EncodeMessage:
+def _encoder(codec: Codec, bits: Bits, retrieval: Encoder | None) -> EncodeMessage:
     """Return the function that every process applies to a message."""
 
     def encode(message: bytes) -> bytes:
@@ -131,10 +133,11 @@ _worker: dict[str, EncodeMessage] = {}
 """The function of a worker process, set when it starts."""
 
 
-def _start_worker(model: str, bits: Bits, retrieval: str | None, threads: int) -> None:
+def _start_worker(model: str, header: str, retrieval: str | None, threads: int) -> None:
     torch.set_num_threads(threads)
+    known = StoreHeader.model_validate_json(header)
     encoder = None if retrieval is None else open_encoder(retrieval)
-    _worker["encode"] = _encoder(ChunkCodec.load(model), bits, encoder)
+    _worker["encode"] = _encoder(open_codec(model, known), known.bits, encoder)
 
 
 def _run_worker(message: bytes) -> bytes:

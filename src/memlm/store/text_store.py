@@ -14,10 +14,11 @@ from torch import Tensor
 from memlm.data import decode_ids, decode_piece
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import DamagedStoreError, StoreError, UserError
-from memlm.store.codec import ChunkCodec
+from memlm.store.codec import Codec
+from memlm.store.codecs import open_codec, place_of
 from memlm.store.corrections import unpack
 from memlm.store.format.document import StoredDocument
-from memlm.store.format.header import StoreHeader
+from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.ingest import AddOutcome, Completion, Progress, Unit, UnitBatches, encode_units
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import Bits, rows_of
@@ -38,7 +39,7 @@ class TextStore:
     """
 
     def __init__(
-        self, store: MemoryStore, codec: ChunkCodec, retrieval: Encoder | None = None, *, created: bool = False
+        self, store: MemoryStore, codec: Codec, retrieval: Encoder | None = None, *, created: bool = False
     ) -> None:
         self.store = store
         self.codec = codec
@@ -48,17 +49,18 @@ class TextStore:
         self._check(codec.header(store.header.bits))
 
     def __repr__(self) -> str:
-        return f"TextStore({self.store!r}, {type(self.codec.model).__name__}, tokenizer of {len(self.codec.tokenizer)})"
+        return f"TextStore({self.store!r}, {type(self.codec).__name__}, tokenizer of {len(self.codec.tokenizer)})"
 
     @classmethod
     def open(
         cls,
         folder: str | Path,
-        model: str | Path | ChunkCodec,
+        model: str | Path | Codec,
         *,
         write: bool = False,
         bits: Bits | None = None,
         retrieval: Encoder | str | None = None,
+        tokens_per_memory: int | float | None = None,
         wait: float = 0.0,
     ) -> TextStore:
         """Open a store; with `write` it is created if it does not exist.
@@ -67,23 +69,28 @@ class TextStore:
 
         Args:
             folder: the store.
-            model: the model that writes and reads memories, or the folder of its run.
+            model: the model that writes and reads memories, or the folder of its run; or the folder or Hub id of a
+                decoder.
             write: become the store's only writer.
             bits: bits of a number in a new store, 8 by default; an existing store must have as many.
             retrieval: an encoder, or its folder or id. A new store keeps its vectors of the chunks' texts, and search
                 compares them instead of the memories. An existing store needs the encoder that it was made with.
+            tokens_per_memory: of a decoder's slots in a new store, 8 by default; an existing store must have as many.
             wait: seconds to wait for another writer.
 
         Raises:
             StoreError: there is no store, it belongs to another model, or another process writes to it.
             DamagedStoreError: a file is not what was written.
         """
-        codec = model if isinstance(model, ChunkCodec) else ChunkCodec.load(model)
+        named = isinstance(model, str | Path)
+        stored = read_header(Path(folder)) if Path(folder).exists() else None
+        slots = None if stored is None else stored.slots
+        codec = open_codec(model, stored, tokens_per_memory=tokens_per_memory) if named else model
         encoder = open_encoder(retrieval) if isinstance(retrieval, str) else retrieval
         created = write and not Path(folder).exists()
         if created:
             values: dict[str, object] = {
-                "model": None if isinstance(model, ChunkCodec) else str(Path(model).absolute()),
+                "model": place_of(model) if named else None,
                 "retrieval_model": retrieval if isinstance(retrieval, str) else None,
             }
             if encoder is not None:
@@ -93,6 +100,11 @@ class TextStore:
         try:
             if bits is not None and bits != store.header.bits:
                 raise StoreError(f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave bits out.")
+            if slots is not None and tokens_per_memory not in (None, slots.tokens_per_memory):
+                raise StoreError(
+                    f"'{folder}' has a memory for {slots.tokens_per_memory:g} tokens, not for {tokens_per_memory:g}; "
+                    "leave tokens_per_memory out."
+                )
             return cls(store, codec, encoder, created=created)
         except BaseException:
             store.discard() if created else store.close()
@@ -166,7 +178,7 @@ class TextStore:
         """Return the text that the memories alone give back, without corrections.
 
         Raises:
-            StoreError: there is no such document.
+            StoreError: there is no such document, or the memories are slots of a decoder, which give no text back.
         """
         pieces: list[str] = []
         for part in self.parts(name):
@@ -197,10 +209,11 @@ class TextStore:
         """
         if not query:
             raise UserError("the query is empty; give at least one character.")
+        vectors = self.query_vectors(query)
         commits, chosen = self.store.commits, None if documents is None else tuple(documents)
         if self._search is None or self._search[:2] != (commits, chosen):
             self._search = (commits, chosen, StoreSearch(self.store, documents=chosen))
-        return self._search[2].nearest(self.query_vectors(query), k)
+        return self._search[2].nearest(vectors, k)
 
     def query_vectors(self, query: str) -> Float[Tensor, "queries numbers"]:
         """Return the vectors of a text that are compared with the store's.
@@ -209,6 +222,7 @@ class TextStore:
             StoreError: the store has vectors of a retrieval encoder and none was given.
         """
         if self.store.header.retrieval is None:
+            # a codec of slots raises
             return self.codec.encode(self.codec.tokens([query])).flatten(1)
         if self.retrieval is None:
             raise StoreError(f"'{self.store.folder}' is searched by a retrieval encoder; give that encoder.")
@@ -279,6 +293,8 @@ class TextStore:
             if getattr(stored, field) != getattr(given, field):
                 differ = f"({getattr(stored, field)[:12]}) than this model's ({getattr(given, field)[:12]})"
                 raise StoreError(f"'{self.store.folder}' was written by another {name} {differ}; give that one.")
+        if stored.slots != given.slots:
+            raise StoreError(f"'{self.store.folder}' was written with other settings of slots; open it by its folder.")
         if self.retrieval is not None and self.retrieval.fingerprint != stored.retrieval:
             searched = "memories" if stored.retrieval is None else "vectors of another encoder"
             raise StoreError(f"'{self.store.folder}' is searched by {searched}, not by this retrieval encoder's.")

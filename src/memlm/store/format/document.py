@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.store.format.header import StoreHeader
+from memlm.store.format.header import SlotFormat, StoreHeader
 from memlm.store.quantize import QuantizedMemories
 
 LONGEST_ID = 1024
@@ -19,6 +19,29 @@ _PART = "\x1f"
 """The separator between a long document's id and the numbers of its part; `check_id` forbids it in ids."""
 _MANIFEST = b"parts "
 """The beginning of a manifest; no corrections begin so (`memlm.store.corrections`)."""
+
+
+@dataclass(frozen=True)
+class SlotPlaces:
+    """The part of slots that is not keys and values.
+
+    Attributes:
+        bias: (chunks, slots of all layers and heads) in fp16, minus infinity for a slot that holds nothing.
+        positions: (chunks, slots of all layers and heads) in int16, positions of the slots' tokens in their chunk.
+    """
+
+    bias: Float[Tensor, "chunks slots"]
+    positions: Int[Tensor, "chunks slots"]
+
+    def rows(self, rows: slice) -> SlotPlaces:
+        """Return the places of some chunks."""
+        return SlotPlaces(self.bias[rows], self.positions[rows])
+
+
+def no_places(slots: SlotFormat) -> SlotPlaces:
+    """Return the places of a document without chunks."""
+    width = slots.layers * slots.heads * slots.slots
+    return SlotPlaces(torch.zeros(0, width, dtype=torch.half), torch.zeros(0, width, dtype=torch.int16))
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,7 @@ class StoredDocument:
         text_sha256: SHA-256 of the text in UTF-8.
         text_bytes: size of the text in UTF-8.
         vectors: (chunks, numbers), rounded: a retrieval encoder's vectors of each chunk's text, if the store has one.
+        places: of slots, where the memories are keys and values.
     """
 
     id: str
@@ -44,6 +68,7 @@ class StoredDocument:
     text_sha256: str
     text_bytes: int
     vectors: QuantizedMemories | None = None
+    places: SlotPlaces | None = None
 
     @property
     def fidelity(self) -> Float[Tensor, " chunks"]:
@@ -122,6 +147,8 @@ def tensors_of(document: StoredDocument) -> dict[str, Tensor]:
         found["vectors"] = document.vectors.values
         if document.vectors.scale is not None:
             found["vector_scale"] = document.vectors.scale
+    if document.places is not None:
+        found |= {"bias": document.places.bias, "positions": document.places.positions}
     return found
 
 
@@ -138,6 +165,7 @@ def document_of(
         text_sha256=text_sha256,
         text_bytes=text_bytes,
         vectors=vectors_of(tensors, header),
+        places=None if header.slots is None else SlotPlaces(tensors["bias"], tensors["positions"]),
     )
 
 

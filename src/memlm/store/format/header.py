@@ -12,11 +12,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import write_file_atomic
 
-FORMAT = 1
-"""The version of the format; it grows when an older memlm could not read the files."""
+FORMAT = 2
+"""The newest version of the format; a store has the oldest that can describe it. Version 2 added slots."""
 NAME = "store.json"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class SlotFormat(BaseModel):
+    """The settings of keys and values that a pretrained decoder reads; a chunk's vectors are those of all layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: Size
+    """Layers of the decoder."""
+    heads: Size
+    """Heads of keys and values in each layer."""
+    slots: Size
+    """Slots of a full chunk, each of a key and a value for each layer and head."""
+    tokens_per_memory: Annotated[float, Field(ge=1, le=2**20)]
+    """Tokens for each slot."""
+    encoding: dict[str, Any]
+    """Settings of the encoding, by the names of `EncodingSettings`."""
 
 
 class StoreHeader(BaseModel):
@@ -24,7 +41,7 @@ class StoreHeader(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: int = FORMAT
+    format: int = 1
     """Version of the format."""
     encoder: Hash
     """Fingerprint of the encoder that wrote the memories."""
@@ -48,11 +65,15 @@ class StoreHeader(BaseModel):
     """Numbers in one of its vectors; each has `bits` bits."""
     retrieval_model: Annotated[str, Field(max_length=4096)] | None = None
     """Folder or id of that encoder when the store was made."""
+    slots: SlotFormat | None = None
+    """Settings of slots, in a store of keys and values."""
 
 
 def write_header(folder: Path, header: StoreHeader) -> None:
     """Write a header together with its hash."""
-    write_file_atomic(folder / NAME, sealed_text(header.model_dump(mode="json"), indent=2))
+    # an older memlm knows no slots
+    left_out = {"slots"} if header.slots is None else None
+    write_file_atomic(folder / NAME, sealed_text(header.model_dump(mode="json", exclude=left_out), indent=2))
 
 
 def read_header(folder: Path) -> StoreHeader:

@@ -1,0 +1,156 @@
+"""`memlm remember`: text files become memories in a store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from memlm.cli.arguments import parse
+from memlm.cli.store import model_of, progress_view, ratio_of
+from memlm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from memlm.store import TextStore
+    from memlm.store.text_store import EncodeBatches
+    from memlm.training.loop.callbacks import ProgressView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remember:
+    """Store text files as memories, with the corrections that make every file exact.
+
+    The path of a file is its id in the store. Files that are stored already are not encoded again, and the same command
+    continues where an earlier one was stopped. Under torchrun, on one machine or several, all processes encode; the
+    files and the store are those of the first process.
+
+      memlm remember notes/*.md --store notes.mem --model runs/demo
+    """
+
+    paths: Positional[tuple[str, ...]]
+    """Text files in UTF-8."""
+    store: str = "memories.mem"
+    """Folder of the store; it is created if it does not exist."""
+    model: str | None = None
+    """Folder of a trained run, or folder or Hub id of a decoder; by default the one that the store was made with."""
+    tokens_per_memory: float | None = None
+    """Tokens for each memory of a decoder in a new store; 8 by default."""
+    bits: Literal[16, 8, 4] | None = None
+    """Bits of a stored number in a new store; 8 by default."""
+    replace: bool = False
+    """Replace stored texts that have the same path and another content."""
+    retrieval: str | None = None
+    """In a new store, search vectors of this encoder (a folder or an id) instead of the memories."""
+    workers: int = 1
+    """Number of processes that encode; they share the cores."""
+    wait: float = 0.0
+    """Seconds to wait while another process writes to the store."""
+
+
+def run(arguments: list[str]) -> None:
+    """Encode text files into a store, and print the number of files by outcome."""
+    options = parse(Remember, arguments, command="remember")
+    from memlm.store import TextStore, read_header
+    from memlm.training.loop.distributed import launched
+
+    if options.workers < 1:
+        raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
+    if launched() and options.workers > 1:
+        raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
+    if int(os.environ.get("RANK", "0")):
+        _serve(options)
+        return
+    paths = _files(options.paths)
+    stored = read_header(Path(options.store)) if Path(options.store).exists() else None
+    model = options.model or (model_of(options.store) if stored else None)
+    retrieval = options.retrieval or (stored.retrieval_model if stored else None)
+    if model is None:
+        raise ConfigError("a new store needs a model; give --model RUN, the folder of a trained run.")
+    with TextStore.open(
+        options.store,
+        model,
+        write=True,
+        bits=options.bits,
+        retrieval=retrieval,
+        tokens_per_memory=options.tokens_per_memory,
+        wait=options.wait,
+    ) as store:
+        outcomes = _add(store, paths, options, model)
+        stats = store.store.stats()
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
+    slots = store.store.header.slots
+    kept = f"{100 * stats.fidelity:.2f} % of tokens by memory" if slots is None else ratio_of(slots)
+    print(f"{counts}; {stats.documents} documents in {options.store}, {kept}")
+
+
+def _add(store: TextStore, paths: list[Path], options: Remember, model: str) -> dict[str, int]:
+    from memlm.data.corpus import stream_file
+    from memlm.training import Interrupted
+    from memlm.training.loop.distributed import joined
+
+    outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
+    documents = ((str(path), stream_file(path)) for path in paths)
+    add = partial(store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model))
+    size = sum(path.stat().st_size for path in paths)
+    try:
+        with progress_view(size, "byte") as view, joined(), closing(add(progress=_speed(view))) as results:
+            for result in results:
+                outcomes[result.outcome] += 1
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what was stored is kept, and the same command continues.") from None
+    return outcomes
+
+
+def _parallel_encoder(store: TextStore, options: Remember, model: str) -> EncodeBatches | None:
+    from memlm.store import encode_over_ranks, encode_with_workers
+    from memlm.training.loop.distributed import launched
+
+    header, workers = store.store.header, options.workers
+    if launched():
+        return partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
+    if workers > 1:
+        retrieval = header.retrieval_model
+        return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=workers)
+    return None
+
+
+def _speed(view: ProgressView) -> Callable[[int, int], None]:
+    """Return a callback that shows bytes done and tokens encoded per second."""
+    done, tokens, began = 0, 0, time.monotonic()
+
+    def progress(size: int, encoded: int) -> None:
+        nonlocal done, tokens
+        done, tokens = done + size, tokens + encoded
+        view.update(done, f"{tokens / max(time.monotonic() - began, 1e-9):,.0f} tokens/s")
+
+    return progress
+
+
+def _serve(options: Remember) -> None:
+    """Encode for the first process of a launcher."""
+    from memlm.encoders import open_encoder
+    from memlm.store import serve_rank
+    from memlm.training.loop.distributed import joined
+
+    if options.model is None:
+        raise ConfigError("under torchrun every process needs the model; give --model RUN.")
+    retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
+    with joined():
+        serve_rank(options.model, retrieval)
+
+
+def _files(names: tuple[str, ...]) -> list[Path]:
+    if not names:
+        raise DataError("no files; give at least one text file.")
+    paths = [Path(name) for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"'{path}' is {'a folder; give its files' if path.is_dir() else 'not there'}.")
+    return paths
