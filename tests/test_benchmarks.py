@@ -9,6 +9,8 @@ import pytest
 import torch
 from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
+from benchmarks.injections import Options as InjectionOptions
+from benchmarks.injections import main as compare_injections
 from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.processes import Options, rate, trained
 from benchmarks.slot_codes import Options as CodeOptions
@@ -68,3 +70,19 @@ def test_codes_of_slots_are_compared(
     assert [row[0].strip() for row in rows] == ["", "alone", "full", *names, *names]
     # with random weights, 16 bits change next to nothing
     assert all(abs(float(row[3])) < 5 for row in rows if row[0].strip() == "16 bits")
+
+
+def test_injections_are_trained_and_compared(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = ContextGainSettings(rows=3, context=64, window=4, scored=4, ratios=(2, 16))
+    sizes = {"steps": 2, "chunk_length": 16, "num_chunks": 3, "repeats": 1, "measure": measure}
+    compare_injections(InjectionOptions(str(decoder), text=str(corpus), **sizes))
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in rows] == ["", "truncation", "kv", "input", "layer", "code"]
+    numbers = {row[0].strip(): float(row[3]) for row in rows[2:]}
+    # two layers with keys and values of 8 numbers each, and slots for the first token and 8 memories of 64 tokens
+    assert numbers == {"kv": 2 * 2 * 8 * 9 / 64, "input": 16 / 8, "layer": 16 / 8, "code": 16 / 8}
+    assert all(row[4].strip() != "0" and float(row[5]) >= 0 for row in rows[2:])

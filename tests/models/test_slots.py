@@ -109,6 +109,14 @@ def test_texts_in_a_batch_have_the_memories_that_they_have_alone(model: MemoryDe
         torch.testing.assert_close(together[i, -len(prompt) :], alone[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["joint", "chunks"])
+def test_texts_as_long_as_the_positions_are_read(mode: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = EncodingSettings(chunk_length=100, block_length=200, query_distance=4)
+    model = MemoryDecoder(decoder_of("gpt2"), tokenizer, settings)
+    [text] = ids(254)
+    assert model.memories([text], tokens_per_memory=10, mode=mode).counts.tolist() == [1 + 20 + 6]
+
+
 def test_chunks_in_parallel_are_chunks_one_by_one(model: MemoryDecoder) -> None:
     [text] = ids(TEXT)
     parallel = model.encode([text], mode="chunks")

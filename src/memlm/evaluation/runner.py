@@ -299,9 +299,10 @@ def _saved_passages(
     """Return a few rows and what memories saved at each scored token, at the ratio of the headline."""
     settings = replace(settings, rows=_PASSAGES, scored=settings.window + settings.scored - 1, window=1)
     rows = gain_rows(documents, model.tokenizer, settings)
-    encoded = model.encode(rows.ids[:, : settings.context].tolist())
-    kept = encoded.at(tokens_per_memory=min(settings.ratios, key=lambda ratio: abs(ratio - 8)))
-    alone, behind = (token_nats_behind(model, rows.ids, x, settings) for x in (nothing(encoded), kept))
+    old = rows.ids[:, : settings.context].tolist()
+    kept = model.encode(old).at(tokens_per_memory=min(settings.ratios, key=lambda ratio: abs(ratio - 8)))
+    none = nothing(model.encode(old, mode="joint"))
+    alone, behind = (token_nats_behind(model, rows.ids, x, settings) for x in (none, kept))
     decode = partial(decode_ids, model.tokenizer)
     return [
         saved_passage(rows.names[int(i)], decode, ids[-settings.scored :].tolist(), nats.tolist())

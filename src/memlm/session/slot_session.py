@@ -168,7 +168,7 @@ class SlotSession:
     def _encode_newest(self, length: int) -> None:
         block, self.newest = self.newest[:length], self.newest[length:]
         self._keep_within(self.max_positions - length)
-        start = sum(block.tokens for block in self.blocks)
+        start = sum(block.tokens for block in self.blocks) if self.model.injection.takes_start else 0
         found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
         self.blocks.append(_Block(found, start))
 

@@ -27,6 +27,7 @@ from memlm.errors import DataError, did_you_mean
 from memlm.measurement import Measurement
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
+from memlm.models.slots.injection import Encoded
 from memlm.models.slots.states import LayerStates
 
 _SINKS = 3
@@ -53,6 +54,8 @@ class ContextGainSettings:
     """Old tokens for each memory."""
     baselines: tuple[str, ...] = ("truncation", "sink and window", "observed attention")
     """Baselines, each with as many entries in the cache as there are memories."""
+    untrained: bool = True
+    """Measure chunks that are written without trained adapters, too."""
     batch_size: int = 8
     """Rows that are read at once."""
     seed: int = 0
@@ -141,7 +144,7 @@ def losses_of(
         settings: of the measurement.
         modes: ways of encoding to measure memories of.
     """
-    ways = encodings(model, modes)
+    ways = encodings(model, modes, untrained=settings.untrained)
     for ids in rows.ids.split(settings.batch_size):
         old = ids[:, : settings.context].tolist()
         joint = model.encode(old, mode="joint")
@@ -159,10 +162,12 @@ def losses_of(
                 yield Losses(f"{name}, another text's", ratio, _nats(model, ids, others, settings))
 
 
-def encodings(model: MemoryDecoder, modes: Sequence[str]) -> Mapping[str, Callable[[list[list[int]]], EncodedTexts]]:
+def encodings(
+    model: MemoryDecoder, modes: Sequence[str], *, untrained: bool = True
+) -> Mapping[str, Callable[[list[list[int]]], Encoded]]:
     """Return ways to encode texts; beside trained adapters, chunks are encoded without them too."""
     found = {mode: partial(model.encode, mode=mode) for mode in modes}
-    if "chunks" in modes and model.config.lora is not None:
+    if untrained and "chunks" in modes and model.config.lora is not None:
         found["chunks, untrained"] = partial(model.untrained().encode, mode="chunks")
     return found
 
@@ -274,7 +279,9 @@ def context_gain(
         if found.name == "alone":
             on_batch(sum(map(len, parts["alone", None])))
     nats = {key: torch.cat(values).double().numpy() for key, values in parts.items()}
-    return list(_measurements(nats, rows.document, settings, split, list(encodings(model, modes))))
+    return list(
+        _measurements(nats, rows.document, settings, split, list(encodings(model, modes, untrained=settings.untrained)))
+    )
 
 
 def _measurements(

@@ -6,5 +6,14 @@ from memlm.models.slots.fit import FitSettings
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.slot_cache import SlotCache
 from memlm.models.slots.states import EncodingSettings
+from memlm.models.slots.vectors import MemoryVectors
 
-__all__ = ["EncodedTexts", "EncodingSettings", "FitSettings", "MemoryDecoder", "SlotCache", "SlotMemories"]
+__all__ = [
+    "EncodedTexts",
+    "EncodingSettings",
+    "FitSettings",
+    "MemoryDecoder",
+    "MemoryVectors",
+    "SlotCache",
+    "SlotMemories",
+]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
 from memlm.errors import ConfigError
-from memlm.models.base import MemlmConfig, require_positive
+from memlm.models.base import MemlmConfig, require_known, require_positive
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.slots.states import EncodingSettings
+
+INJECTIONS = ("kv", "input", "layer", "code")
+"""The ways for memories to enter a decoder."""
 
 
 @strict
@@ -33,9 +36,16 @@ class SlotWriterConfig(MemlmConfig):
     every length are trained at once."""
     scored_tokens: int = 96
     """Tokens of each chunk, drawn at random, whose predictions are compared with those of the full context."""
-    ratios: list[int] = field(default_factory=lambda: [1])
-    """Tokens per memory, drawn anew for each step; the last of so many tokens is kept. With 1 all tokens are kept, and
-    the fit, which needs no training, makes fewer of them when memories are read."""
+    ratios: list[int] | None = None
+    """Tokens per memory, drawn anew for each step. By default 2, 4, 8, 16 and 32; for `kv` 1, since the fit, which
+    needs no training, makes fewer memories when they are read."""
+    injection: str = "kv"
+    """How memories enter the decoder: `kv`, keys and values of all layers; or one vector for each memory: `input`, in
+    place of a token; `layer`, above the layers below `injection_layer`; `code`, through a map for each layer."""
+    injection_layer: int | None = None
+    """The layer whose inputs `layer` and `code` store; by default the one in the middle."""
+    injection_rank: int = 32
+    """Rank of the maps of `code`."""
     lora: dict[str, Any] | None = None
     """Low-rank adapters: a mapping of LoraSettings; None for a decoder as it is."""
     decoder_path: str | None = None
@@ -55,17 +65,25 @@ class SlotWriterConfig(MemlmConfig):
 
     def check(self) -> None:
         """Raise ConfigError for sizes that do not fit each other."""
-        require_positive(self, "chunk_length", "num_chunks", "scored_tokens")
+        require_positive(self, "chunk_length", "num_chunks", "scored_tokens", "injection_rank")
         if self.num_chunks < 2:
             raise ConfigError(f"num_chunks ({self.num_chunks}) must be at least 2: one is written, one is read.")
         if self.scored_tokens > self.chunk_length:
             raise ConfigError(
                 f"scored_tokens ({self.scored_tokens}) must not exceed chunk_length ({self.chunk_length})."
             )
-        if not self.ratios or not all(1 <= ratio <= self.chunk_length for ratio in self.ratios):
+        require_known(self, injection=INJECTIONS)
+        if not all(1 <= ratio <= self.chunk_length for ratio in self.drawn_ratios) or not self.drawn_ratios:
             raise ConfigError(f"ratios ({self.ratios}) must lie between 1 and chunk_length ({self.chunk_length}).")
         if self.lora is not None:
             self.lora = asdict(LoraSettings.of(self.lora))
+
+    @property
+    def drawn_ratios(self) -> list[int]:
+        """Tokens per memory, of which each step draws one."""
+        if self.ratios is not None:
+            return self.ratios
+        return [1] if self.injection == "kv" else [ratio for ratio in (2, 4, 8, 16, 32) if ratio <= self.chunk_length]
 
     @property
     def document_length(self) -> int:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from jaxtyping import Bool, Int
@@ -22,11 +22,14 @@ from memlm.models.runtime import load_decoder
 from memlm.models.slots.attention import use_slot_attention
 from memlm.models.slots.configuration import SlotWriterConfig
 from memlm.models.slots.encoded import Budget, EncodedTexts, Reader
+from memlm.models.slots.injection import Encoded, Injection, KeyValueInjection
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
 from memlm.models.slots.saved import decoder_identity, is_writer_folder, load_writer, save_writer
 from memlm.models.slots.slot_cache import SlotCache, behind_memories
 from memlm.models.slots.states import EncodingSettings
+from memlm.models.slots.vector_kinds import InputInjection, new_injection
+from memlm.models.slots.vectors import MemoryVectors, VectorInjection
 
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 """One text, texts, or texts as token ids."""
@@ -43,6 +46,7 @@ class MemoryDecoder:
         tokenizer: of the decoder.
         settings: how texts are encoded.
         config: of adapters that write memories, where the decoder has some.
+        injection: how memories enter the decoder, trained or not; the configuration's by default, untrained.
 
     Example:
         >>> model = MemoryDecoder.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -60,6 +64,7 @@ class MemoryDecoder:
         settings: EncodingSettings | None = None,
         *,
         config: SlotWriterConfig | None = None,
+        injection: Injection | None = None,
     ) -> None:
         use_slot_attention(decoder)
         self.decoder, self.tokenizer = decoder.eval().requires_grad_(False), tokenizer
@@ -67,6 +72,7 @@ class MemoryDecoder:
         first = first_token_id(tokenizer, vocab_size=int(decoder.config.vocab_size))
         self.config = config or SlotWriterConfig(decoder_path=decoder.config.name_or_path, first_token_id=first)
         self.reader = Reader(decoder, first, Rotary(decoder))
+        self.injection = (injection or new_injection(self.config, decoder)).requires_grad_(False)
 
     @classmethod
     def from_pretrained(
@@ -95,7 +101,9 @@ class MemoryDecoder:
         """
         if is_writer_folder(path_or_id):
             writer = load_writer(path_or_id, decoder=decoder, trust_remote_code=trust_remote_code, **options)
-            return cls(writer.decoder, load_tokenizer(path_or_id), settings, config=writer.config)
+            return cls(
+                writer.decoder, load_tokenizer(path_or_id), settings, config=writer.config, injection=writer.injection
+            )
         if Path(path_or_id, "run.json").is_file() and not Path(path_or_id, "config.json").is_file():
             raise CheckpointError(f"the run '{path_or_id}' is not finished; memlm train --resume --out {path_or_id}")
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}
@@ -106,17 +114,18 @@ class MemoryDecoder:
         return model
 
     def fingerprint(self) -> str:
-        """Return a hash that tells the decoder and its adapters, if any, from others."""
+        """Return a hash that tells the decoder, its adapters and its injection's maps, if any, from others."""
         adapters = {n: w for n, w in self.decoder.state_dict().items() if "lora_" in n}
+        adapters |= {f"{self.config.injection}.{n}": w for n, w in self.injection.state_dict().items()}
         digest = hashlib.sha256(decoder_identity(self.decoder).encode())
         for name, weight in sorted(adapters.items()):
             digest.update(name.encode() + weight.float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def untrained(self) -> MemoryDecoder:
-        """Return the same decoder whose adapters, if any, stay inactive while it writes."""
+        """Return the same decoder as if it had not been trained: keys and values of its own are its memories."""
         other = copy.copy(self)
-        other.reader = replace(self.reader, adapted=False)
+        other.reader, other.injection = replace(self.reader, adapted=False), KeyValueInjection()
         return other
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -130,10 +139,16 @@ class MemoryDecoder:
         config = copy.deepcopy(self.config)
         config.encoding = asdict(self.settings)
         config.decoder_identity = config.decoder_identity or decoder_identity(self.decoder)
-        save_writer(folder, config, self.decoder, self.tokenizer)
+        save_writer(folder, config, self.decoder, self.injection, self.tokenizer)
+
+    @overload
+    def encode(self, texts: Texts, *, mode: Literal["joint"], **settings: Any) -> EncodedTexts: ...
+
+    @overload
+    def encode(self, texts: Texts, **settings: Any) -> Encoded: ...
 
     @torch.no_grad()
-    def encode(self, texts: Texts, **settings: Any) -> EncodedTexts:
+    def encode(self, texts: Texts, **settings: Any) -> Encoded:
         """Let the decoder read texts; `at` of the result makes memories of any number of slots.
 
         All that the decoder computed is kept. If the number of slots is known, `memories` needs less memory.
@@ -146,7 +161,7 @@ class MemoryDecoder:
             UserError: no text, an empty one, or one that is longer than the decoder can read.
         """
         found = self._settings(settings)
-        return self.reader.encode(*self._texts(texts), found)
+        return self._injection(found).encode(self.reader, *self._texts(texts), found)
 
     @torch.no_grad()
     def memories(
@@ -171,8 +186,57 @@ class MemoryDecoder:
             UserError: as `encode` and `EncodedTexts.at`.
         """
         budget = Budget(tokens_per_memory=tokens_per_memory, slots=slots)
+        found = self._settings(settings)
         rows = self._texts(texts, start=start)
-        return self.reader.memories(*rows, self._settings(settings), budget, start=start)
+        return self._injection(found).memories(self.reader, *rows, found, budget, start=start)
+
+    @torch.no_grad()
+    def vectors(
+        self, texts: Texts, *, tokens_per_memory: int | float | None = None, slots: int | None = None
+    ) -> MemoryVectors:
+        """Let the decoder read texts in chunks and return one vector for each memory; `from_vectors` reads them.
+
+        Args:
+            texts: one text, texts, or token ids of texts, without special tokens.
+            tokens_per_memory: tokens for each vector.
+            slots: vectors of each text, instead.
+
+        Raises:
+            UserError: as `encode` and `EncodedVectors.vectors`, or an injection that stores no vectors.
+        """
+        found = self._vector_injection().encode(self.reader, *self._texts(texts), replace(self.settings, mode="chunks"))
+        return found.vectors(tokens_per_memory=tokens_per_memory, slots=slots)
+
+    @torch.no_grad()
+    def from_vectors(self, vectors: MemoryVectors) -> SlotMemories:
+        """Return memories of vectors, which the decoder's layers read for it.
+
+        Raises:
+            UserError: an injection that stores no vectors.
+        """
+        return self._vector_injection().read(self.reader, vectors.to(self.decoder.device))
+
+    @torch.no_grad()
+    def prompt_embeddings(self, prompts: Texts, vectors: MemoryVectors) -> dict[str, Tensor]:
+        """Return arguments with which the decoder goes on behind memories without memlm.
+
+        Args:
+            prompts: one prompt for each text, or token ids.
+            vectors: of the texts, by the injection `input`.
+
+        Returns:
+            inputs_embeds (batch, positions, width), padded on the left; attention_mask (batch, positions).
+
+        Raises:
+            UserError: another injection, or another number of prompts than of texts.
+        """
+        if not isinstance(self.injection, InputInjection):
+            raise UserError(
+                f"memories of the injection '{self.config.injection}' do not stand in place of tokens; train one with "
+                "injection=input."
+            )
+        ids, mask = self._rows(prompts)
+        return self.injection.prompt(self.reader, vectors.to(self.decoder.device), ids, mask)
 
     def read(self, memories: SlotMemories) -> SlotCache:
         """Return a cache as if the decoder had read the texts; each generation needs a cache of its own.
@@ -229,6 +293,18 @@ class MemoryDecoder:
                 f"these memories have {len(memories.layers)} layers of {given.shape[1]} heads and the decoder has "
                 f"{layers} of {heads}; they are of another decoder."
             )
+
+    def _injection(self, settings: EncodingSettings) -> Injection:
+        # adapters and maps are trained to write chunks; whole texts are read by the decoder as it is
+        return self.injection if settings.mode == "chunks" else KeyValueInjection()
+
+    def _vector_injection(self) -> VectorInjection:
+        if not isinstance(self.injection, VectorInjection):
+            raise UserError(
+                "memories of the injection 'kv' are keys and values, not vectors; train one with injection=input, "
+                "layer or code."
+            )
+        return self.injection
 
     def _settings(self, changes: dict[str, Any]) -> EncodingSettings:
         known = self.settings.__dataclass_fields__

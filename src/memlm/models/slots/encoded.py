@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -23,6 +24,7 @@ from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.memory.adapter import adapters_active
 from memlm.models.slots.attention import AttentionRecord, recorded
+from memlm.models.slots.entering import entering
 from memlm.models.slots.memories import LayerSlots, SlotMemories, packed
 from memlm.models.slots.rotary import Rotary
 from memlm.models.slots.states import Blocks, EncodingSettings, LayerStates
@@ -91,6 +93,20 @@ class EncodedTexts:
         kept = every.masked_fill(every % self.blocks.length >= tokens.repeat_interleave(self.blocks.length, 1), -1)
         return self.keep([kept[:, None].expand(-1, states.keys.shape[2], -1) for states in self.layers])
 
+    def beginnings(self, ends: Int[Tensor, " beginnings"], ratio: int) -> SlotMemories:
+        """Return memories of the first `ends` tokens of each text, one row for each end: every so many-th token.
+
+        Args:
+            ends: numbers of tokens.
+            ratio: tokens for each memory, of which the last is kept.
+        """
+        tokens = self.blocks.tokens.sum(1, keepdim=True)
+        kept = torch.arange(ratio - 1, self.blocks.tokens.shape[1] * self.blocks.length, ratio, device=tokens.device)
+        kept = kept.expand(len(tokens), -1)
+        kept = kept.masked_fill(kept >= tokens, -1)
+        found = self.keep([kept[:, None].expand(-1, states.keys.shape[2], -1) for states in self.layers])
+        return found.beginnings(ends)
+
     def keep(self, indices: Sequence[Int[Tensor, "batch heads slots"]]) -> SlotMemories:
         """Return memories that are the keys and values of some tokens, as methods of cache eviction keep them.
 
@@ -106,6 +122,22 @@ class EncodedTexts:
                 states.behind_first(keys.gather(2, wide), values.gather(2, wide), bias, self.blocks.first + index)
             )
         return packed(layers, self.blocks.lengths, (indices[0] >= 0).sum(-1).amax(1) + 1)
+
+
+class HiddenStates(NamedTuple):
+    """Hidden states of tokens whose chunks a decoder read, each by itself.
+
+    Attributes:
+        ids: (batch, tokens), whole blocks.
+        entered: (batch, tokens, width), what entered a layer.
+        last: (batch, tokens, width), the last hidden states.
+        blocks: sizes of the texts' blocks.
+    """
+
+    ids: Int[Tensor, "batch tokens"]
+    entered: Float[Tensor, "batch tokens width"]
+    last: Float[Tensor, "batch tokens width"]
+    blocks: Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +198,39 @@ class Reader:
         blocks = self._read(ids, mask, settings, fit, start=start)
         return packed(layers, blocks.lengths, budget.counts(blocks.tokens).sum(1) + 1)
 
+    def hidden(
+        self,
+        ids: Int[Tensor, "batch tokens"],
+        mask: Bool[Tensor, "batch tokens"],
+        settings: EncodingSettings,
+        layer: int,
+    ) -> HiddenStates:
+        """Read chunks, each by itself at the first positions, and return hidden states of their tokens.
+
+        Args:
+            ids: (batch, tokens), text first.
+            mask: (batch, tokens), True for text.
+            settings: of the encoding.
+            layer: the layer of which the inputs are kept.
+        """
+        width = _width(ids.shape[1], settings)
+        ids, mask, blocks = _blocks(ids, mask, settings)
+        rows, row_mask = self._behind_first(ids, mask, width)
+        entered: list[Tensor] = []
+
+        def show(hidden: Tensor) -> Tensor:
+            entered.append(hidden)
+            return hidden
+
+        with entering(self.decoder, {layer: show}), adapters_active(self.decoder, self.adapted):
+            last = self.decoder.base_model(input_ids=rows, attention_mask=row_mask, use_cache=False).last_hidden_state
+        tokens = [x[:, 1:].unflatten(0, (len(ids), -1)).flatten(1, 2) for x in (entered[0], last)]
+        return HiddenStates(ids, tokens[0], tokens[1], blocks)
+
+    def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
+        """Return what the decoder reads in place of tokens."""
+        return self.decoder.get_input_embeddings()(ids)
+
     def _read(
         self,
         ids: Int[Tensor, "batch tokens"],
@@ -175,20 +240,17 @@ class Reader:
         *,
         start: int = 0,
     ) -> Blocks:
-        joint, tokens = settings.mode == "joint", ids.shape[1]
-        length = min(settings.block_length, tokens if joint else tokens + -tokens % settings.chunk_length)
-        pad = -tokens % length
-        ids, full = F.pad(ids, (0, pad)), F.pad(mask, (0, pad))
-        blocks = Blocks(full.unflatten(1, (-1, length)).sum(-1), 1 + start + mask.sum(1), length, 1 + start)
-        positions = torch.arange(1 + start, 1 + start + ids.shape[1], device=ids.device).expand_as(ids)
-        width = ids.shape[1] if joint else settings.chunk_length
-        rows, row_mask, row_positions = (
-            F.pad(x.reshape(-1, width), (1, 0), value=first)
-            for x, first in ((ids, self.first_token_id), (full.long(), 1), (positions, 0))
-        )
+        tokens = ids.shape[1]
+        ids, mask, blocks = _blocks(ids, mask, settings, start)
+        joint = settings.mode == "joint"
+        width = ids.shape[1] if joint else _width(tokens, settings)
+        rows, row_mask = self._behind_first(ids, mask, width)
+        # padding may lie beyond the positions that the decoder has
+        positions = torch.arange(ids.shape[1], device=ids.device).clamp(max=tokens - 1).expand_as(ids) + (1 + start)
+        row_positions = F.pad(positions.reshape(-1, width), (1, 0))
 
         def show(record: AttentionRecord) -> None:
-            on_layer(LayerStates.of(record, len(ids), length), blocks)
+            on_layer(LayerStates.of(record, len(ids), blocks.length), blocks)
 
         with recorded(show), adapters_active(self.decoder, self.adapted and not joint):
             # a cache keeps transformers from taking a jump of positions for packed texts
@@ -196,3 +258,28 @@ class Reader:
                 input_ids=rows, attention_mask=row_mask, position_ids=row_positions, **{CACHE_NAME: DynamicCache()}
             )
         return blocks
+
+    def _behind_first(
+        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"], width: int
+    ) -> tuple[Int[Tensor, "rows positions"], Int[Tensor, "rows positions"]]:
+        """Return rows of so many tokens, each behind the first token, and their mask."""
+        rows, row_mask = ids.reshape(-1, width), mask.long().reshape(-1, width)
+        return F.pad(rows, (1, 0), value=self.first_token_id), F.pad(row_mask, (1, 0), value=1)
+
+
+def _width(tokens: int, settings: EncodingSettings) -> int:
+    """Return the tokens of a row: a text, or a chunk where there are several."""
+    return tokens if settings.mode == "joint" else min(settings.chunk_length, tokens)
+
+
+def _blocks(
+    ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"], settings: EncodingSettings, start: int = 0
+) -> tuple[Int[Tensor, "batch padded"], Bool[Tensor, "batch padded"], Blocks]:
+    """Return texts that are padded to whole blocks, and the sizes of these, `start` positions further on."""
+    tokens = ids.shape[1]
+    rows = tokens + -tokens % _width(tokens, settings)
+    length = min(settings.block_length, rows)
+    pad = -tokens % length
+    full = F.pad(mask, (0, pad))
+    sizes, first = full.unflatten(1, (-1, length)).sum(-1), 1 + start
+    return F.pad(ids, (0, pad)), full, Blocks(sizes, first + mask.sum(1), length, first)

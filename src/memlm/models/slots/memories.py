@@ -70,6 +70,15 @@ class SlotMemories:
         layers = [layer.map(lambda x: x[indices]) for layer in self.layers]
         return SlotMemories(layers, self.lengths[indices], self.counts[indices])
 
+    def beginnings(self, ends: Int[Tensor, " beginnings"]) -> SlotMemories:
+        """Return memories of beginnings of each text, one row for each of `ends`, the positions of their last slots."""
+        index = torch.arange(len(self.lengths), device=ends.device).repeat_interleave(len(ends))
+        chosen, last = self.rows(index), ends.repeat(len(self.lengths))
+        layers = [layer.hidden(layer.positions > last[:, None, None]) for layer in chosen.layers]
+        # the last layer reads memories, whichever layer they enter
+        counts = (~layers[-1].bias[:, 0].isinf()).sum(-1)
+        return packed(layers, chosen.lengths.minimum(1 + last), counts)
+
 
 def packed(layers: Sequence[LayerSlots], lengths: Int[Tensor, " batch"], counts: Int[Tensor, " batch"]) -> SlotMemories:
     """Return memories whose empty slots stand at the beginning, without those that no row needs.

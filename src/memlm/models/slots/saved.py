@@ -13,6 +13,7 @@ from memlm.errors import CheckpointError, MemlmError
 from memlm.files import create_folder, read_tensors, write_tensors_atomic
 from memlm.models.runtime import load_decoder
 from memlm.models.slots.configuration import SlotWriterConfig
+from memlm.models.slots.injection import Injection
 from memlm.models.slots.writer import SlotWriter
 
 _STRIDE = 61
@@ -67,11 +68,12 @@ def load_adapters(writer: SlotWriter, folder: str | Path) -> None:
         raise CheckpointError(f"'{folder}' holds no trained writer; give a run of memory-pretrained.")
     config = _config(folder)
     _check_identity(folder, config, str(writer.config.decoder_identity))
-    if config.lora != writer.config.lora:
-        raise CheckpointError(
-            f"the adapters in '{folder}' ({config.lora}) differ from those of this run ({writer.config.lora}); set "
-            "model.lora alike."
-        )
+    for name in ("lora", "injection", "injection_layer", "injection_rank"):
+        given, own = getattr(config, name), getattr(writer.config, name)
+        if given != own:
+            raise CheckpointError(
+                f"the adapters in '{folder}' ({given}) differ from those of this run ({own}); set model.{name} alike."
+            )
     _load_weights(writer, Path(folder) / _WEIGHTS)
 
 
@@ -102,20 +104,26 @@ def _load_weights(writer: SlotWriter, file: Path) -> None:
 
 
 def save_writer(
-    folder: str | Path, config: SlotWriterConfig, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    folder: str | Path,
+    config: SlotWriterConfig,
+    decoder: PreTrainedModel,
+    injection: Injection,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Write settings, tokenizer and adapters; the decoder's own weights are not written.
+    """Write settings, tokenizer, adapters and the injection's maps; the decoder's own weights are not written.
 
     Raises:
         CheckpointError: the folder exists, or cannot be written.
     """
-    adapters = {f"decoder.{n}": w.detach().cpu() for n, w in decoder.state_dict().items() if "lora_" in n}
+    adapters = {f"decoder.{n}": w for n, w in decoder.state_dict().items() if "lora_" in n}
+    maps = {f"injection.{n}": w for n, w in injection.state_dict().items()}
+    weights = {name: weight.detach().cpu() for name, weight in (adapters | maps).items()}
 
     def write(draft: Path) -> None:
         config.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        if adapters:
-            write_tensors_atomic(draft / _WEIGHTS, adapters)
+        if weights:
+            write_tensors_atomic(draft / _WEIGHTS, weights)
 
     create_folder(folder, write, CheckpointError)
 

@@ -22,11 +22,12 @@ from memlm.models.documents import DocumentTargets, MemoryModelOutput
 from memlm.models.memory.adapter import LoraSettings, add_adapter, set_adapter_trainable, set_adapters_active
 from memlm.models.slots.attention import use_slot_attention
 from memlm.models.slots.configuration import SlotWriterConfig
-from memlm.models.slots.encoded import EncodedTexts, Reader
-from memlm.models.slots.memories import SlotMemories, packed
+from memlm.models.slots.encoded import Reader
+from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
 from memlm.models.slots.slot_cache import behind_memories
 from memlm.models.slots.states import EncodingSettings
+from memlm.models.slots.vector_kinds import new_injection
 from memlm.objectives import ObjectiveSums
 from memlm.shapes import IGNORE_INDEX, Labels, TokenIds, TokenMask
 
@@ -53,15 +54,16 @@ class SlotWriter(DecoderInside):
         if config.lora is not None:
             add_adapter(decoder, LoraSettings.of(config.lora))
             set_adapters_active(decoder, False)
+        self.injection = new_injection(config, decoder)
         for name, weight in decoder.named_parameters():
             if "lora_" in name:
                 weight.data = weight.data.float()  # half precision would lose small steps
-        self.unsaved = {name for name in self.state_dict() if "lora_" not in name}
+        self.unsaved = {name for name in self.state_dict() if name.startswith("decoder.") and "lora_" not in name}
         self._keys_to_ignore_on_save = self.unsaved
         self.set_trainable()
 
     def set_trainable(self, part: str = "all", *, freeze_encoder: bool = False) -> None:
-        """Enable gradients for the adapters and disable them for the decoder's own weights."""
+        """Enable gradients for adapters and the injection's maps, and disable them for the decoder's own weights."""
         super().set_trainable(part, freeze_encoder=freeze_encoder)
         set_adapter_trainable(self.decoder)
 
@@ -95,7 +97,7 @@ class SlotWriter(DecoderInside):
         compared = (labels[:, length:] != IGNORE_INDEX) & mask[:, length:].bool()
         with torch.no_grad():
             target = self._logits(self._full(input_ids, mask)[:, length:][compared]).log_softmax(-1)
-        memories = self._prefixes(self._written(input_ids, mask, int(ratio)))
+        memories = self._memories(input_ids, mask, int(ratio))
         found = self._logits(self._behind(input_ids, mask, memories)[compared]).log_softmax(-1)
         nats = F.kl_div(found, target, reduction="sum", log_target=True)
         hits = (found.argmax(-1) == target.argmax(-1)).sum()
@@ -108,25 +110,12 @@ class SlotWriter(DecoderInside):
         first, text = F.pad(ids, (1, 0), value=self.config.first_token_id), F.pad(mask.long(), (1, 0), value=1)
         return self.decoder.base_model(input_ids=first, attention_mask=text, use_cache=False).last_hidden_state[:, 1:]
 
-    def _written(self, ids: TokenIds, mask: TokenMask, ratio: int) -> SlotMemories:
-        """Return the memories of all chunks but the last."""
+    def _memories(self, ids: TokenIds, mask: TokenMask, ratio: int) -> SlotMemories:
+        """Return memories of the first chunk of each row, of the first two, and so on to the last but one."""
         length = self.config.chunk_length
-        ids, text = ids[:, :-length], mask[:, :-length].bool()
         settings = EncodingSettings(mode="chunks", chunk_length=length, block_length=length)
-        encoded: EncodedTexts = self.reader.encode(ids, text, settings)
-        kept = torch.arange(ratio - 1, ids.shape[1], ratio, device=ids.device).expand(len(ids), -1)
-        kept = kept.masked_fill(~text.gather(1, kept), -1)
-        return encoded.keep([kept[:, None].expand(-1, states.keys.shape[2], -1) for states in encoded.layers])
-
-    def _prefixes(self, memories: SlotMemories) -> SlotMemories:
-        """Return the memories of the first chunk of each row, of the first two, and so on."""
-        length, written = self.config.chunk_length, self.config.num_chunks - 1
-        rows = torch.arange(len(memories.lengths), device=memories.lengths.device).repeat_interleave(written)
-        ends = length * torch.arange(1, written + 1, device=rows.device).repeat(len(memories.lengths))
-        chosen = memories.rows(rows)
-        layers = [layer.hidden(layer.positions > ends[:, None, None]) for layer in chosen.layers]
-        counts = (~layers[0].bias[:, 0].isinf()).sum(-1)
-        return packed(layers, chosen.lengths.minimum(1 + ends), counts)
+        encoded = self.injection.encode(self.reader, ids[:, :-length], mask[:, :-length].bool(), settings)
+        return encoded.beginnings(torch.arange(length, ids.shape[1], length, device=ids.device), ratio)
 
     def _behind(self, ids: TokenIds, mask: TokenMask, memories: SlotMemories) -> Float[Tensor, "batch later width"]:
         """Return the decoder's last hidden states where it reads each chunk but the first behind memories."""

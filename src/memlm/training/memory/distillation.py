@@ -76,7 +76,8 @@ class DistillationBatches:
         """Return the rows of one step."""
         batch = self.rows.select(chosen)
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place // self.rows_per_step)
-        ratio = self.config.ratios[int(torch.randint(len(self.config.ratios), (1,), generator=draw))]
+        ratios = self.config.drawn_ratios
+        ratio = ratios[int(torch.randint(len(ratios), (1,), generator=draw))]
         labels = [self._labels(ids, place + i) for i, ids in enumerate(batch.input_ids)]
         return {
             "input_ids": batch.input_ids,
@@ -108,7 +109,7 @@ def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size:
         if not len(longer):
             return {}
         found: dict[str, float] = {}
-        for ratio in config.ratios:
+        for ratio in config.drawn_ratios:
             sums = torch.zeros(3, dtype=torch.double)
             for batch in longer.batches(batch_size):
                 ids, mask = (x.to(trainer.args.device) for x in (batch.input_ids, batch.attention_mask))
