@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.progress import Progress
@@ -30,8 +30,8 @@ class Options:
     """Name of the GGUF file in the folder."""
     text: str = "sotu"
     """Text source; the figures are of its held-out documents."""
-    split: Literal["held_out", "validation"] = "held_out"
-    """Documents to measure: held_out, or validation for choices."""
+    split: Literal["held_out", "validation", "all"] = "held_out"
+    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
     dtype: str = "float32"
     """Type of the decoder's weights."""
     measure: ContextGainSettings = field(default_factory=ContextGainSettings)
@@ -68,11 +68,13 @@ def _cell(m: Measurement, scale: float, form: str = ".1f") -> str:
 
 def main(options: Options) -> None:
     """Measure and print."""
-    more = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
+    more: dict[str, Any] = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
     # a folder of trained adapters has settings of its own
     settings = None if options.encoding == EncodingSettings() else options.encoding
     model = MemoryDecoder.from_pretrained(options.decoder, settings=settings, dtype=options.dtype, **more)
-    documents = getattr(split_documents(load_documents(options.text)), options.split)
+    documents = load_documents(options.text)
+    if options.split != "all":
+        documents = getattr(split_documents(documents), options.split)
     began = time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("reading rows", total=options.measure.rows)

@@ -15,6 +15,8 @@ from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.processes import Options, rate, trained
 from benchmarks.slot_codes import Options as CodeOptions
 from benchmarks.slot_codes import main as compare_codes
+from benchmarks.slot_seconds import Options as SlotOptions
+from benchmarks.slot_seconds import main as seconds_of_slots
 from benchmarks.store import WAYS, search, stream
 
 from memlm.evaluation.memory.context_gain import ContextGainSettings
@@ -86,3 +88,16 @@ def test_injections_are_trained_and_compared(
     # two layers with keys and values of 8 numbers each, and slots for the first token and 8 memories of 64 tokens
     assert numbers == {"kv": 2 * 2 * 8 * 9 / 64, "input": 16 / 8, "layer": 16 / 8, "code": 16 / 8}
     assert all(row[4].strip() != "0" and float(row[5]) >= 0 for row in rows[2:])
+
+
+def test_seconds_of_slots_are_measured(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = {"tokens": 64, "prompt": 4, "chunk_length": 16, "num_chunks": 2, "repeats": 1}
+    seconds_of_slots(SlotOptions(str(decoder), text=str(corpus), **sizes))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 5
+    # two layers with keys and values of 8 numbers in fp32, and a slot for the first token
+    assert f"cache: {2 * 2 * 8 * 4 * 9:,} bytes behind memories, {2 * 2 * 8 * 4 * 65:,} behind all" in lines[-1]

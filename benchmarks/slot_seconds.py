@@ -1,0 +1,154 @@
+"""Seconds of memories beside what they stand for, measured in turn: training, encoding, and the first token.
+
+OMP_NUM_THREADS=1 python -m benchmarks.slot_seconds --decoder PATH_OR_HUB_ID
+
+Both sides of a pair run alternately in one process, so that other load affects both alike; the ratio is the median of
+the pairs' ratios, beside the smallest and the largest of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memlm.data import encode_texts, load_documents, pack, split_documents
+from memlm.models import SlotWriter, SlotWriterConfig
+from memlm.models.memory.adapter import LoraSettings, adapters_active
+from memlm.models.runtime import load_decoder
+from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.training.memory.distillation import DistillationBatches
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Options:
+    """A decoder and sizes."""
+
+    decoder: str
+    """Folder or Hub id of a decoder."""
+    text: str = "sotu"
+    """Text source."""
+    dtype: str = "float32"
+    """Type of the decoder's weights."""
+    tokens: int = 8000
+    """Tokens of the text that is encoded."""
+    prompt: int = 32
+    """Tokens that are read behind memories, up to the first new token."""
+    tokens_per_memory: int = 8
+    """Tokens for each memory."""
+    batch_size: int = 2
+    """Rows of a training step."""
+    chunk_length: int = 256
+    """Tokens of a chunk."""
+    num_chunks: int = 3
+    """Chunks of a training row."""
+    repeats: int = 3
+    """Pairs that are measured, behind one that is not counted."""
+
+
+def paired(name: str, one: Run, other: Run, repeats: int) -> str:
+    """Return a row of the table: median seconds of both, and their ratio."""
+    seconds: list[tuple[float, float]] = []
+    for _ in range(repeats + 1):
+        seconds.append((timed(one), timed(other)))
+    counted = seconds[1:]
+    ratios = [a / b for a, b in counted]
+    first, second = (statistics.median(column) for column in zip(*counted, strict=True))
+    return (
+        f"| {name} | {first:.3f} | {second:.3f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to "
+        f"{max(ratios):.3f} |"
+    )
+
+
+def timed(run: Run) -> float:
+    """Return the seconds that a function takes."""
+    began = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def steps(options: Options) -> tuple[Run, Run]:
+    """Return a training step of the writer, and one of the same adapters on the next token, of equally many tokens."""
+    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
+    length = options.chunk_length
+    config = SlotWriterConfig(
+        chunk_length=length,
+        num_chunks=options.num_chunks,
+        scored_tokens=min(96, length),
+        lora=asdict(LoraSettings(rank=32)),
+        first_token_id=model.reader.first_token_id,
+    )
+    writer = SlotWriter(config, load_decoder(options.decoder, dtype=options.dtype))
+    documents = split_documents(load_documents(options.text)).train
+    rows = pack(documents, model.tokenizer, row_length=length * options.num_chunks, across_documents=True)
+    batch = DistillationBatches(rows, config, options.batch_size, 0)(torch.arange(options.batch_size), 0)
+    weights = [weight for weight in writer.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.0)
+
+    def step(loss: Tensor) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def plain() -> None:
+        with adapters_active(writer.decoder, True):
+            step(next_token_loss(writer.decoder, batch))
+
+    return lambda: step(writer(**batch).loss), plain
+
+
+def next_token_loss(decoder: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
+    """Return the loss of a decoder that reads rows as tokens."""
+    return decoder(input_ids=batch["input_ids"], labels=batch["input_ids"], use_cache=False).loss
+
+
+def cache_bytes(memories: SlotMemories) -> int:
+    """Return the bytes of keys and values."""
+    return sum(x.numel() * x.element_size() for layer in memories.layers for x in (layer.keys, layer.values))
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    """Measure and print."""
+    print(f"{options.tokens} tokens, {options.tokens_per_memory} for each memory, {torch.get_num_threads()} threads")
+    print("| | seconds | beside | ratio | smallest to largest |\n|---|---|---|---|---|", flush=True)
+    with torch.enable_grad():
+        writer, plain = steps(options)
+        tokens = options.batch_size * options.chunk_length * options.num_chunks
+        print(paired(f"training step of {tokens} tokens / plain LoRA step", writer, plain, options.repeats), flush=True)
+    del writer, plain
+    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
+    model.settings = replace(model.settings, chunk_length=options.chunk_length, block_length=2 * options.chunk_length)
+    [ids] = encode_texts(
+        model.tokenizer, ["\n\n".join(document.text for document in load_documents(options.text)[:20])]
+    )
+    text, prompt = ids[: options.tokens], ids[options.tokens : options.tokens + options.prompt]
+    ratio = options.tokens_per_memory
+
+    def prefill(tokens: list[int]) -> None:
+        first = model.reader.first_token_id
+        model.decoder(torch.tensor([[first, *tokens]], device=model.decoder.device), logits_to_keep=1)
+
+    for mode in ("chunks", "joint"):
+        encode = lambda mode=mode: model.memories([text], tokens_per_memory=ratio, mode=mode)  # noqa: E731
+        print(paired(f"encode, {mode} / prefill", encode, lambda: prefill(text), options.repeats), flush=True)
+    memories = model.memories([text], tokens_per_memory=ratio, mode="chunks")
+    behind = lambda: model.decoder(**model.inputs([prompt], memories), logits_to_keep=1)  # noqa: E731
+    print(paired("first token behind memories / all", behind, lambda: prefill([*text, *prompt]), options.repeats))
+    whole = model.memories([text], tokens_per_memory=1, mode="chunks")
+    print(f"cache: {cache_bytes(memories):,} bytes behind memories, {cache_bytes(whole):,} behind all tokens")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
