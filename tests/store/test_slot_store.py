@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from memlm.cli import main
 from memlm.errors import ConfigError, DamagedStoreError, StoreError
+from memlm.models import SlotWriterConfig
 from memlm.models.slots import EncodingSettings, FitSettings, MemoryDecoder, SlotMemories
 from memlm.models.slots.memories import joined
+from memlm.models.slots.vectors import MemoryVectors
 from memlm.session import SlotSession
 from memlm.store import MemoryStore, SlotCodec, TextStore
 from memlm.store import codec as codec_module
@@ -73,6 +75,30 @@ def test_stored_memories_are_those_of_each_chunk_by_itself(
     # biases are rounded to fp16
     read = (logits(codec.model, [PROMPT], memories) for memories in (found, known))
     torch.testing.assert_close(*read, rtol=0.02, atol=5e-3)
+
+
+@pytest.mark.parametrize("injection", ["input", "layer", "code"])
+def test_stored_vectors_are_those_of_each_chunk(
+    injection: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    config = SlotWriterConfig(injection=injection)
+    model = MemoryDecoder(decoder_of("llama"), tokenizer, SETTINGS, config=config)
+    with written(tmp_path / "s", SlotCodec(model, tokens_per_memory=3), bits=16) as store:
+        codec = store.codec
+        assert isinstance(codec, SlotCodec)
+        found, some = (codec.memories(store.store.read("a"), chunks=x) for x in (None, [1]))
+        [ids] = codec.tokens([TEXT])
+        session = SlotSession(model, tokens_per_memory=3, window=4)
+        session.read_stored(store, "a")
+        session.read("x")
+        assert session.generate(max_new_tokens=2) is not None
+        assert store.recall("a") == TEXT
+    parts = [model.vectors([ids[i : i + 8]], tokens_per_memory=3) for i in range(0, len(ids), 8)]
+    counts = torch.stack([part.counts for part in parts]).sum(0)
+    known = model.from_vectors(MemoryVectors(torch.cat([part.vectors for part in parts], 1), counts))
+    assert torch.equal(found.counts, known.counts)
+    assert some.counts.tolist() == [4]
+    torch.testing.assert_close(logits(model, [PROMPT], found), logits(model, [PROMPT], known), rtol=0.02, atol=5e-3)
 
 
 def test_some_chunks_stand_where_they_stood(codec: SlotCodec, store: TextStore) -> None:
@@ -141,7 +167,7 @@ def test_a_retrieval_encoder_finds_chunks(codec: SlotCodec, memory_run: Path, tm
 
 def test_mistakes_are_one_line(codec: SlotCodec, store: TextStore, tokenizer: PreTrainedTokenizerFast) -> None:
     folder = store.store.folder
-    with pytest.raises(StoreError, match="keys and values are not searched"):
+    with pytest.raises(StoreError, match="memories are not searched"):
         store.search("a", 1)
     with pytest.raises(StoreError, match="give no text back by themselves"):
         store.reading("a")

@@ -151,11 +151,11 @@ def stats(arguments: list[str]) -> None:
             f"fidelity: {100 * stats.fidelity:.2f} % of tokens come back from memory alone; {low} of {chunks} chunks "
             f"({100 * low / max(chunks, 1):.1f} %) are below {options.fidelity}: read as tokens"
         )
+    elif header.slots.injection == "kv":
+        heads = f"{header.slots.heads} heads of {header.numbers} numbers, {header.bits} bits each"
+        kept = f"memories: {ratio_of(header.slots)}, keys and values of {header.slots.layers} layers with {heads}"
     else:
-        kept = (
-            f"memories: {ratio_of(header.slots)}, keys and values of {header.slots.layers} layers with "
-            f"{header.slots.heads} heads of {header.numbers} numbers, {header.bits} bits each"
-        )
+        kept = f"memories: {ratio_of(header.slots)}, a vector of {header.numbers} numbers, {header.bits} bits each"
     print(
         f"{stats.documents} documents, {stats.chunks} chunks of {header.chunk_length} tokens, {stats.tokens} tokens, "
         f"{stats.text_bytes} bytes of text\n"

@@ -161,7 +161,7 @@ class SlotSession:
         for part in store.parts(name):
             for chunks in torch.arange(len(part.tokens)).split(_CHUNKS):
                 found = codec.memories(part, chunks=chunks.tolist())
-                start = int(part.tokens[: chunks[0]].sum())
+                start = int(part.tokens[: chunks[0]].sum()) if self.model.injection.takes_start else 0
                 self.blocks.append(_Block(found, start))
                 self._keep_within(self.max_positions - self.window)
 

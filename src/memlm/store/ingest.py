@@ -21,7 +21,7 @@ from memlm.encoders import Encoder
 from memlm.errors import StoreError
 from memlm.store.codec import Codec, WrittenChunks, chunk_sizes
 from memlm.store.corrections import pack
-from memlm.store.format.document import StoredDocument, check_id, manifest_of, no_places, part_id
+from memlm.store.format.document import StoredDocument, check_id, has_places, manifest_of, no_places, part_id
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import Bits, QuantizedMemories, quantize, rows_of
 
@@ -246,7 +246,7 @@ class _DocumentPlan:
             id=self.name,
             memories=quantize(torch.zeros(0, header.memories_per_chunk, header.numbers), header.bits),
             vectors=None if numbers is None else quantize(torch.zeros(0, numbers), header.bits),
-            places=None if header.slots is None else no_places(header.slots),
+            places=no_places(header.slots) if header.slots is not None and has_places(header) else None,
             tokens=torch.zeros(0, dtype=torch.int32),
             num_correct=torch.zeros(0, dtype=torch.int32),
             corrections=manifest_of(generation, count),

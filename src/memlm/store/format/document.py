@@ -38,6 +38,11 @@ class SlotPlaces:
         return SlotPlaces(self.bias[rows], self.positions[rows])
 
 
+def has_places(header: StoreHeader) -> bool:
+    """Return whether memories are keys and values, which have biases and positions."""
+    return header.slots is not None and header.slots.injection == "kv"
+
+
 def no_places(slots: SlotFormat) -> SlotPlaces:
     """Return the places of a document without chunks."""
     width = slots.layers * slots.heads * slots.slots
@@ -165,7 +170,7 @@ def document_of(
         text_sha256=text_sha256,
         text_bytes=text_bytes,
         vectors=vectors_of(tensors, header),
-        places=None if header.slots is None else SlotPlaces(tensors["bias"], tensors["positions"]),
+        places=SlotPlaces(tensors["bias"], tensors["positions"]) if has_places(header) else None,
     )
 
 

@@ -20,10 +20,12 @@ Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class SlotFormat(BaseModel):
-    """The settings of keys and values that a pretrained decoder reads; a chunk's vectors are those of all layers."""
+    """The settings of memories that a pretrained decoder reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    injection: Annotated[str, Field(max_length=64)] = "kv"
+    """`kv` for keys and values of all layers; otherwise the injection whose vectors are stored, one for each slot."""
     layers: Size
     """Layers of the decoder."""
     heads: Size

@@ -1,0 +1,169 @@
+"""Layouts of a decoder's memories in a store: keys and values of all layers, or one vector for each memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from memlm.errors import DamagedStoreError
+from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
+from memlm.models.slots.codes import rotated
+from memlm.models.slots.memories import LayerSlots, packed
+from memlm.models.slots.vectors import MemoryVectors
+from memlm.store.format.document import SlotPlaces, StoredDocument, no_places
+from memlm.store.format.header import SlotFormat
+from memlm.store.quantize import Bits, QuantizedMemories, dequantize, quantize, rows_of
+
+_AT_ONCE = 8
+"""Chunks that are encoded at once."""
+_ROUNDING = 0.01
+"""Nats by which rounding to fp16 may lift a bias above its limit."""
+
+
+class SlotLayout(Protocol):
+    """A layout of the memories of chunks.
+
+    Attributes:
+        shape: vectors of a chunk, and numbers of a vector.
+    """
+
+    shape: tuple[int, int]
+
+    def write(self, chunks: list[list[int]], bits: Bits) -> tuple[QuantizedMemories, SlotPlaces | None]:
+        """Encode chunks and round their memories."""
+        ...
+
+    def read(self, document: StoredDocument, rows: Int[Tensor, " chunks"]) -> SlotMemories:
+        """Return the memories of some chunks of a document, in order."""
+        ...
+
+
+class KeyValueLayout:
+    """Keys and values of all layers and heads, behind a rotation that spreads large numbers.
+
+    Args:
+        model: the decoder.
+        slots: sizes.
+        encoding: how chunks are encoded.
+    """
+
+    def __init__(self, model: MemoryDecoder, slots: SlotFormat, encoding: EncodingSettings) -> None:
+        self.model, self.slots, self.encoding = model, slots, encoding
+        config = model.decoder.config
+        self.numbers = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.shape = (slots.layers * slots.heads * 2 * slots.slots, self.numbers)
+
+    def write(self, chunks: list[list[int]], bits: Bits) -> tuple[QuantizedMemories, SlotPlaces]:
+        """Encode chunks as slots whose biases and values fit the rounded keys."""
+        settings: dict[str, Any] = {**vars(self.encoding), "fit": replace(self.encoding.fit, bits=bits)}
+        empty = no_places(self.slots)
+        folded = [(torch.zeros(0, *self.shape), empty.bias, empty.positions)]
+        for group in groups_of(chunks):
+            memories = self.model.memories(group, tokens_per_memory=self.slots.tokens_per_memory, **settings)
+            folded.append(self._folded(memories.to(device=torch.device("cpu"))))
+        vectors, bias, positions = (torch.cat(parts) for parts in zip(*folded, strict=True))
+        return quantize(vectors if bits == 16 else rotated(vectors), bits), SlotPlaces(bias, positions)
+
+    def read(self, document: StoredDocument, rows: Int[Tensor, " chunks"]) -> SlotMemories:
+        """Return the memories of some chunks of a document, each at its place in the document.
+
+        Raises:
+            DamagedStoreError: numbers that no decoder wrote.
+        """
+        starts = (document.tokens.cumsum(0) - document.tokens)[rows].long()[:, None, None]
+        found: list[LayerSlots] = []
+        for number, (first, layer) in enumerate(zip(self._first_slot(), self._unfolded(document, rows), strict=True)):
+            keys = self.model.reader.rotary.move(layer.keys, starts.expand_as(layer.positions), layer=number)
+            moved = replace(layer, keys=keys, positions=layer.positions + starts)
+            # the chunks of one text stand side by side in one row
+            text = moved.map(lambda x: x.transpose(0, 1).flatten(1, 2)[None])
+            columns = zip(vars(first).values(), vars(text).values(), strict=True)
+            found.append(LayerSlots(*(torch.cat(pair, dim=2) for pair in columns)))
+        lengths = 1 + document.tokens.cumsum(0)[rows[-1:]].long()
+        return packed(found, lengths, (~found[0].bias[:, 0].isinf()).sum(-1))
+
+    def _folded(self, memories: SlotMemories) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors, biases and positions of chunks, without the token before each."""
+        width, most = self.slots.slots, memories.num_slots
+        # empty slots stand at the beginning, and the token before the text follows them
+        held = torch.arange(most) > most - memories.counts[:, None]
+
+        def of(name: str, empty: int | float) -> Tensor:
+            stacked = torch.stack([getattr(layer, name) for layer in memories.layers], 1)
+            mask = held[:, None, None].reshape(len(held), 1, 1, most, *[1] * (stacked.ndim - 4))
+            kept = stacked.where(mask, torch.full_like(stacked, empty)).movedim(3, -1)
+            return F.pad(kept[..., -width:], (max(0, width - most), 0), value=empty)
+
+        pairs = torch.stack([of("keys", 0.0), of("values", 0.0)], 3).movedim(-1, -2)
+        bias, positions = of("bias", -math.inf).half(), of("positions", 0).to(torch.int16)
+        return pairs.flatten(1, 4).float(), bias.flatten(1), positions.flatten(1)
+
+    def _unfolded(self, document: StoredDocument, rows: Int[Tensor, " chunks"]) -> list[LayerSlots]:
+        """Return the slots (chunks, heads, slots) of each layer."""
+        places = document.places
+        if places is None:
+            raise _damaged(document)
+        vectors = dequantize(rows_of(document.memories, rows))
+        vectors = vectors if document.memories.bits == 16 else rotated(vectors)
+        slots = self.slots
+        shape = (slots.layers, slots.heads, slots.slots)
+        pairs = vectors.view(len(rows), slots.layers, slots.heads, 2, slots.slots, self.numbers)
+        bias, positions = places.bias[rows].float().view(-1, *shape), places.positions[rows].long().view(-1, *shape)
+        known = (bias <= self.encoding.fit.bias_limit + _ROUNDING) & ~bias.isnan()
+        within = (positions >= 0) & (positions <= self.encoding.chunk_length)
+        if not bool(known.all() and within.all() and vectors.isfinite().all()):
+            raise _damaged(document)
+        return [
+            LayerSlots(pairs[:, i, :, 0], pairs[:, i, :, 1], bias[:, i], positions[:, i]) for i in range(slots.layers)
+        ]
+
+    def _first_slot(self) -> list[LayerSlots]:
+        """Return the slot of the token before every text, which depends on the decoder alone."""
+        memories = self.model.memories([[0]], slots=1, mode="joint").to(torch.float, torch.device("cpu"))
+        return [layer.map(lambda x: x[:, :, :1]) for layer in memories.layers]
+
+
+class VectorLayout:
+    """One vector for each memory, of a writer whose injection keeps vectors.
+
+    Args:
+        model: the decoder.
+        slots: sizes.
+        encoding: how chunks are encoded.
+    """
+
+    def __init__(self, model: MemoryDecoder, slots: SlotFormat, encoding: EncodingSettings) -> None:
+        self.model, self.slots, self.encoding = model, slots, encoding
+        self.shape = (slots.slots, int(model.decoder.config.hidden_size))
+
+    def write(self, chunks: list[list[int]], bits: Bits) -> tuple[QuantizedMemories, None]:
+        """Encode chunks as vectors; those of a chunk come first, and zeros fill a chunk that is not full."""
+        written = [torch.zeros(0, *self.shape)]
+        for group in groups_of(chunks):
+            found = self.model.vectors(group, tokens_per_memory=self.slots.tokens_per_memory).vectors.float().cpu()
+            written.append(F.pad(found, (0, 0, 0, self.slots.slots - found.shape[1])))
+        return quantize(torch.cat(written), bits), None
+
+    def read(self, document: StoredDocument, rows: Int[Tensor, " chunks"]) -> SlotMemories:
+        """Return the memories of some chunks of a document, one behind the other."""
+        vectors = dequantize(rows_of(document.memories, rows))
+        counts = (document.tokens[rows] / self.slots.tokens_per_memory).ceil().long()
+        held = torch.arange(self.slots.slots) < counts[:, None]
+        return self.model.from_vectors(MemoryVectors(vectors[held][None], counts.sum(0, keepdim=True)))
+
+
+def groups_of(chunks: list[list[int]]) -> Sequence[list[list[int]]]:
+    """Return the chunks that are encoded at once."""
+    return [chunks[first : first + _AT_ONCE] for first in range(0, len(chunks), _AT_ONCE)]
+
+
+def _damaged(document: StoredDocument) -> DamagedStoreError:
+    name = f"document {ascii(document.id)[:80]}"
+    return DamagedStoreError(f"{name} holds no slots of this decoder; restore the store from a copy.")
