@@ -32,6 +32,7 @@ from memlm.training.loop.trainer import BatchFn, CallbackFactory, MemlmTrainer, 
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache, build_memory_cache
 from memlm.training.memory.distillation import DistillationBatches, distillation_validation
+from memlm.training.memory.questions import FactWriter
 from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
 
@@ -189,7 +190,8 @@ class StageRunner:
         if self.config.is_autoencoder:
             return reconstruction_batches(rows)
         if isinstance(self.config.model, SlotWriterConfig):
-            return DistillationBatches(rows, self.config.model, training.batch_size, training.seed)
+            facts = FactWriter(self.data.tokenizer) if self.config.model.fact_share else None
+            return DistillationBatches(rows, self.config.model, training.batch_size, training.seed, facts)
         return MemoryBatches(
             rows,
             stage,

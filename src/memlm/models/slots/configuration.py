@@ -39,6 +39,10 @@ class SlotWriterConfig(MemlmConfig):
     ratios: list[int] | None = None
     """Tokens per memory, drawn anew for each step. By default 2, 4, 8, 16 and 32; for `kv` 1, since the fit, which
     needs no training, makes fewer memories when they are read."""
+    fact_share: float = 0.0
+    """Share of rows with a fact that is stated in one chunk and asked for in a later one."""
+    reconstruction_share: float = 0.0
+    """Share of rows whose last chunk is an earlier one once more."""
     injection: str = "kv"
     """How memories enter the decoder: `kv`, keys and values of all layers; or one vector for each memory: `input`, in
     place of a token; `layer`, above the layers below `injection_layer`; `code`, through a map for each layer."""
@@ -73,6 +77,12 @@ class SlotWriterConfig(MemlmConfig):
                 f"scored_tokens ({self.scored_tokens}) must not exceed chunk_length ({self.chunk_length})."
             )
         require_known(self, injection=INJECTIONS)
+        shares = (self.fact_share, self.reconstruction_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(
+                f"fact_share ({shares[0]}) and reconstruction_share ({shares[1]}) must not be below 0 nor above 1 in "
+                "sum."
+            )
         if not all(1 <= ratio <= self.chunk_length for ratio in self.drawn_ratios) or not self.drawn_ratios:
             raise ConfigError(f"ratios ({self.ratios}) must lie between 1 and chunk_length ({self.chunk_length}).")
         if self.lora is not None:

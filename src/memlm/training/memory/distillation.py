@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +19,11 @@ from memlm.models.slots.saved import decoder_identity, load_adapters
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.config import PretrainedDecoder, RunConfig
 from memlm.training.loop.trainer import Batch, MemlmTrainer
+from memlm.training.memory.questions import FactWriter, read_again, with_fact
 from memlm.training.model_settings import settings_of
+
+_OF_QUESTIONS = 500_000_003
+"""Added to a row's seed, so that questions are not drawn as positions are."""
 
 
 def build_writer(config: RunConfig, model: SlotWriterConfig, tokenizer: PreTrainedTokenizerBase) -> SlotWriter:
@@ -65,12 +69,14 @@ class DistillationBatches:
         config: sizes of chunks, and ratios.
         rows_per_step: rows of a step over all processes, which share a ratio.
         seed: seed of positions and ratios.
+        facts: draws the facts that are planted, where some are.
     """
 
     rows: PackedRows
     config: SlotWriterConfig
     rows_per_step: int
     seed: int
+    facts: FactWriter | None = None
 
     def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
         """Return the rows of one step."""
@@ -78,21 +84,40 @@ class DistillationBatches:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place // self.rows_per_step)
         ratios = self.config.drawn_ratios
         ratio = ratios[int(torch.randint(len(ratios), (1,), generator=draw))]
-        labels = [self._labels(ids, place + i) for i, ids in enumerate(batch.input_ids)]
+        pairs = zip(batch.input_ids, batch.attention_mask, strict=True)
+        rows = [self._row(ids, mask, place + i) for i, (ids, mask) in enumerate(pairs)]
+        labels = [self._labels(ids, answer, place + i) for i, (ids, answer) in enumerate(rows)]
         return {
-            "input_ids": batch.input_ids,
+            "input_ids": torch.stack([ids for ids, _ in rows]),
             "attention_mask": batch.attention_mask,
             "labels": torch.stack(labels).masked_fill(batch.attention_mask == 0, IGNORE_INDEX),
             "ratio": torch.tensor(ratio),
         }
 
-    def _labels(self, ids: Int[Tensor, " tokens"], place: int) -> Int[Tensor, " tokens"]:
+    def _row(
+        self, ids: Int[Tensor, " tokens"], mask: Int[Tensor, " tokens"], place: int
+    ) -> tuple[Int[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+        """Return a row that may ask for what stood earlier, and the tokens that are compared in any case."""
+        none, config = torch.zeros_like(ids, dtype=torch.bool), self.config
+        if not config.fact_share + config.reconstruction_share or not bool(mask.all()):
+            return ids, none
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + _OF_QUESTIONS)
+        kind = float(torch.rand((), generator=draw))
+        if self.facts is not None and kind < config.fact_share:
+            return with_fact(ids, self.facts.draw(draw), config.chunk_length, draw)
+        if kind < config.fact_share + config.reconstruction_share:
+            return read_again(ids, config.chunk_length, draw), none
+        return ids, none
+
+    def _labels(
+        self, ids: Int[Tensor, " tokens"], answer: Bool[Tensor, " tokens"], place: int
+    ) -> Int[Tensor, " tokens"]:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         length = self.config.chunk_length
         order = torch.rand(len(ids) // length, length, generator=draw).argsort(1)
         hidden = (order >= self.config.scored_tokens).flatten()
         hidden[:length] = True  # nothing is written before the first chunk
-        return ids.masked_fill(hidden, IGNORE_INDEX)
+        return ids.masked_fill(hidden & ~answer, IGNORE_INDEX)
 
 
 def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size: int) -> Callable[[], dict[str, float]]:
