@@ -9,6 +9,8 @@ import pytest
 import torch
 from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
+from benchmarks.beyond_positions import Options as BeyondOptions
+from benchmarks.beyond_positions import main as ask_beyond
 from benchmarks.injections import Options as InjectionOptions
 from benchmarks.injections import main as compare_injections
 from benchmarks.memory import CASES, peak_of, time_pair
@@ -101,3 +103,13 @@ def test_seconds_of_slots_are_measured(
     assert sum(line.startswith("| ") for line in lines) == 5
     # two layers with keys and values of 8 numbers in fp32, and a slot for the first token
     assert f"cache: {2 * 2 * 8 * 4 * 9:,} bytes behind memories, {2 * 2 * 8 * 4 * 65:,} behind all" in lines[-1]
+
+
+def test_passages_beyond_the_positions_are_asked_for(
+    decoder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = {"rows": 2, "tokens": 1800, "max_positions": 800, "begun": 4, "scored": 4}
+    ask_beyond(BeyondOptions(str(decoder), **sizes))
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert rows == ["", "no memories", "oldest forgotten", "oldest overlap", "positions for all"]

@@ -48,6 +48,39 @@ def test_blocks_that_are_read_one_by_one_are_where_they_would_be_in_the_text(
     torch.testing.assert_close(found, known, rtol=1e-3, atol=1e-3)
 
 
+def test_blocks_beyond_the_positions_share_the_first_ones(model: MemoryDecoder) -> None:
+    session = SlotSession(model, tokens_per_memory=1, window=4, max_positions=48, beyond="overlap")
+    session.read_tokens(TEXT)
+    memories = session.memories(behind=12)
+    assert memories is not None
+    assert (session.stats().forgotten, session.stats().slots) == (0, 49)
+    # 48 tokens in three blocks before 12 positions; 13 more than there are
+    assert memories.lengths.tolist() == [36]
+    starts = [int(memories.layers[0].positions[0, 0, 1 + 16 * i]) for i in range(3)]
+    assert starts == [1, 4, 20]
+    alone = SlotSession(model, tokens_per_memory=1, window=4)
+    alone.read_tokens(TEXT[:20])
+    first = alone.memories()
+    assert first is not None
+    for found, own in zip(memories.layers, first.layers, strict=True):
+        torch.testing.assert_close(found.keys[:, :, 1:17], own.keys[:, :, 1:])
+    assert session.generate(max_new_tokens=8)
+
+
+def test_a_session_that_lets_blocks_overlap_is_saved(model: MemoryDecoder, tmp_path: Path) -> None:
+    session = SlotSession(model, tokens_per_memory=2, window=4, max_positions=48, beyond="overlap")
+    session.read_tokens(TEXT)
+    session.save(tmp_path / "s")
+    again = SlotSession.load(tmp_path / "s", model)
+    assert again.beyond == "overlap"
+    assert session.generate(max_new_tokens=4) == again.generate(max_new_tokens=4)
+
+
+def test_learned_positions_are_not_shared(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="learned positions cannot be shared by blocks"):
+        SlotSession(model_of("gpt2", tokenizer), beyond="overlap", max_positions=60, window=4)
+
+
 def test_generation_goes_on_behind_memories_and_is_read(model: MemoryDecoder) -> None:
     session = SlotSession(model, tokens_per_memory=2, window=4)
     session.read_tokens(TEXT)

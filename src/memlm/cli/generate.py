@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -45,6 +45,8 @@ class Generate:
     """Chunks whose memories give back a smaller share of their tokens are read as tokens (memory models)."""
     tokens_per_memory: float = 8.0
     """Tokens for each memory (decoders)."""
+    beyond: Literal["forget", "overlap"] = "forget"
+    """When a decoder's positions are used up: forget the oldest text, or let its memories overlap at the first ones."""
 
 
 def run(arguments: list[str]) -> None:
@@ -114,7 +116,7 @@ def _decoder_session(options: Generate, model: str) -> SlotSession:
     if options.session is not None and Path(options.session).exists():
         session = SlotSession.load(options.session, model)
     else:
-        session = SlotSession(model, tokens_per_memory=options.tokens_per_memory)
+        session = SlotSession(model, tokens_per_memory=options.tokens_per_memory, beyond=options.beyond)
     if options.store is None:
         for name in options.read:
             session.read(stream_file(Path(name)))

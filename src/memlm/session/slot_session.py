@@ -3,8 +3,9 @@
     read so far    block 0      block 1      block 2       newest tokens
     held           slots        slots        slots         tokens
 
-A block becomes slots when the tokens behind it fill the window. What exceeds the decoder's positions is forgotten,
-oldest first, and the keys of the rest are moved back when the decoder reads them.
+A block becomes slots when the tokens behind it fill the window. Where the decoder's positions are used up, the oldest
+blocks are forgotten, or they all stand at the first positions, side by side; the keys of the rest are moved back when
+the decoder reads them. Slots are fitted for readers that stand close behind them, so blocks may share positions.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class _File(BaseModel):
     tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
     window: Annotated[int, Field(ge=1, le=_MOST)]
     max_positions: Annotated[int, Field(ge=1, lt=2**31)]
+    beyond: Literal["forget", "overlap"] = "forget"
     starts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     newest: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     forgotten: Annotated[int, Field(ge=0, lt=2**62)]
@@ -85,6 +87,8 @@ class SlotSession:
         tokens_per_memory: tokens for each slot.
         window: newest tokens that stay tokens at least.
         max_positions: greatest number of positions; by default all that the decoder has.
+        beyond: when positions are used up, `forget` the oldest blocks, or let them `overlap` at the first positions.
+            Nothing is forgotten then, and the slots grow with the text.
 
     Example:
         >>> session = SlotSession("runs/writer", tokens_per_memory=8)
@@ -102,6 +106,7 @@ class SlotSession:
         tokens_per_memory: int | float = 8,
         window: int = 64,
         max_positions: int | None = None,
+        beyond: Literal["forget", "overlap"] = "forget",
     ) -> None:
         self.model = model if isinstance(model, MemoryDecoder) else MemoryDecoder.from_pretrained(str(model))
         own = int(self.model.decoder.config.max_position_embeddings)
@@ -114,6 +119,9 @@ class SlotSession:
                 f"max_positions ({self.max_positions}) must lie above a block and the window ({self.block_length} + "
                 f"{window}) and not above the decoder's {own}."
             )
+        self.beyond: Literal["forget", "overlap"] = beyond
+        if beyond == "overlap" and not self.model.reader.rotary.moves:
+            raise UserError("learned positions cannot be shared by blocks; leave beyond out.")
         self.blocks: list[_Block] = []
         self.newest: list[int] = []
         self.forgotten = 0
@@ -175,7 +183,7 @@ class SlotSession:
     def _keep_within(self, positions: int) -> None:
         newest = min(len(self.newest), self.block_length + self.window)
         held = sum(block.tokens for block in self.blocks)
-        while self.blocks and 1 + held + newest > positions:
+        while self.beyond == "forget" and self.blocks and 1 + held + newest > positions:
             if not self.model.reader.rotary.moves:
                 raise UserError(
                     f"the {self.max_positions} positions are used up, and learned ones cannot be moved; begin anew."
@@ -183,12 +191,18 @@ class SlotSession:
             dropped = self.blocks.pop(0).tokens
             held, self.forgotten = held - dropped, self.forgotten + dropped
 
-    def memories(self) -> SlotMemories | None:
-        """Return the memories of all blocks at their positions, or None if there are none yet."""
+    def memories(self, *, behind: int | None = None) -> SlotMemories | None:
+        """Return the memories of all blocks at their positions, or None if there are none yet.
+
+        Args:
+            behind: positions that are needed behind them; by default those of a block and the window.
+        """
         if not self.blocks:
             return None
-        starts = accumulate((block.tokens for block in self.blocks), initial=0)
-        distances = [start - block.start for start, block in zip(starts, self.blocks, strict=False)]
+        *starts, held = accumulate((block.tokens for block in self.blocks), initial=0)
+        needed = self.block_length + self.window if behind is None else behind
+        back = max(0, 1 + held + needed - self.max_positions)
+        distances = [max(0, start - back) - block.start for start, block in zip(starts, self.blocks, strict=True)]
         return joined([block.memories for block in self.blocks], distances, self.model.reader.rotary)
 
     def generate(
@@ -226,7 +240,7 @@ class SlotSession:
 
     @torch.no_grad()
     def _generated(self, max_new_tokens: int, streamer: BaseStreamer | None, options: dict[str, Any]) -> list[int]:
-        memories = self.memories()
+        memories = self.memories(behind=len(self.newest) + max_new_tokens)
         first = [self.model.reader.first_token_id] if memories is None else []
         inputs = self.model.inputs([[*first, *self.newest]], memories)
         options = {"pad_token_id": eos_id(self.model.tokenizer), "do_sample": False, **options}
@@ -260,6 +274,7 @@ class SlotSession:
             tokens_per_memory=self.tokens_per_memory,
             window=self.window,
             max_positions=self.max_positions,
+            beyond=self.beyond,
             starts=[block.start for block in self.blocks],
             newest=self.newest,
             forgotten=self.forgotten,
@@ -285,7 +300,7 @@ class SlotSession:
             file = _File.model_validate(read_json(Path(folder) / _JSON))
         except ValidationError as error:
             raise CheckpointError(f"'{folder}' is no session: {error.errors()[0]['msg']}; save it again.") from error
-        settings = {name: getattr(file, name) for name in ("tokens_per_memory", "window", "max_positions")}
+        settings = {name: getattr(file, name) for name in ("tokens_per_memory", "window", "max_positions", "beyond")}
         session = cls(model, **settings)
         found = session.model.fingerprint()
         if found != file.model:
