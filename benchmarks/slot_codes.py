@@ -88,10 +88,8 @@ def read_again(model: MemoryDecoder, old: Tensor, memories: SlotMemories) -> Flo
 
 def slot_bytes(model: MemoryDecoder, bits: int) -> float:
     """Return the bytes of a slot of all layers and heads."""
-    config = model.decoder.config
-    heads = int(getattr(config, "num_key_value_heads", config.num_attention_heads))
-    numbers = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    return int(config.num_hidden_layers) * heads * bits_per_slot(numbers, bits) / 8
+    layers, heads, numbers = model.slot_sizes
+    return layers * heads * bits_per_slot(numbers, bits) / 8
 
 
 def cell(sums: Tensor, counts: Tensor, rows: GainRows) -> str:

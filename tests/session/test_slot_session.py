@@ -67,6 +67,26 @@ def test_blocks_beyond_the_positions_share_the_first_ones(model: MemoryDecoder) 
     assert session.generate(max_new_tokens=8)
 
 
+def test_texts_longer_than_the_decoders_own_positions_overlap(model: MemoryDecoder) -> None:
+    session = SlotSession(model, tokens_per_memory=4, window=4, beyond="overlap")
+    session.read_tokens(TEXT * 8)  # 480 tokens, 256 positions
+    assert session.stats().forgotten == 0
+    memories = session.memories()
+    assert memories is not None
+    assert int(memories.lengths) + 20 <= 256
+    assert session.generate(max_new_tokens=4)
+
+
+def test_blocks_keep_their_positions_where_they_may_not_overlap(model: MemoryDecoder) -> None:
+    session = SlotSession(model, tokens_per_memory=1, window=4, max_positions=60)
+    session.read_tokens(TEXT[:54])
+    memories = session.memories()
+    assert memories is not None
+    held = sum(block.tokens for block in session.blocks)
+    assert memories.lengths.tolist() == [1 + held]
+    assert 1 + held + 16 + 4 > 60  # less room than a block and the window need
+
+
 def test_a_session_that_lets_blocks_overlap_is_saved(model: MemoryDecoder, tmp_path: Path) -> None:
     session = SlotSession(model, tokens_per_memory=2, window=4, max_positions=48, beyond="overlap")
     session.read_tokens(TEXT)
@@ -79,6 +99,8 @@ def test_a_session_that_lets_blocks_overlap_is_saved(model: MemoryDecoder, tmp_p
 def test_learned_positions_are_not_shared(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match="learned positions cannot be shared by blocks"):
         SlotSession(model_of("gpt2", tokenizer), beyond="overlap", max_positions=60, window=4)
+    with pytest.raises(UserError, match="beyond .'drop'. must be one of: forget, overlap"):
+        SlotSession(model_of("llama", tokenizer), beyond="drop", max_positions=60, window=4)
 
 
 def test_generation_goes_on_behind_memories_and_is_read(model: MemoryDecoder) -> None:

@@ -31,7 +31,10 @@ class Remember:
     continues where an earlier one was stopped. Under torchrun, on one machine or several, all processes encode; the
     files and the store are those of the first process.
 
+    A decoder's memories give no text back, so that its stores keep the texts themselves, too.
+
       memlm remember notes/*.md --store notes.mem --model runs/demo
+      memlm remember notes/*.md --store slots.mem --model PATH_OR_HUB_ID --tokens-per-memory 8 --bits 4
     """
 
     paths: Positional[tuple[str, ...]]

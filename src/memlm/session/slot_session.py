@@ -34,6 +34,7 @@ from memlm.store.text_store import TextStore
 _JSON, _TENSORS = "slot_session.json", "slots.safetensors"
 _NAMES = ("keys", "values", "bias", "positions", "lengths", "counts")
 _MOST = 2**20
+_BEYOND = ("forget", "overlap")
 _CHUNKS = 8
 """Chunks of a store that are held, and forgotten, together."""
 
@@ -73,7 +74,7 @@ class _File(BaseModel):
     tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
     window: Annotated[int, Field(ge=1, le=_MOST)]
     max_positions: Annotated[int, Field(ge=1, lt=2**31)]
-    beyond: Literal["forget", "overlap"] = "forget"
+    beyond: Annotated[str, Field(max_length=64)] = "forget"
     starts: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     newest: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=_MOST)]
     forgotten: Annotated[int, Field(ge=0, lt=2**62)]
@@ -106,7 +107,7 @@ class SlotSession:
         tokens_per_memory: int | float = 8,
         window: int = 64,
         max_positions: int | None = None,
-        beyond: Literal["forget", "overlap"] = "forget",
+        beyond: str = "forget",
     ) -> None:
         self.model = model if isinstance(model, MemoryDecoder) else MemoryDecoder.from_pretrained(str(model))
         own = int(self.model.decoder.config.max_position_embeddings)
@@ -119,7 +120,9 @@ class SlotSession:
                 f"max_positions ({self.max_positions}) must lie above a block and the window ({self.block_length} + "
                 f"{window}) and not above the decoder's {own}."
             )
-        self.beyond: Literal["forget", "overlap"] = beyond
+        self.beyond = beyond
+        if beyond not in _BEYOND:
+            raise UserError(f"beyond ('{beyond}') must be one of: {', '.join(_BEYOND)}.")
         if beyond == "overlap" and not self.model.reader.rotary.moves:
             raise UserError("learned positions cannot be shared by blocks; leave beyond out.")
         self.blocks: list[_Block] = []
@@ -176,7 +179,9 @@ class SlotSession:
     def _encode_newest(self, length: int) -> None:
         block, self.newest = self.newest[:length], self.newest[length:]
         self._keep_within(self.max_positions - length)
-        start = sum(block.tokens for block in self.blocks) if self.model.injection.takes_start else 0
+        held = sum(block.tokens for block in self.blocks) if self.model.injection.takes_start else 0
+        # text beyond the positions is read at the last ones
+        start = min(held, self.max_positions - len(block) - 2)
         found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
         self.blocks.append(_Block(found, start))
 
@@ -195,13 +200,13 @@ class SlotSession:
         """Return the memories of all blocks at their positions, or None if there are none yet.
 
         Args:
-            behind: positions that are needed behind them; by default those of a block and the window.
+            behind: positions that are needed behind blocks that may overlap; by default, of a block and the window.
         """
         if not self.blocks:
             return None
         *starts, held = accumulate((block.tokens for block in self.blocks), initial=0)
         needed = self.block_length + self.window if behind is None else behind
-        back = max(0, 1 + held + needed - self.max_positions)
+        back = max(0, 1 + held + needed - self.max_positions) if self.beyond == "overlap" else 0
         distances = [max(0, start - back) - block.start for start, block in zip(starts, self.blocks, strict=True)]
         return joined([block.memories for block in self.blocks], distances, self.model.reader.rotary)
 
@@ -327,11 +332,9 @@ class SlotSession:
             KeyError, ValueError: a tensor is missing, does not fit the decoder or the others, or is not finite.
         """
         keys, values, bias, positions, lengths, counts = (tensors[f"{number}.{name}"] for name in _NAMES)
-        own = self.model.decoder.config
-        heads = int(getattr(own, "num_key_value_heads", own.num_attention_heads))
-        size = int(getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads)
+        layers, heads, size = self.model.slot_sizes
         slots = keys.shape[3] if keys.ndim == 5 else 0
-        shape = (int(own.num_hidden_layers), 1, heads, slots, size)
+        shape = (layers, 1, heads, slots, size)
         if not keys.shape == values.shape == shape or not bias.shape == positions.shape == shape[:4]:
             raise ValueError(
                 f"shapes {tuple(keys.shape)}, {tuple(values.shape)}, {tuple(bias.shape)} do not fit {shape}"
@@ -343,8 +346,8 @@ class SlotSession:
         within = len(lengths) == 1 and 1 <= int(lengths) - 1 - start <= longest
         if not within or counts.tolist() != [slots]:
             raise ValueError(f"lengths {lengths.tolist()} and counts {counts.tolist()} do not fit a block")
-        layers = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
-        return SlotMemories(layers, lengths, counts)
+        found = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
+        return SlotMemories(found, lengths, counts)
 
 
 def _tensors(block: SlotMemories) -> dict[str, Tensor]:

@@ -52,11 +52,11 @@ class SlotCodec:
                 f"tokens_per_memory ({tokens_per_memory:g}) must lie between 1 and the {self.encoding.chunk_length} "
                 "tokens of a chunk."
             )
-        config, injection = model.decoder.config, model.config.injection
+        injection, (layers, heads, _) = model.config.injection, model.slot_sizes
         self.slots = SlotFormat(
             injection=injection,
-            layers=int(config.num_hidden_layers),
-            heads=int(getattr(config, "num_key_value_heads", config.num_attention_heads)),
+            layers=layers,
+            heads=heads,
             slots=math.ceil(self.encoding.chunk_length / tokens_per_memory),
             tokens_per_memory=tokens_per_memory,
             encoding=asdict(self.encoding),

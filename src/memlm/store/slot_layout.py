@@ -56,8 +56,7 @@ class KeyValueLayout:
 
     def __init__(self, model: MemoryDecoder, slots: SlotFormat, encoding: EncodingSettings) -> None:
         self.model, self.slots, self.encoding = model, slots, encoding
-        config = model.decoder.config
-        self.numbers = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.numbers = model.slot_sizes[2]
         self.shape = (slots.layers * slots.heads * 2 * slots.slots, self.numbers)
 
     def write(self, chunks: list[list[int]], bits: Bits) -> tuple[QuantizedMemories, SlotPlaces]:
@@ -79,14 +78,17 @@ class KeyValueLayout:
         """
         starts = (document.tokens.cumsum(0) - document.tokens)[rows].long()[:, None, None]
         found: list[LayerSlots] = []
-        for number, (first, layer) in enumerate(zip(self._first_slot(), self._unfolded(document, rows), strict=True)):
+        first_slot, device = self._first_slot(), self.model.decoder.device
+        starts = starts.to(device)
+        for number, (first, stored) in enumerate(zip(first_slot, self._unfolded(document, rows), strict=True)):
+            layer = stored.map(lambda x: x.to(device))
             keys = self.model.reader.rotary.move(layer.keys, starts.expand_as(layer.positions), layer=number)
             moved = replace(layer, keys=keys, positions=layer.positions + starts)
             # the chunks of one text stand side by side in one row
             text = moved.map(lambda x: x.transpose(0, 1).flatten(1, 2)[None])
             columns = zip(vars(first).values(), vars(text).values(), strict=True)
             found.append(LayerSlots(*(torch.cat(pair, dim=2) for pair in columns)))
-        lengths = 1 + document.tokens.cumsum(0)[rows[-1:]].long()
+        lengths = 1 + document.tokens.cumsum(0)[rows[-1:]].long().to(device)
         return packed(found, lengths, (~found[0].bias[:, 0].isinf()).sum(-1))
 
     def _folded(self, memories: SlotMemories) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +128,7 @@ class KeyValueLayout:
 
     def _first_slot(self) -> list[LayerSlots]:
         """Return the slot of the token before every text, which depends on the decoder alone."""
-        memories = self.model.memories([[0]], slots=1, mode="joint").to(torch.float, torch.device("cpu"))
+        memories = self.model.memories([[0]], slots=1, mode="joint").to(torch.float)
         return [layer.map(lambda x: x[:, :, :1]) for layer in memories.layers]
 
 

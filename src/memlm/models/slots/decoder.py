@@ -113,6 +113,14 @@ class MemoryDecoder:
         model.config.gguf_file = options.get("gguf_file")
         return model
 
+    @property
+    def slot_sizes(self) -> tuple[int, int, int]:
+        """The number of layers, of heads of keys and values in each, and of numbers in a key."""
+        config = self.decoder.config
+        numbers = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        return int(config.num_hidden_layers), int(heads), int(numbers)
+
     def fingerprint(self) -> str:
         """Return a hash that tells the decoder, its adapters and its injection's maps, if any, from others."""
         adapters = {n: w for n, w in self.decoder.state_dict().items() if "lora_" in n}
@@ -286,8 +294,7 @@ class MemoryDecoder:
         return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def _check(self, memories: SlotMemories) -> None:
-        own, given = self.decoder.config, memories.layers[0].keys
-        layers, heads = int(own.num_hidden_layers), int(getattr(own, "num_key_value_heads", own.num_attention_heads))
+        given, (layers, heads, _) = memories.layers[0].keys, self.slot_sizes
         if (len(memories.layers), given.shape[1]) != (layers, heads):
             raise UserError(
                 f"these memories have {len(memories.layers)} layers of {given.shape[1]} heads and the decoder has "

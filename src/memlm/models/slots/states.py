@@ -40,8 +40,8 @@ class EncodingSettings:
     query_distance: int = 1024
     """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
     near_distance: int = 16
-    """Positions nearer than this are drawn about equally often, and those further on the more rarely the further they
-    are: most reading is done soon behind the text."""
+    """Positions up to this one are drawn about equally often. Beyond it, a position is drawn the less often the further
+    it lies behind the text, because most reading happens soon behind a text."""
     fit: FitSettings = field(default_factory=FitSettings)
     """Settings of the fit."""
 
