@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from memlm.errors import CheckpointError, ConfigError, UserError
 from memlm.models.base import CACHE_NAME
-from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
+from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories, states
 from memlm.models.slots.fit import FitSettings, fit_slots
 from memlm.models.slots.naive import fit_head
 from memlm.models.slots.states import reader_distances
@@ -125,8 +125,8 @@ def test_chunks_in_parallel_are_chunks_one_by_one(model: MemoryDecoder) -> None:
         positions = torch.tensor([[0, *range(1 + i, 9 + i)]])
         chunk = torch.tensor([[model.reader.first_token_id, *text[i : i + 8]]])
         model.decoder(chunk, position_ids=positions, **{CACHE_NAME: cache})
-        for states, layer in zip(parallel.layers, cache.layers, strict=True):
-            for found, known in ((states.keys, layer.keys), (states.values, layer.values)):
+        for parts, layer in zip(parallel.layers, cache.layers, strict=True):
+            for found, known in ((parts.keys, layer.keys), (parts.values, layer.values)):
                 found = found.transpose(1, 2).flatten(2, 3)[:, :, i : i + 8]
                 torch.testing.assert_close(found, known[:, :, 1:], rtol=1e-4, atol=1e-4)
 
@@ -195,6 +195,30 @@ def test_fit_equals_its_slow_version(slots: int) -> None:
         assert torch.equal(found.indices[i], kept)
         torch.testing.assert_close(found.bias[i], bias, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.values[i], fitted, rtol=1e-6, atol=1e-6)
+
+
+def test_queries_that_see_no_key_count_for_nothing() -> None:
+    torch.manual_seed(3)
+    score, values = torch.randn(2, 40, 20, dtype=torch.double), torch.randn(2, 20, 6, dtype=torch.double)
+    visible = torch.ones_like(score, dtype=torch.bool)
+    visible[:, 30:] = False
+    for one, other in zip(
+        fit_slots(score, values, 5, FitSettings(), visible=visible),
+        fit_slots(score[:, :30], values, 5, FitSettings()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_heads_that_are_fitted_one_by_one_have_the_same_slots(
+    model: MemoryDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ids(TEXT, 11)
+    together = model.memories(texts, slots=4)
+    monkeypatch.setattr(states, "_scores_at_once", lambda _: 1)
+    for one, other in zip(together.layers, model.memories(texts, slots=4).layers, strict=True):
+        for name in ("keys", "values", "bias", "positions"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 1e3])

@@ -60,7 +60,7 @@ class ScoreRule(NamedTuple):
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the scores (..., queries, keys) of keys (..., keys, numbers), before any mask or bias."""
-        found = queries @ keys.mT * self.scaling
+        found = (queries * self.scaling) @ keys.mT
         return found if self.softcap is None else self.softcap * torch.tanh(found / self.softcap)
 
 

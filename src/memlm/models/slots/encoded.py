@@ -215,7 +215,7 @@ class Reader:
         """
         width = _width(ids.shape[1], settings)
         ids, mask, blocks = _blocks(ids, mask, settings)
-        rows, row_mask = self._behind_first(ids, mask, width)
+        rows = self._behind_first(ids, width)
         entered: list[Tensor] = []
 
         def show(hidden: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Reader:
             return hidden
 
         with entering(self.decoder, {layer: show}), adapters_active(self.decoder, self.adapted):
-            last = self.decoder.base_model(input_ids=rows, attention_mask=row_mask, use_cache=False).last_hidden_state
+            last = self.decoder.base_model(input_ids=rows, use_cache=False).last_hidden_state
         tokens = [x[:, 1:].unflatten(0, (len(ids), -1)).flatten(1, 2) for x in (entered[0], last)]
         return HiddenStates(ids, tokens[0], tokens[1], blocks)
 
@@ -244,7 +244,7 @@ class Reader:
         ids, mask, blocks = _blocks(ids, mask, settings, start)
         joint = settings.mode == "joint"
         width = ids.shape[1] if joint else _width(tokens, settings)
-        rows, row_mask = self._behind_first(ids, mask, width)
+        rows = self._behind_first(ids, width)
         # padding may lie beyond the positions that the decoder has
         positions = torch.arange(ids.shape[1], device=ids.device).clamp(max=tokens - 1).expand_as(ids) + (1 + start)
         row_positions = F.pad(positions.reshape(-1, width), (1, 0))
@@ -254,17 +254,16 @@ class Reader:
 
         with recorded(show), adapters_active(self.decoder, self.adapted and not joint):
             # a cache keeps transformers from taking a jump of positions for packed texts
-            self.decoder.base_model(
-                input_ids=rows, attention_mask=row_mask, position_ids=row_positions, **{CACHE_NAME: DynamicCache()}
-            )
+            self.decoder.base_model(input_ids=rows, position_ids=row_positions, **{CACHE_NAME: DynamicCache()})
         return blocks
 
-    def _behind_first(
-        self, ids: Int[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"], width: int
-    ) -> tuple[Int[Tensor, "rows positions"], Int[Tensor, "rows positions"]]:
-        """Return rows of so many tokens, each behind the first token, and their mask."""
-        rows, row_mask = ids.reshape(-1, width), mask.long().reshape(-1, width)
-        return F.pad(rows, (1, 0), value=self.first_token_id), F.pad(row_mask, (1, 0), value=1)
+    def _behind_first(self, ids: Int[Tensor, "batch tokens"], width: int) -> Int[Tensor, "rows positions"]:
+        """Return rows of so many tokens, each behind the first token.
+
+        No mask goes with them: padding stands behind all text, where causal attention does not see it, and attention
+        without a mask is twice as fast on long texts.
+        """
+        return F.pad(ids.reshape(-1, width), (1, 0), value=self.first_token_id)
 
 
 def _width(tokens: int, settings: EncodingSettings) -> int:

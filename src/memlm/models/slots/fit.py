@@ -27,6 +27,9 @@ from memlm.errors import UserError
 _POWER_STEPS = 4
 """Steps of the power iteration that bounds the step of the descent."""
 
+_LOWEST = -1e30
+"""The score of a key that a query does not see."""
+
 _LEAST_RIDGE = 1e-9
 """The smallest ridge at which float64 factorises any matrix."""
 
@@ -83,24 +86,30 @@ def fit_slots(
         visible: (heads, queries, keys), the keys that each query sees; all of them if None.
         rescored: returns the scores of the slots' keys, of which the indices are given; those in `score` if None.
     """
-    if visible is not None:
-        score = score.masked_fill(~visible, -math.inf)
-    highest = score.amax(-1, keepdim=True).clamp(min=-1e30)
-    weights = (score - highest).exp()
-    mass = weights.sum(-1, keepdim=True)
-    # a query that sees no key counts for nothing
-    per_mass = torch.where(mass > 0, 1 / mass, 0.0)
-    # the mean square of attention, without a matrix of attention
-    importance = (per_mass.square().mT @ weights.square())[:, 0]
+    attention = _attention(score, visible)
+    peak = attention.amax(-1, keepdim=True)
+    # relative to the largest exponential of each query; a query that sees no key counts for nothing
+    mass = torch.where(peak > 0, 1 / peak, 0.0)
+    importance = attention.square().sum(1)
     indices = importance.topk(slots, dim=-1).indices.sort(-1).values
-    taken = weights.gather(2, indices[:, None].expand(-1, weights.shape[1], -1))
+    taken = attention.gather(2, indices[:, None].expand(-1, attention.shape[1], -1)) * mass
     if rescored is not None:
-        taken = (rescored(indices) - highest).exp() * (taken > 0)
+        taken = (rescored(indices) - _highest(score, visible)).exp() * (taken > 0)
     factors = _factors(taken, mass, settings)
     shares = taken * factors.mT
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
-    fitted = _solve(shares, (weights @ values) * per_mass, settings.ridge)
+    fitted = _solve(shares, attention @ values, settings.ridge)
     return FittedSlots(indices, factors.log()[..., 0], fitted)
+
+
+def _attention(score: Tensor, visible: Tensor | None) -> Float[Tensor, "heads queries keys"]:
+    if visible is None:
+        return score.softmax(-1)
+    return score.masked_fill(~visible, _LOWEST).softmax(-1) * visible
+
+
+def _highest(score: Tensor, visible: Tensor | None) -> Float[Tensor, "heads queries 1"]:
+    return (score if visible is None else score.masked_fill(~visible, _LOWEST)).amax(-1, keepdim=True)
 
 
 def _factors(

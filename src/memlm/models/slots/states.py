@@ -17,8 +17,10 @@ from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
 from memlm.models.slots.memories import LayerSlots
 from memlm.models.slots.rotary import Rotary
 
-_SCORES_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""Scores that are held at once; on a CPU they should fit into its cache."""
+
+def _scores_at_once(device: torch.device) -> int:
+    """Return how many scores are held at once; on a CPU they should fit into its cache."""
+    return 1 << 28 if device.type == "cuda" else 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +173,7 @@ class LayerStates:
         for size, slots in torch.stack([tokens, counts], -1).flatten(0, 1).unique(dim=0).tolist():
             if slots:
                 one = self.queries[0, 0, ..., 0].numel() * size // settings.query_stride
-                at_once = max(1, _SCORES_AT_ONCE.get(tokens.device.type, 1 << 22) // one)
+                at_once = max(1, _scores_at_once(tokens.device) // one)
                 row, block = torch.nonzero((tokens == size) & (counts == slots), as_tuple=True)
                 for part in torch.arange(len(row), device=row.device).split(at_once):
                     yield row[part], block[part], size, slots
@@ -192,20 +194,34 @@ class LayerStates:
             return FittedSlots(every, torch.zeros_like(every, dtype=torch.float), values)
         queries, visible = self._references(blocks, row, block, tokens, rotary, settings)
         keys, values = (x[row, block, :, :tokens].float().flatten(0, 1) for x in (self.keys, self.values))
-        bits = settings.fit.bits
+        at_once = max(1, _scores_at_once(row.device) // (queries.shape[1] * tokens))
+        found = [
+            self._fit_heads(*heads, slots=slots, settings=settings.fit)
+            for heads in zip(*(_split(x, len(keys), at_once) for x in (queries, keys, values, visible)), strict=True)
+        ]
+        return FittedSlots(*(torch.cat(parts).unflatten(0, (len(row), -1)) for parts in zip(*found, strict=True)))
 
+    def _fit_heads(
+        self,
+        queries: Float[Tensor, "heads queries numbers"],
+        keys: Float[Tensor, "heads tokens numbers"],
+        values: Float[Tensor, "heads tokens numbers"],
+        visible: Bool[Tensor, "heads queries tokens"] | None,
+        *,
+        slots: int,
+        settings: FitSettings,
+    ) -> FittedSlots:
         def rescored(indices: Tensor) -> Tensor:
-            return self.rule.scores(queries, rounded(_picked(keys, indices), bits))
+            return self.rule.scores(queries, rounded(_picked(keys, indices), settings.bits))
 
-        found = fit_slots(
+        return fit_slots(
             self.rule.scores(queries, keys),
             values,
             slots,
-            settings.fit,
+            settings,
             visible=visible,
-            rescored=None if bits is None else rescored,
+            rescored=None if settings.bits is None else rescored,
         )
-        return FittedSlots(*(x.unflatten(0, (len(row), -1)) for x in found))
 
     def _references(
         self,
@@ -228,6 +244,11 @@ class LayerStates:
             return queries, None
         visible = reader[:, :, None] - own[:, None] < self.rule.window
         return queries, visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
+
+
+def _split(x: Tensor | None, heads: int, at_once: int) -> list[Any]:
+    """Return parts of at most `at_once` heads, or as many times None."""
+    return [None] * -(-heads // at_once) if x is None else list(x.split(at_once))
 
 
 def _picked(keys: Float[Tensor, "*heads keys numbers"], indices: Int[Tensor, "*heads slots"]) -> Tensor:
