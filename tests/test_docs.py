@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,25 @@ def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.Ca
         exec(block, names)  # the blocks of a page that is part of this repository
     assert (len(trained), len(blocks)) == (8, 8)
     assert names["tokens"].shape[0] == 2
+
+
+def test_ask_a_long_document(
+    places: dict[str, str],
+    decoder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = "tutorials/ask-a-long-document.md"
+    places["PATH_OR_HUB_ID"] = str(decoder)
+    Path("questions.jsonl").write_text('{"question": "When?"}\n{"question": "Who?", "id": "second"}\n')
+    monkeypatch.setattr("sys.stdin", StringIO("When was it received?\nAnd then?\n"))
+    told = {command: run(command, places, capsys) for command in runnable(page)}
+    [answers] = [out for command, out in told.items() if "--json" in command]
+    assert [json.loads(line)["id"] for line in answers.splitlines()][1] == "second"
+    assert len(told) == 7
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("PATH_OR_HUB_ID", str(decoder))
+    [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(block, {})
 
 
 @pytest.mark.filterwarnings("ignore")

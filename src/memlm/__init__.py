@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from memlm.models.slots import EncodingSettings, MemoryDecoder
     from memlm.objectives import LinearSchedule
     from memlm.recipes import RECIPES, get_recipe
-    from memlm.session import MemorySession, SlotSession, TextMemory, load
+    from memlm.session import Answer, AskSettings, DocumentSession, MemorySession, SlotSession, TextMemory, load
     from memlm.store import MemoryStore, TextStore, dequantize, quantize
     from memlm.training import (
         DataConfig,
@@ -60,6 +60,7 @@ _MODELS = (
     *("TextAutoencoder", "TextAutoencoderConfig"),
 )
 _TRAINING = ("DataConfig", "OptimizerConfig", "PretrainedDecoder", "RunConfig", "RunFolder", "Stage", "TrainingConfig")
+_SESSION = ("Answer", "AskSettings", "DocumentSession", "MemorySession", "SlotSession", "TextMemory", "load")
 _WHERE = {
     **dict.fromkeys(("FunctionEncoder", "open_encoder"), "encoders"),
     **dict.fromkeys(("MemlmError", "UserError"), "errors"),
@@ -72,15 +73,18 @@ _WHERE = {
     **dict.fromkeys(("EncodingSettings", "MemoryDecoder"), "models.slots"),
     "LinearSchedule": "objectives",
     **dict.fromkeys(("RECIPES", "get_recipe"), "recipes"),
-    **dict.fromkeys(("MemorySession", "SlotSession", "TextMemory", "load"), "session"),
+    **dict.fromkeys(_SESSION, "session"),
     **dict.fromkeys(("MemoryStore", "TextStore", "dequantize", "quantize"), "store"),
     **dict.fromkeys((*_TRAINING, "train_run"), "training"),
 }
 
 __all__ = [
     "RECIPES",
+    "Answer",
+    "AskSettings",
     "ChunkEncoderConfig",
     "DataConfig",
+    "DocumentSession",
     "EfficiencySettings",
     "EncodingSettings",
     "FunctionEncoder",

@@ -22,7 +22,7 @@ COMMANDS = (
     *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
     "remember",
     *STORE_COMMANDS,
-    *("generate", "export", "bench"),
+    *("ask", "chat", "generate", "export", "bench"),
 )
 """All commands. Each other one is a module of this package with a `run(arguments)`, imported when it is called."""
 
@@ -49,6 +49,8 @@ usage: memlm COMMAND [--help]
   search      print the chunks of a store that are nearest to a text
   forget      remove documents from a store
   compact     free the space of removed documents
+  ask         answer questions about documents that a decoder reads as memories
+  chat        the same, as a conversation
   generate    continue a text after documents that are read as memories
   export      write a memory model's decoder, or a prompt of memories, for other programs
   bench       time a decoder behind memories against one that reads the full context

@@ -121,7 +121,7 @@ def search(arguments: list[str]) -> None:
                 print(json.dumps({**asdict(hit), "text": text}))
                 continue
             chunk = str(hit.chunk) if hit.part is None else f"{hit.part}:{hit.chunk}"
-            print(f"{hit.score:.4f}  {hit.id} {chunk}  {_one_line(text)}")
+            print(f"{hit.score:.4f}  {hit.id} {chunk}  {one_line(text)}")
 
 
 def stats(arguments: list[str]) -> None:
@@ -279,6 +279,6 @@ def model_of(folder: str) -> str:
     return hint
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a text on one line without characters that move the cursor or change colours of a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

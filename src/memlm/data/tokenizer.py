@@ -139,6 +139,20 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return cast("list[list[int]]", encoded["input_ids"])
 
 
+def encode_with_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Return the token ids of a text, as `encode_texts` does, and the number of its characters up to each token's end.
+
+    Raises:
+        TokenizerError: the text holds half of a surrogate pair.
+    """
+    if has_surrogates(text):
+        raise TokenizerError("the text holds half of a surrogate pair; decode it with errors='replace'.")
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
+    )
+    return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+
+
 def decode_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return the text of token ids, without special tokens and with spaces unchanged."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

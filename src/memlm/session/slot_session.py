@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -27,7 +26,8 @@ from memlm.data.corpus import parts_of
 from memlm.errors import CheckpointError, StoreError, UserError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.slots import MemoryDecoder, SlotMemories
-from memlm.models.slots.memories import LayerSlots, joined
+from memlm.models.slots.memories import LayerSlots
+from memlm.session.blocks import Block, side_by_side
 from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
 
@@ -54,16 +54,6 @@ class SlotStats(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.slots} memories, {self.forgotten} tokens dropped, {self.newest} newest tokens"
-
-
-class _Block(NamedTuple):
-    memories: SlotMemories
-    start: int
-    """Tokens before the block when it was encoded."""
-
-    @property
-    def tokens(self) -> int:
-        return int(self.memories.lengths) - 1 - self.start
 
 
 class _File(BaseModel):
@@ -125,7 +115,7 @@ class SlotSession:
             raise UserError(f"beyond ('{beyond}') must be one of: {', '.join(_BEYOND)}.")
         if beyond == "overlap" and not self.model.reader.rotary.moves:
             raise UserError("learned positions cannot be shared by blocks; leave beyond out.")
-        self.blocks: list[_Block] = []
+        self.blocks: list[Block] = []
         self.newest: list[int] = []
         self.forgotten = 0
 
@@ -173,7 +163,7 @@ class SlotSession:
             for chunks in torch.arange(len(part.tokens)).split(_CHUNKS):
                 found = codec.memories(part, chunks=chunks.tolist())
                 start = int(part.tokens[: chunks[0]].sum()) if self.model.injection.takes_start else 0
-                self.blocks.append(_Block(found, start))
+                self.blocks.append(Block(found, start))
                 self._keep_within(self.max_positions - self.window)
 
     def _encode_newest(self, length: int) -> None:
@@ -183,7 +173,7 @@ class SlotSession:
         # text beyond the positions is read at the last ones
         start = min(held, self.max_positions - len(block) - 2)
         found = self.model.memories([block], tokens_per_memory=self.tokens_per_memory, start=start, mode="chunks")
-        self.blocks.append(_Block(found, start))
+        self.blocks.append(Block(found, start))
 
     def _keep_within(self, positions: int) -> None:
         newest = min(len(self.newest), self.block_length + self.window)
@@ -204,11 +194,9 @@ class SlotSession:
         """
         if not self.blocks:
             return None
-        *starts, held = accumulate((block.tokens for block in self.blocks), initial=0)
         needed = self.block_length + self.window if behind is None else behind
-        back = max(0, 1 + held + needed - self.max_positions) if self.beyond == "overlap" else 0
-        distances = [max(0, start - back) - block.start for start, block in zip(starts, self.blocks, strict=True)]
-        return joined([block.memories for block in self.blocks], distances, self.model.reader.rotary)
+        positions = self.max_positions - needed if self.beyond == "overlap" else None
+        return side_by_side(self.blocks, self.model.reader.rotary, positions=positions)
 
     def generate(
         self,
@@ -319,7 +307,7 @@ class SlotSession:
             )
         tensors = read_tensors(Path(folder) / _TENSORS)
         try:
-            session.blocks = [_Block(session._slots(tensors, i, x), x) for i, x in enumerate(file.starts)]
+            session.blocks = [Block(session._slots(tensors, i, x), x) for i, x in enumerate(file.starts)]
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"the slots in '{folder}' are damaged ({error}); save it again.") from error
         session.newest, session.forgotten = file.newest, file.forgotten

@@ -1,0 +1,96 @@
+"""How densely each chunk of a session's documents is read for a question, within a budget of slots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memlm.errors import UserError
+
+_MOST = 2**31
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskSettings:
+    """How a session reads its documents for a question.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    tokens_per_memory: int | float = 8.0
+    """Tokens for each memory."""
+    dense_chunks: int = 2
+    """Chunks that share most with the question, by a search, and are read more densely; 0 reads all chunks alike."""
+    dense_tokens_per_memory: int | float = 2.0
+    """Tokens for each memory of these."""
+    passages: int = 1
+    """Passages that share most with the question and also stand in the prompt as tokens."""
+    slots: int | None = 2048
+    """Memories in all, at most; None for no limit. What shares least with the question is left out; without a search,
+    all chunks are read more sparsely."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_memory", "dense_tokens_per_memory"):
+            value = getattr(self, name)
+            if not 1 <= value <= _MOST:
+                raise UserError(f"{name} ({value:g}) must be a number of at least 1.")
+        for name in ("dense_chunks", "passages"):
+            if not 0 <= getattr(self, name) <= _MOST:
+                raise UserError(f"{name} ({getattr(self, name)}) must be a whole number of at least 0.")
+        if self.slots is not None and not 1 <= self.slots <= _MOST:
+            raise UserError(f"slots ({self.slots}) must be a whole number of at least 1, or None for no limit.")
+        if self.dense_tokens_per_memory > self.tokens_per_memory:
+            raise UserError(
+                f"dense_tokens_per_memory ({self.dense_tokens_per_memory:g}) must not exceed tokens_per_memory "
+                f"({self.tokens_per_memory:g})."
+            )
+
+
+class ChunkReading(NamedTuple):
+    """A chunk that is read, and the tokens for each of its memories."""
+
+    chunk: int
+    tokens_per_memory: int | float
+
+
+def plan_reading(sizes: Sequence[int], scores: Sequence[float], settings: AskSettings) -> list[ChunkReading]:
+    """Return the chunks to read, in their order.
+
+    Args:
+        sizes: tokens of each chunk.
+        scores: how much each chunk shares with the question.
+        settings: densities and the budget.
+    """
+    if not settings.dense_chunks:
+        return _alike(sizes, settings)
+    left = math.inf if settings.slots is None else settings.slots
+    by_score = sorted(range(len(sizes)), key=lambda chunk: -scores[chunk])
+    chosen: list[ChunkReading] = []
+    for rank, chunk in enumerate(by_score):
+        dense = rank < settings.dense_chunks and scores[chunk] > 0
+        ratios = [settings.dense_tokens_per_memory] * dense + [settings.tokens_per_memory]
+        fits = next((ratio for ratio in ratios if slots_of(sizes[chunk], ratio) <= left), None)
+        if fits is not None:
+            chosen.append(ChunkReading(chunk, fits))
+            left -= slots_of(sizes[chunk], fits)
+    return sorted(chosen)
+
+
+def _alike(sizes: Sequence[int], settings: AskSettings) -> list[ChunkReading]:
+    """Return all chunks at one ratio; where there are more chunks than slots, the last ones."""
+    read = range(len(sizes)) if settings.slots is None else range(max(0, len(sizes) - settings.slots), len(sizes))
+    ratio = settings.tokens_per_memory
+    if settings.slots is not None:
+        # each chunk may round up to one slot more
+        room = max(settings.slots - len(read), 1)
+        within = sum(slots_of(sizes[chunk], ratio) for chunk in read) <= settings.slots
+        ratio = ratio if within else max(ratio, sum(sizes[chunk] for chunk in read) / room)
+    return [ChunkReading(chunk, min(ratio, float(sizes[chunk]))) for chunk in read]
+
+
+def slots_of(tokens: int, tokens_per_memory: int | float) -> int:
+    """Return the number of slots of a chunk."""
+    return math.ceil(tokens / tokens_per_memory)
