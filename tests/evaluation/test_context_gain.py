@@ -46,6 +46,35 @@ def test_all_tokens_give_the_whole_gain_and_rows_do_not_depend_on_their_batch(
     assert [found[name].value for name in same] == pytest.approx([alone[name] for name in same], abs=1e-3)
 
 
+def test_runs_of_several_seeds_have_their_mean(
+    tokenizer: PreTrainedTokenizerFast, model: MemoryDecoder, documents: list[Document]
+) -> None:
+    # another fit stands in for other adapters
+    other = MemoryDecoder(model.decoder, tokenizer, EncodingSettings(chunk_length=8, block_length=8))
+    found = context_gain(model, documents, SETTINGS, modes=["chunks"], others=[other])
+    value = {m.name: m.value for m in found}
+    runs = [value[f"loss/{name}/4"] for name in ("chunks", "chunks, run 2")]
+    assert runs[0] != runs[1]
+    assert value["loss/chunks, mean of 2 runs/4"] == pytest.approx(sum(runs) / 2)
+    others = [value[f"loss/{name}, another text's/4"] for name in ("chunks", "chunks, run 2")]
+    saved = value["saved/chunks, mean of 2 runs/4 over chunks, mean of 2 runs, another text's"]
+    assert saved == pytest.approx(sum(others) / 2 - sum(runs) / 2)
+
+
+def test_memories_further_on_are_worth_what_all_tokens_there_are(
+    model: MemoryDecoder, documents: list[Document]
+) -> None:
+    far = ContextGainSettings(**{**vars(SETTINGS), "distance": 40})
+    near, found = (
+        {m.name: m for m in context_gain(model, documents, settings, modes=["joint"])} for settings in (SETTINGS, far)
+    )
+    assert found["context_gain/joint/1"].value == pytest.approx(1, abs=1e-4)
+    assert found["loss/full"].value != pytest.approx(near["loss/full"].value, abs=1e-4)
+    assert "40 positions between" in found["loss/full"].protocol
+    with pytest.raises(DataError, match=r"distance \(-1\)"):
+        ContextGainSettings(distance=-1)
+
+
 @pytest.mark.parametrize("ratios", [(), (0,), (7,)])
 def test_ratios_leave_room_for_recent_tokens(ratios: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="must lie between 1 and 6 for a context of 24 tokens"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -56,6 +56,8 @@ class ContextGainSettings:
     """Baselines, each with as many entries in the cache as there are memories."""
     untrained: bool = True
     """Measure chunks that are written without trained adapters, too."""
+    distance: int = 0
+    """Positions, without any text, between old text and window."""
     batch_size: int = 8
     """Rows that are read at once."""
     seed: int = 0
@@ -65,6 +67,8 @@ class ContextGainSettings:
         for name in ("rows", "window", "scored", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.distance < 0:
+            raise DataError(f"distance ({self.distance}) must be at least 0.")
         for name in self.baselines:
             if name not in BASELINES:
                 raise DataError(f"unknown baseline '{name}'. {did_you_mean(name, BASELINES)}")
@@ -134,7 +138,12 @@ def gain_rows(
 
 
 def losses_of(
-    model: MemoryDecoder, rows: GainRows, settings: ContextGainSettings, *, modes: Sequence[str] = ("joint", "chunks")
+    model: MemoryDecoder,
+    rows: GainRows,
+    settings: ContextGainSettings,
+    *,
+    modes: Sequence[str] = ("joint", "chunks"),
+    others: Sequence[MemoryDecoder] = (),
 ) -> Iterator[Losses]:
     """Yield the losses of all contexts, one after the other for each batch of rows.
 
@@ -143,8 +152,9 @@ def losses_of(
         rows: from `gain_rows`.
         settings: of the measurement.
         modes: ways of encoding to measure memories of.
+        others: the same decoder with adapters of other seeds, which write chunks, too.
     """
-    ways = encodings(model, modes, untrained=settings.untrained)
+    ways = encodings(model, modes, others, untrained=settings.untrained)
     for ids in rows.ids.split(settings.batch_size):
         old = ids[:, : settings.context].tolist()
         joint = model.encode(old, mode="joint")
@@ -163,10 +173,11 @@ def losses_of(
 
 
 def encodings(
-    model: MemoryDecoder, modes: Sequence[str], *, untrained: bool = True
+    model: MemoryDecoder, modes: Sequence[str], others: Sequence[MemoryDecoder] = (), *, untrained: bool = True
 ) -> Mapping[str, Callable[[list[list[int]]], Encoded]]:
     """Return ways to encode texts; beside trained adapters, chunks are encoded without them too."""
     found = {mode: partial(model.encode, mode=mode) for mode in modes}
+    found |= {f"chunks, run {number}": partial(other.encode, mode="chunks") for number, other in enumerate(others, 2)}
     if untrained and "chunks" in modes and model.config.lora is not None:
         found["chunks, untrained"] = partial(model.untrained().encode, mode="chunks")
     return found
@@ -182,7 +193,8 @@ def token_nats_behind(
     model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], memories: SlotMemories, settings: ContextGainSettings
 ) -> Float[Tensor, "rows scored"]:
     """Return the cross-entropy of each scored token, where window and scored tokens are read behind memories."""
-    inputs = model.inputs(ids[:, settings.context :].tolist(), memories)
+    further = replace(memories, lengths=memories.lengths + settings.distance)
+    inputs = model.inputs(ids[:, settings.context :].tolist(), further)
     with torch.no_grad():
         logits = model.decoder(**inputs, logits_to_keep=settings.scored + 1).logits[:, :-1].float()
     targets = ids[:, -settings.scored :].to(logits.device)
@@ -252,6 +264,7 @@ def context_gain(
     *,
     split: str = "held_out",
     modes: Sequence[str] = ("joint", "chunks"),
+    others: Sequence[MemoryDecoder] = (),
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
     """Measure the share of the full-context gain of memories and of their baselines.
@@ -262,6 +275,7 @@ def context_gain(
         settings: of the measurement.
         split: name of the documents, for the measurements.
         modes: ways of encoding.
+        others: the same decoder with adapters of other seeds; the mean of all runs is measured, too.
         on_batch: called with the number of rows that are done.
 
     Returns:
@@ -274,14 +288,27 @@ def context_gain(
     settings = settings or ContextGainSettings()
     rows = gain_rows(documents, model.tokenizer, settings)
     parts: dict[tuple[str, int | None], list[Tensor]] = {}
-    for found in losses_of(model, rows, settings, modes=modes):
+    for found in losses_of(model, rows, settings, modes=modes, others=others):
         parts.setdefault((found.name, found.ratio), []).append(found.nats)
         if found.name == "alone":
             on_batch(sum(map(len, parts["alone", None])))
     nats = {key: torch.cat(values).double().numpy() for key, values in parts.items()}
-    return list(
-        _measurements(nats, rows.document, settings, split, list(encodings(model, modes, untrained=settings.untrained)))
+    ways = list(encodings(model, modes, others, untrained=settings.untrained))
+    if others:
+        ways.append(_add_mean(nats, len(others) + 1, settings.ratios))
+    return list(_measurements(nats, rows.document, settings, split, ways))
+
+
+def _add_mean(nats: dict[tuple[str, int | None], NDArray[np.float64]], runs: int, ratios: Sequence[int]) -> str:
+    """Add the mean loss of several runs, and return its name."""
+    names, mean = (
+        ["chunks", *(f"chunks, run {number}" for number in range(2, runs + 1))],
+        f"chunks, mean of {runs} runs",
     )
+    for ratio in ratios:
+        for kind in ("", ", another text's"):
+            nats[f"{mean}{kind}", ratio] = np.mean([nats[f"{name}{kind}", ratio] for name in names], axis=0)
+    return mean
 
 
 def _measurements(
@@ -302,7 +329,8 @@ def _measurements(
             yield measure(f"context_gain/{label}", "fraction", alone - values, gain)
     for mode in modes:
         for ratio in settings.ratios:
-            untrained = [f"{mode}, untrained"] if f"{mode}, untrained" in modes else []
+            kind = mode.split(",")[0]
+            untrained = [f"{kind}, untrained"] if f"{kind}, untrained" in modes and "untrained" not in mode else []
             for other in (*settings.baselines, f"{mode}, another text's", *untrained):
                 saved = nats[other, ratio] - nats[mode, ratio]
                 yield measure(f"saved/{mode}/{ratio} over {other}", "nats/token", saved, ones)
@@ -320,6 +348,7 @@ class _Measure:
         of_sums, of_counts = (sum_by(self.document, values, size) for values in (sums, counts))
         interval = ratio_interval(Units(of_sums, of_counts, f"{size} documents"))
         settings = self.settings
+        between = f"{settings.distance} positions between, " if settings.distance else ""
         return Measurement(
             name=name,
             value=float(sums.sum() / counts.sum()),
@@ -329,5 +358,5 @@ class _Measure:
             interval_note=interval.note,
             count=self.count,
             split=self.split,
-            protocol=f"{settings.context} old tokens, window {settings.window}, {settings.scored} scored",
+            protocol=f"{settings.context} old tokens, {between}window {settings.window}, {settings.scored} scored",
         )
