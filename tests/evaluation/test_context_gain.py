@@ -75,6 +75,15 @@ def test_memories_further_on_are_worth_what_all_tokens_there_are(
         ContextGainSettings(distance=-1)
 
 
+def test_sparser_memories_are_made_of_denser_ones(model: MemoryDecoder, documents: list[Document]) -> None:
+    made = ContextGainSettings(**{**vars(SETTINGS), "fewer_from": 2})
+    found = {m.name: m.value for m in context_gain(model, documents, made, modes=["chunks"])}
+    assert found["loss/chunks, made of 2/1"] == pytest.approx(found["loss/chunks/1"], abs=1e-4)
+    assert found["loss/chunks, made of 2/4"] != pytest.approx(found["loss/chunks/4"], abs=1e-4)
+    with pytest.raises(DataError, match=r"fewer_from \(0\)"):
+        ContextGainSettings(fewer_from=0)
+
+
 @pytest.mark.parametrize("ratios", [(), (0,), (7,)])
 def test_ratios_leave_room_for_recent_tokens(ratios: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="must lie between 1 and 6 for a context of 24 tokens"):

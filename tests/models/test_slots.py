@@ -301,3 +301,47 @@ def test_a_decoder_that_cannot_be_loaded(path: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="cannot load a decoder from"):
         MemoryDecoder.from_pretrained(str(tmp_path / path))
+
+
+@pytest.mark.parametrize("mode", ["joint", "chunks"])
+def test_fewer_slots_act_as_those_they_are_made_of(model: MemoryDecoder, mode: str) -> None:
+    texts = ids(TEXT, 11, 17)
+    given = model.memories(texts, tokens_per_memory=1, mode=mode)
+    found = model.fewer(given, tokens_per_memory=4)
+    assert found.counts.tolist() == [1 + 6, 1 + 3, 1 + 5]
+    assert torch.equal(found.lengths, given.lengths)
+    for row, text in enumerate(texts):
+        alone = model.fewer(model.memories([text], tokens_per_memory=1, mode=mode), tokens_per_memory=4)
+        one, other = (logits(model, [ids(PROMPT)[0]], x) for x in (alone, found.rows(torch.tensor([row]))))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    known, near = (logits(model, ids(PROMPT, PROMPT, PROMPT), x).log_softmax(-1) for x in (given, found))
+    dropped = [replace(layer, values=torch.zeros_like(layer.values)) for layer in found.layers]
+    worse = logits(model, ids(PROMPT, PROMPT, PROMPT), replace(found, layers=dropped)).log_softmax(-1)
+    assert (near - known).abs().mean() < (worse - known).abs().mean()
+    same = model.fewer(given, tokens_per_memory=1)
+    torch.testing.assert_close(logits(model, ids(5, 5, 5), same), logits(model, ids(5, 5, 5), given))
+
+
+def test_fewer_slots_are_the_fit_of_their_slow_version(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = MemoryDecoder(decoder_of("llama").double(), tokenizer)
+    given = model.memories(ids(TEXT), tokens_per_memory=1)
+    found = model.fewer(given, slots=5)
+    bank = model._bank()
+    for number, (layer, few) in enumerate(zip(given.layers, found.layers, strict=True)):
+        places = 1 + TEXT + states.reader_distances(number, bank.settings)
+        for head in range(2):
+            queries = bank.queries[number][head]
+            own = torch.arange(1, queries.shape[1] + 1)
+            moved = model.reader.rotary.move(queries[None], (places - own)[None, None], layer=number)[0]
+            kept, bias, values = fit_head(
+                moved.flatten(0, 1),
+                layer.keys[0, head, 1:],
+                layer.values[0, head, 1:],
+                slots=5,
+                scaling=bank.rules[number].scaling,
+                bias_limit=3.0,
+                refinements=2,
+            )
+            assert torch.equal(few.positions[0, head, 1:], 1 + kept)
+            torch.testing.assert_close(few.bias[0, head, 1:].double(), bias, rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(few.values[0, head, 1:].double(), values, rtol=1e-2, atol=1e-2)

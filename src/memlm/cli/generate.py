@@ -43,8 +43,9 @@ class Generate:
     """Seed of sampling."""
     fidelity: float = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens (memory models)."""
-    tokens_per_memory: float = 8.0
-    """Tokens for each memory (decoders)."""
+    tokens_per_memory: float | None = None
+    """Tokens for each memory (decoders); by default those of the store, or 8. A store's memories are made fewer where
+    they are more than that."""
     beyond: Literal["forget", "overlap"] = "forget"
     """When a decoder's positions are used up: forget the oldest text, or let its memories overlap at the first ones."""
 
@@ -113,15 +114,16 @@ def _decoder_session(options: Generate, model: str) -> SlotSession:
     from memlm.session import SlotSession
     from memlm.store import SlotCodec, TextStore, read_header
 
+    slots = None if options.store is None else read_header(Path(options.store)).slots
     if options.session is not None and Path(options.session).exists():
         session = SlotSession.load(options.session, model)
     else:
-        session = SlotSession(model, tokens_per_memory=options.tokens_per_memory, beyond=options.beyond)
+        ratio = options.tokens_per_memory or (8 if slots is None else slots.tokens_per_memory)
+        session = SlotSession(model, tokens_per_memory=ratio, beyond=options.beyond)
     if options.store is None:
         for name in options.read:
             session.read(stream_file(Path(name)))
         return session
-    slots = read_header(Path(options.store)).slots
     if slots is None:
         raise ConfigError(f"'{options.store}' holds no memories of a decoder; leave --model {model} out.")
     with TextStore.open(options.store, SlotCodec.of(session.model, slots)) as store:

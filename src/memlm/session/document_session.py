@@ -266,18 +266,28 @@ class DocumentSession:
             self._held.move_to_end((reading, start))
             return self._held[reading, start]
         source = self._sources[reading.chunk]
-        at_ratio = source is not None and _ratio(source.store) == reading.tokens_per_memory
-        stored = source if at_ratio and self.model.reader.rotary.moves else None
-        found = self._encoded(reading, start) if stored is None else self._stored(stored)
+        stored = source if self._can_use(source, reading) else None
+        found = self._encoded(reading, start) if stored is None else self._stored(stored, reading)
         self._held[reading, start] = found
         while len(self._held) > 1 and sum(int(block.memories.counts) for block in self._held.values()) > _HELD:
             self._held.popitem(last=False)
         return found
 
-    def _stored(self, source: _Source) -> Block:
+    def _can_use(self, source: _Source | None, reading: ChunkReading) -> bool:
+        """Return whether a chunk's stored memories are, or can be made, as few as they should be."""
+        if source is None or not self.model.reader.rotary.moves:
+            return False
+        ratio, fewer = _ratio(source.store), self.model.injection.takes_start
+        return ratio == reading.tokens_per_memory or (fewer and ratio < reading.tokens_per_memory)
+
+    def _stored(self, source: _Source, reading: ChunkReading) -> Block:
         part = source.store.store.read(source.part)
         start = int(part.tokens[: source.number].sum()) if self.model.injection.takes_start else 0
-        return Block(cast(SlotCodec, source.store.codec).memories(part, chunks=[source.number]), start)
+        found = cast(SlotCodec, source.store.codec).memories(part, chunks=[source.number])
+        if _ratio(source.store) < reading.tokens_per_memory:
+            slots = slots_of(len(self.chunks[reading.chunk].tokens), reading.tokens_per_memory)
+            found = self.model.fewer(found, slots=slots)
+        return Block(found, start)
 
     def _encoded(self, reading: ChunkReading, start: int) -> Block:
         tokens = self.chunks[reading.chunk].tokens

@@ -11,6 +11,7 @@ the decoder reads them. Slots are fitted for readers that stand close behind the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
@@ -147,7 +148,8 @@ class SlotSession:
     def read_stored(self, store: TextStore, name: str) -> None:
         """Read a document's memories from a store that this decoder wrote, behind what was read before.
 
-        Tokens that stand before the document become memories, however few they are.
+        Where the session has more tokens for each memory than the store, keys and values are made fewer. Tokens that
+        stand before the document become memories, however few they are.
 
         Raises:
             StoreError: there is no such document, or the store holds memories of another kind.
@@ -163,7 +165,11 @@ class SlotSession:
             for chunks in torch.arange(len(part.tokens)).split(_CHUNKS):
                 found = codec.memories(part, chunks=chunks.tolist())
                 start = int(part.tokens[: chunks[0]].sum()) if self.model.injection.takes_start else 0
-                self.blocks.append(Block(found, start))
+                block = Block(found, start)
+                if codec.slots.tokens_per_memory < self.tokens_per_memory and self.model.injection.takes_start:
+                    slots = math.ceil(block.tokens / self.tokens_per_memory)
+                    block = block._replace(memories=self.model.fewer(found, slots=slots))
+                self.blocks.append(block)
                 self._keep_within(self.max_positions - self.window)
 
     def _encode_newest(self, length: int) -> None:

@@ -54,6 +54,8 @@ class ContextGainSettings:
     """Old tokens for each memory."""
     baselines: tuple[str, ...] = ("truncation", "sink and window", "observed attention")
     """Baselines, each with as many entries in the cache as there are memories."""
+    fewer_from: int | None = None
+    """Tokens for each memory of those that sparser ones are made of, without the text, and measured too."""
     untrained: bool = True
     """Measure chunks that are written without trained adapters, too."""
     distance: int = 0
@@ -67,6 +69,8 @@ class ContextGainSettings:
         for name in ("rows", "window", "scored", "batch_size"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} ({getattr(self, name)}) must be at least 1.")
+        if self.fewer_from is not None and not 1 <= self.fewer_from <= self.context:
+            raise DataError(f"fewer_from ({self.fewer_from}) must lie between 1 and context ({self.context}).")
         if self.distance < 0:
             raise DataError(f"distance ({self.distance}) must be at least 0.")
         for name in self.baselines:
@@ -170,6 +174,10 @@ def losses_of(
                 yield Losses(name, ratio, _nats(model, ids, memories, settings))
                 others = memories.rows(torch.arange(len(ids)).roll(1))
                 yield Losses(f"{name}, another text's", ratio, _nats(model, ids, others, settings))
+                if settings.fewer_from is not None:
+                    dense = texts.at(tokens_per_memory=min(ratio, settings.fewer_from))
+                    fewer = model.fewer(dense, tokens_per_memory=ratio)
+                    yield Losses(f"{name}, made of {settings.fewer_from}", ratio, _nats(model, ids, fewer, settings))
 
 
 def encodings(

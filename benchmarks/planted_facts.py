@@ -1,0 +1,167 @@
+"""Facts that stand in old text, asked for behind memories of it, beside what a sceptic would read instead.
+
+OMP_NUM_THREADS=1 python -m benchmarks.planted_facts --decoder PATH_OR_HUB_ID
+
+A row is old text with a fact at a random place, a window of recent tokens, and a question. The decoder chooses one of
+eight words by their likelihood; a word is recalled whole where each of its tokens is the most likely one. Names, words
+and wordings are none of those that writers are trained with.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from jaxtyping import Float
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from memlm.data import encode_texts, load_documents, split_documents
+from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
+from memlm.evaluation.memory.context_gain import BASELINES, ContextGainSettings, encodings, gain_rows, nothing
+from memlm.measurement.intervals import Units, ratio_interval, sum_by
+from memlm.models.slots import MemoryDecoder, SlotMemories
+
+_CHOICES = 8
+_WORDINGS = (
+    (" The secret word of {name} is {word}.", " The secret word of {name} is"),
+    (" In the ledger, the word beside {name} is {word}.", " The word that the ledger has beside {name} is"),
+    (" They agreed that {word} would be the password of {name}.", " The password of {name} was"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A decoder, text and sizes."""
+
+    decoder: str
+    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
+    text: str = "sotu"
+    """Text source; the figures are of its held-out documents."""
+    split: Literal["held_out", "validation", "all"] = "held_out"
+    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
+    modes: tuple[str, ...] = ("joint", "chunks")
+    """Ways of encoding."""
+    measure: ContextGainSettings = field(
+        default_factory=lambda: ContextGainSettings(ratios=(4, 16), scored=1, baselines=("truncation",))
+    )
+    """Rows, contexts and ratios."""
+
+
+class Questions(NamedTuple):
+    """Facts in old text, as token ids.
+
+    Attributes:
+        old: old text of each row, with a fact.
+        asked: recent tokens and the question.
+        choices: the words to choose from, for each row.
+        right: the index of the word that was stated.
+        document: (rows,), the document of each row.
+    """
+
+    old: list[list[int]]
+    asked: list[list[int]]
+    choices: list[list[list[int]]]
+    right: list[int]
+    document: NDArray[np.int64]
+
+
+def questions(model: MemoryDecoder, options: Options) -> Questions:
+    """Return rows with facts."""
+    settings, documents = options.measure, load_documents(options.text)
+    if options.split != "all":
+        documents = getattr(split_documents(documents), options.split)
+    rows = gain_rows(documents, model.tokenizer, settings)
+    draw, found = random.Random(settings.seed), Questions([], [], [], [], rows.document)  # noqa: S311
+    for ids in rows.ids.tolist():
+        words, name = draw.sample(WORDS, _CHOICES), draw.choice(NAMES)
+        right, (statement, question) = draw.randrange(_CHOICES), draw.choice(_WORDINGS)
+        texts = [statement.format(name=name, word=words[right]), question.format(name=name)]
+        stated, asked, *choices = encode_texts(model.tokenizer, [*texts, *(f" {word}" for word in words)])
+        place = draw.randrange(settings.context - len(stated))
+        old = [*ids[:place], *stated, *ids[place : settings.context - len(stated)]]
+        found.old.append(old)
+        found.asked.append([*ids[settings.context : settings.context + settings.window], *asked])
+        found.choices.append(choices)
+        found.right.append(right)
+    return found
+
+
+@torch.no_grad()
+def chosen(
+    model: MemoryDecoder, rows: Questions, part: range, memories: SlotMemories
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Return for each row 1 where the right word is the likeliest of eight, and 1 where it is recalled whole."""
+    prompts = [[*rows.asked[row], *choice] for row in part for choice in rows.choices[row]]
+    lengths = [len(choice) for row in part for choice in rows.choices[row]]
+    index = torch.arange(len(part)).repeat_interleave(_CHOICES)
+    inputs = model.inputs(prompts, memories.rows(index))
+    most = max(lengths)
+    logits = model.decoder(**inputs, logits_to_keep=most + 1).logits[:, :-1].float().log_softmax(-1)
+    targets = inputs["input_ids"][:, -most:]
+    nats = logits.gather(-1, targets[..., None])[..., 0]
+    best = logits.argmax(-1) == targets
+    counted = torch.arange(most) >= most - torch.tensor(lengths)[:, None]
+    scores = (nats * counted).sum(1).view(-1, _CHOICES)
+    right = torch.tensor([rows.right[row] for row in part])
+    whole = (best | ~counted).all(1).view(-1, _CHOICES).gather(1, right[:, None])[:, 0]
+    return (scores.argmax(1) == right).float(), whole.float()
+
+
+def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> Iterator[tuple[str, SlotMemories]]:
+    """Yield what is read in place of old text, by name."""
+    settings = options.measure
+    joint = model.encode(old, mode="joint")
+    yield "nothing", nothing(joint)
+    yield "all tokens", joint.at(tokens_per_memory=1)
+    baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
+    encoded = {name: encode(old) for name, encode in encodings(model, options.modes).items()}
+    for ratio in settings.ratios:
+        for name, read in baselines.items():
+            yield f"{name} / {ratio}", read(settings.context // ratio)
+        for name, texts in encoded.items():
+            memories = texts.at(tokens_per_memory=ratio)
+            yield f"{name} / {ratio}", memories
+            yield f"{name}, another text's / {ratio}", memories.rows(torch.arange(len(old)).roll(1))
+
+
+def cell(values: NDArray[np.float64], counts: NDArray[np.float64], document: NDArray[np.int64]) -> str:
+    """Return a ratio in percent with its interval over documents."""
+    size = int(document.max()) + 1
+    interval = ratio_interval(Units(sum_by(document, values, size), sum_by(document, counts, size), f"{size}"))
+    text = f"{100 * values.sum() / counts.sum():.1f}"
+    known = interval.low is not None and interval.high is not None
+    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if known else text  # pyright: ignore
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    model = MemoryDecoder.from_pretrained(options.decoder)
+    rows, settings = questions(model, options), options.measure
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    starts = range(0, len(rows.old), settings.batch_size)
+    for start in track(starts, description="reading rows", transient=True):
+        part = range(start, min(start + settings.batch_size, len(rows.old)))
+        for name, memories in contexts(model, [rows.old[row] for row in part], options):
+            found.setdefault(name, []).append(chosen(model, rows, part, memories))
+    print(f"{settings.context} old tokens, window {settings.window}, {len(rows.old)} facts, {options.split}")
+    print("| | one of eight, % | recalled whole, % | of what all tokens add, % |\n|---|---|---|---|")
+    scores = {
+        name: [torch.cat(column).double().numpy() for column in zip(*parts, strict=True)]
+        for name, parts in found.items()
+    }
+    alone, full = scores["nothing"][0], scores["all tokens"][0]
+    for name, (right, whole) in scores.items():
+        ones = np.ones_like(right)
+        cells = [cell(right, ones, rows.document), cell(whole, ones, rows.document)]
+        print("| " + " | ".join([name, *cells, cell(right - alone, full - alone, rows.document)]) + " |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
