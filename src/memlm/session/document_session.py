@@ -10,16 +10,18 @@ stand in the prompt as tokens, too. The decoder itself, its chat template and it
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from memlm.chunking import padded
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
 from memlm.errors import StoreError, UserError
+from memlm.models.base import CACHE_NAME
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.session.blocks import Block, side_by_side
 from memlm.session.conversation import Turn, prompt_ids
@@ -30,6 +32,9 @@ from memlm.store.text_store import TextStore
 
 _HELD = 2**14
 """Slots of chunks that are kept for later questions."""
+
+_LONGEST_ANSWER = 64
+"""Positions that are left free behind documents for an answer that is scored."""
 
 OnChunk = Callable[[int, int], None]
 """Function of the number of chunks that are read, and of all that will be."""
@@ -202,11 +207,12 @@ class DocumentSession:
             support=support,
         )
 
-    def nats(self, question: str, answer: str) -> float:
-        """Return the nats per token of an answer that is given, behind the documents as `ask` reads them."""
+    def nats(self, question: str, answers: Sequence[str]) -> list[float]:
+        """Return the nats of each of some answers, all tokens together, behind the documents as `ask` reads them."""
         found = self.passages(question)
         prompt = self._prompt(question, found)
-        return self._nats(prompt, answer, self._reading(question, len(prompt) + 64, lambda done, of: None).memories)
+        reading = self._reading(question, len(prompt) + _LONGEST_ANSWER, lambda done, of: None)
+        return [sum(nats) for nats in self._nats(prompt, answers, reading.memories)]
 
     def support(
         self, question: str, answer: str, *, found: list[Passage] | None = None, reading: _Reading | None = None
@@ -216,9 +222,10 @@ class DocumentSession:
             return 0.0
         found = self.passages(question) if found is None else found
         with_documents = self._prompt(question, found)
-        reading = reading or self._reading(question, len(with_documents) + 64, lambda done, of: None)
-        alone = self._nats(prompt_ids(self.model.tokenizer, self.turns, question), answer, None)
-        return alone - self._nats(with_documents, answer, reading.memories)
+        reading = reading or self._reading(question, len(with_documents) + _LONGEST_ANSWER, lambda done, of: None)
+        [alone] = self._nats(prompt_ids(self.model.tokenizer, self.turns, question), [answer], None)
+        [behind] = self._nats(with_documents, [answer], reading.memories)
+        return (sum(alone) - sum(behind)) / len(alone)
 
     def fork(self, settings: AskSettings | None = None) -> DocumentSession:
         """Return an independent session with the same documents and turns, which may read them in another way."""
@@ -322,12 +329,20 @@ class DocumentSession:
         return prompt if memories is not None else [self.model.reader.first_token_id, *prompt]
 
     @torch.no_grad()
-    def _nats(self, prompt: list[int], answer: str, memories: SlotMemories | None) -> float:
-        """Return the nats per token of an answer behind a prompt."""
-        ids = encode_texts(self.model.tokenizer, [answer])[0]
-        inputs = self.model.inputs([self._behind_first(prompt, memories) + ids], memories)
-        logits = self.model.decoder(**inputs, logits_to_keep=len(ids) + 1).logits[0, :-1].float()
-        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids, device=logits.device)))
+    def _nats(self, prompt: list[int], answers: Sequence[str], memories: SlotMemories | None) -> list[list[float]]:
+        """Return the nats of each token of answers behind a prompt, which is read once."""
+        ids, decoder = encode_texts(self.model.tokenizer, list(answers)), cast(Any, self.model.decoder)
+        inputs = self.model.inputs([self._behind_first(prompt, memories)], memories)
+        read = decoder(**inputs, use_cache=True, logits_to_keep=1)
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        rows, mask = (x.to(decoder.device) for x in padded(ids, length=max(map(len, ids)), pad_token_id=0))
+        seen = torch.cat([inputs["attention_mask"].expand(len(ids), -1), mask], 1)
+        positions = seen.cumsum(1)[:, -rows.shape[1] :] - 1
+        found = decoder(input_ids=rows, attention_mask=seen, position_ids=positions, **{CACHE_NAME: cache}).logits
+        logits = torch.cat([read.logits.expand(len(ids), -1, -1), found[:, :-1]], 1).float()
+        nats = torch.nn.functional.cross_entropy(logits.mT, rows, reduction="none")
+        return [row[: len(answer)].tolist() for row, answer in zip(nats, ids, strict=True)]
 
 
 def _ratio(store: TextStore) -> float:

@@ -1,0 +1,185 @@
+"""Answers about documents: read as memories, beside what a sceptic would read instead.
+
+OMP_NUM_THREADS=1 python -m benchmarks.ask_documents --decoder PATH_OR_HUB_ID
+
+Facts are planted in documents, and each is asked for by another wording. The decoder chooses one of eight words by
+their likelihood, and gives an answer of its own, which is right where it contains the word. Beside `ask` stand the
+found passages alone and the last tokens alone, with as many decoder inputs as `ask` has, and all tokens of the right
+document.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import track
+
+from memlm.data import encode_texts, load_documents, split_documents
+from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
+from memlm.measurement.intervals import Units, ratio_interval
+from memlm.models.slots import MemoryDecoder
+from memlm.session import AskSettings, DocumentSession
+
+_CHOICES = 8
+_WORDINGS = (
+    ("The password of {name} was {word}.", "What was the password of {name}?"),
+    ("In the ledger, {name} is entered under the word {word}.", "Under which word does the ledger enter {name}?"),
+    ("The ship of {name} was called the {word}.", "What was the ship of {name} called?"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A decoder, documents and sizes."""
+
+    decoder: str
+    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
+    text: str = "sotu"
+    """Text source; the figures are of its held-out documents."""
+    split: Literal["held_out", "validation", "all"] = "held_out"
+    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
+    documents: int = 10
+    """Documents that are read."""
+    tokens: int = 4000
+    """Tokens of each document, at most."""
+    questions: int = 50
+    """Questions in all."""
+    ways: tuple[str, ...] = ("ask", "memories only", "passages only", "last tokens", "the right document", "nothing")
+    """Ways to read the documents."""
+    seed: int = 0
+    """Seed of the facts."""
+    reading: AskSettings = field(default_factory=AskSettings)
+    """How `ask` reads documents."""
+
+
+class Fact(NamedTuple):
+    """A fact in a document.
+
+    Attributes:
+        document: number of the document.
+        question: asks for the word.
+        words: the words to choose from.
+        right: index of the word that the document states.
+    """
+
+    document: int
+    question: str
+    words: list[str]
+    right: int
+
+
+def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fact]]:
+    """Return texts with a fact behind a sentence each, and the facts."""
+    draw = random.Random(options.seed)  # noqa: S311 (places, not secrets)
+    sentences, facts = [text.split(". ") for text in texts], list[Fact]()
+    subjects = [(name, wording) for name in NAMES for wording in _WORDINGS]
+    for name, (statement, question) in draw.sample(subjects, min(options.questions, len(subjects))):
+        document, words = draw.randrange(len(texts)), draw.sample(WORDS, _CHOICES)
+        right = draw.randrange(_CHOICES)
+        fact = statement.format(name=name, word=words[right]).removesuffix(".")
+        sentences[document].insert(draw.randrange(1, len(sentences[document])), fact)
+        facts.append(Fact(document, question.format(name=name), words, right))
+    return [". ".join(parts) for parts in sentences], facts
+
+
+class Result(NamedTuple):
+    """Whether a question was answered, by choice and in the decoder's own words, and what was read."""
+
+    chosen: bool
+    said: bool
+    inputs: int
+
+
+Way = Callable[[Fact], Result]
+
+
+def ways_to_read(model: MemoryDecoder, texts: Sequence[str], options: Options) -> Mapping[str, Way]:
+    """Return the ways by name."""
+    session = DocumentSession(model, options.reading)
+    for number, text in enumerate(texts):
+        session.read(text, name=str(number))
+    alone = DocumentSession(model, options.reading)
+    sizes: dict[str, int] = {}
+
+    def ask(fact: Fact, **changes: Any) -> Result:
+        found = answered(session.fork(AskSettings(**{**vars(options.reading), **changes})), fact, fact.question)
+        sizes[fact.question] = found.inputs
+        return found
+
+    def shown(text_of: Callable[[Fact], str], fact: Fact) -> Result:
+        return answered(alone.fork(), fact, "\n\n".join(filter(None, [text_of(fact), fact.question])))
+
+    def passages(fact: Fact) -> str:
+        return within([passage.text for passage in session.passages(fact.question)], sizes[fact.question], model)
+
+    return {
+        "ask": ask,
+        "memories only": partial(ask, passages=0),
+        "passages only": partial(shown, passages),
+        "last tokens": partial(shown, lambda fact: last("\n\n".join(texts), sizes[fact.question], model)),
+        "the right document": partial(shown, lambda fact: texts[fact.document]),
+        "nothing": partial(shown, lambda fact: ""),
+    }
+
+
+def answered(session: DocumentSession, fact: Fact, question: str) -> Result:
+    """Return how a session answers."""
+    nats = session.nats(question, [f"{word}." for word in fact.words])
+    answer = session.ask(question, max_new_tokens=24)
+    said = fact.words[fact.right] in answer.text.lower()
+    return Result(int(np.argmin(nats)) == fact.right, said, answer.tokens + answer.memories)
+
+
+def within(passages: Sequence[str], tokens: int, model: MemoryDecoder) -> str:
+    """Return as many passages as fit into a number of tokens, best first."""
+    kept, left = list[str](), tokens
+    for passage, ids in zip(passages, encode_texts(model.tokenizer, list(passages)), strict=True):
+        if len(ids) > left:
+            break
+        kept.append(passage.strip())
+        left -= len(ids)
+    return "\n\n".join(kept)
+
+
+def last(text: str, tokens: int, model: MemoryDecoder) -> str:
+    """Return the last tokens of a text."""
+    return model.tokenizer.decode(encode_texts(model.tokenizer, [text])[0][-tokens:])  # pyright: ignore
+
+
+def percent(values: Sequence[bool]) -> str:
+    """Return a share in percent with its interval over questions."""
+    found = np.asarray(values, dtype=float)
+    interval = ratio_interval(Units(found, np.ones_like(found), f"{len(found)} questions"))
+    text = f"{100 * found.mean():.0f}"
+    known = interval.low is not None and interval.high is not None
+    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if known else text  # pyright: ignore
+
+
+def main(options: Options) -> None:
+    """Measure and print."""
+    model = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
+    documents = load_documents(options.text)
+    if options.split != "all":
+        documents = getattr(split_documents(documents), options.split)
+    rows = encode_texts(model.tokenizer, [document.text for document in documents[: options.documents]])
+    texts = [str(model.tokenizer.decode(row[: options.tokens])) for row in rows]
+    texts, facts = planted(texts, options)
+    every = ways_to_read(model, texts, options)
+    print(f"{len(facts)} facts in {len(texts)} documents of up to {options.tokens} tokens, {options.split}")
+    print("| | one of eight, % | in its own words, % | decoder inputs |\n|---|---|---|---|", flush=True)
+    for name in options.ways:
+        found = [every[name](fact) for fact in track(facts, description=name, transient=True)]
+        cells = [percent([x.chosen for x in found]), percent([x.said for x in found])]
+        print(f"| {name} | {' | '.join(cells)} | {np.mean([x.inputs for x in found]):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main(tyro.cli(Options))
