@@ -3,9 +3,9 @@
 OMP_NUM_THREADS=1 python -m benchmarks.ask_documents --decoder PATH_OR_HUB_ID
 
 Facts are planted in documents, and each is asked for by another wording. The decoder chooses one of eight words by
-their likelihood, and gives an answer of its own, which is right where it contains the word. Beside `ask` stand the
-found passages alone and the last tokens alone, with as many decoder inputs as `ask` has, and all tokens of the right
-document.
+their likelihood, and gives an answer of its own, which is right where it contains the word. Beside `ask` stand its own
+prompt without memories, the found passages alone and the last tokens alone, with as many decoder inputs as `ask` has,
+and all tokens of the right document.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class Options:
     """Tokens of each document, at most."""
     questions: int = 50
     """Questions in all."""
-    ways: tuple[str, ...] = ("ask", "memories only", "passages only", "last tokens", "the right document", "nothing")
+    ways: tuple[str, ...] = (
+        *("ask", "the same prompt alone", "memories only", "passages only", "last tokens", "the right document"),
+        "nothing",
+    )
     """Ways to read the documents."""
     seed: int = 0
     """Seed of the facts."""
@@ -116,11 +119,15 @@ def ways_to_read(model: MemoryDecoder, texts: Sequence[str], options: Options) -
     def shown(text_of: Callable[[Fact], str], fact: Fact) -> Result:
         return answered(alone.fork(), fact, "\n\n".join(filter(None, [text_of(fact), fact.question])))
 
+    def prompted(fact: Fact) -> str:
+        return "\n\n".join(passage.text for passage in session.passages(fact.question)[: options.reading.passages])
+
     def passages(fact: Fact) -> str:
         return within([passage.text for passage in session.passages(fact.question)], sizes[fact.question], model)
 
     return {
         "ask": ask,
+        "the same prompt alone": partial(shown, prompted),
         "memories only": partial(ask, passages=0),
         "passages only": partial(shown, passages),
         "last tokens": partial(shown, lambda fact: last("\n\n".join(texts), sizes[fact.question], model)),

@@ -9,20 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
 from memlm.cli import main
-from memlm.errors import UserError
+from memlm.errors import ConfigError, UserError
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 from tests.models.test_slots import decoder_of
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
 from lm_eval.api.instance import Instance
+from lm_eval.models.dummy import DummyLM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from memlm.data import Document
-from memlm.evaluation.lm_eval.compare import compare_readings, largest_difference, open_tasks
+from memlm.evaluation.lm_eval.compare import _scores, compare_readings, largest_difference, open_tasks
+from memlm.evaluation.lm_eval.ruler import ruler_task
 from memlm.evaluation.lm_eval.slot_reader import SlotLM
 from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
 from tests.evaluation.test_harness import prose, scored, written
@@ -171,3 +177,26 @@ def test_side_by_side_on_the_command_line(
     assert "by the harness's own class: 0.0e+00" in table
     out = Path("runs/harness") if kind == "decoder" else folders[kind] / "harness"
     assert all(row["memories"] > row["requests"] > 0 for row in json.loads((out / "results.json").read_text()))
+
+
+@pytest.fixture
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of words and signs, so that a context of RULER is as long as with a real one."""
+    backend = Tokenizer(WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+def test_contexts_of_ruler_are_counted_by_the_models_own_tokenizer(words: PreTrainedTokenizerFast) -> None:
+    task = ruler_task("ruler_vt", TaskManager(), words, [1024])
+    lengths = [len(words(row["input"])["input_ids"]) for row in list(task.test_docs())[:20]]
+    assert max(lengths) <= 1024
+    assert min(lengths) > 600
+    # a score for each length that was asked for, and none for the others
+    assert list(_scores(DummyLM(), task, TaskManager(), limit=2)) == ["1024"]
+
+
+@pytest.mark.parametrize("lengths", [[], [200], [4096, 1023]])
+def test_contexts_of_ruler_have_room_for_an_example(words: PreTrainedTokenizerFast, lengths: list[int]) -> None:
+    with pytest.raises(ConfigError, match="at least 1024 tokens"):
+        ruler_task("ruler_vt", TaskManager(), words, lengths)

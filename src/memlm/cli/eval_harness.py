@@ -46,6 +46,8 @@ class EvalHarness:
     """Maximum number of questions of a task."""
     questions: int = 64
     """Questions of each memlm task."""
+    ruler_lengths: tuple[int, ...] = (1024, 4096)
+    """Tokens of the contexts of RULER's niah_single_1, niah_multikey_2 and ruler_vt (pip install 'lm-eval[ruler]')."""
     seed: int = 0
     """Seed of the facts."""
     text: str | None = None
@@ -72,7 +74,10 @@ def run(arguments: list[str]) -> None:
     reader, out = _open_reader(options), Path(options.out or _default_out(options.model))
     _prepare_tasks(options, names, reader, out / "tasks")
     manager = open_tasks(names, out / "tasks")
-    found = compare_readings(reader, names, manager, readings=options.readings, limit=options.limit, say=_say)
+    lengths = options.ruler_lengths
+    found = compare_readings(
+        reader, names, manager, readings=options.readings, limit=options.limit, lengths=lengths, say=_say
+    )
     write_file_atomic(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
     table = markdown(found, options)
     if options.hf is not None:

@@ -17,10 +17,14 @@ from lm_eval.tasks import TaskManager
 
 from memlm.errors import CheckpointError, ConfigError, did_you_mean
 from memlm.evaluation.lm_eval.context_reader import ContextReader, Reading
+from memlm.evaluation.lm_eval.ruler import TASKS as RULER
+from memlm.evaluation.lm_eval.ruler import ruler_task
 from memlm.evaluation.lm_eval.tasks import TASKS
 
 _NORMAL_95 = 1.96
 _BOOTSTRAPS = 1000
+_NO_SUCH_LENGTH = -1
+"""The score that RULER's tasks give for lengths that they were not asked for."""
 Say = Callable[[str], None]
 
 
@@ -79,6 +83,7 @@ def compare_readings(
     *,
     readings: Sequence[Reading],
     limit: int | None = None,
+    lengths: Sequence[int] = (),
     say: Say = lambda _: None,
 ) -> list[TaskScores]:
     """Score each task under each reading.
@@ -89,6 +94,7 @@ def compare_readings(
         manager: a manager of these tasks.
         readings: at least one reading.
         limit: the maximum number of questions of a task.
+        lengths: tokens of the contexts of RULER's tasks.
         say: called with a line about each evaluation.
 
     Raises:
@@ -98,11 +104,12 @@ def compare_readings(
     found: list[TaskScores] = []
     for name in names:
         row = TaskScores(name)
+        task = ruler_task(name, manager, model.tokenizer, lengths) if name in RULER else name
         for reading in readings:
             say(f"{name}, old context read as: {reading}")
             model.reset()
             model.reading = reading
-            scores = _scores(model, name, manager, limit)
+            scores = _scores(model, task, manager, limit)
             row.longest = max(row.longest, model.longest)
             if reading == "memory":
                 row.requests, row.memories = model.num_requests, model.num_memories
@@ -149,18 +156,19 @@ def largest_difference(found: Sequence[TaskScores], plain: dict[str, dict[str, S
     )
 
 
-def _scores(model: Any, name: str, manager: TaskManager, limit: int | None) -> dict[str, Score]:
+def _scores(model: Any, task: Any, manager: TaskManager, limit: int | None) -> dict[str, Score]:
     options: dict[str, Any] = {"limit": limit, "bootstrap_iters": _BOOTSTRAPS, "log_samples": False}
     with redirect_stdout(sys.stderr):  # stdout is for results alone
-        result = cast(Any, simple_evaluate(model=model, tasks=[name], task_manager=manager, **options))
+        result = cast(Any, simple_evaluate(model=model, tasks=[task], task_manager=manager, **options))
     found: dict[str, Score] = {}
-    for task, figures in result["results"].items():
+    for name, figures in result["results"].items():
         for key, value in figures.items():
             metric, _, how = key.partition(",")
-            if not how or metric.endswith("_stderr") or not isinstance(value, int | float):
+            unknown = metric.isdigit() and value == _NO_SUCH_LENGTH
+            if not how or unknown or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = figures.get(f"{metric}_stderr,{how}")
             known = isinstance(error, int | float) and math.isfinite(error)
-            label = metric if task == name else f"{task} {metric}"
+            label = metric if len(result["results"]) == 1 else f"{name} {metric}"
             found[label] = Score(float(value), _NORMAL_95 * float(error) if known else None)  # type: ignore[arg-type]
     return found

@@ -172,8 +172,8 @@ def losses_of(
             for name, texts in encoded.items():
                 memories = texts.at(tokens_per_memory=ratio)
                 yield Losses(name, ratio, _nats(model, ids, memories, settings))
-                others = memories.rows(torch.arange(len(ids)).roll(1))
-                yield Losses(f"{name}, another text's", ratio, _nats(model, ids, others, settings))
+                another = memories.rows(torch.arange(len(ids)).roll(1))
+                yield Losses(f"{name}, another text's", ratio, _nats(model, ids, another, settings))
                 if settings.fewer_from is not None:
                     dense = texts.at(tokens_per_memory=min(ratio, settings.fewer_from))
                     fewer = model.fewer(dense, tokens_per_memory=ratio)
