@@ -79,14 +79,14 @@ def test_the_lines_for_engineers(
     monkeypatch.setenv("COLUMNS", "120")  # names are folded in 80
     places["PATH_OR_HUB_ID"] = str(decoder)
     lines = typed("For engineers")
-    assert len(lines) == 5
+    assert len(lines) == 6
     printed = [run(line, places, capsys) for line in lines]
     assert "original_decoder" in printed[2]
     python = re.search(r"```python\n(.*?)```", section("For engineers"), re.DOTALL)
     assert python is not None
     exec(python.group(1).replace("PATH_OR_HUB_ID", str(decoder)), {})  # a block of this repository's README
     assert capsys.readouterr().out.strip()
-    assert printed[-1].strip()
+    assert printed[4].strip()
 
 
 @pytest.mark.filterwarnings("ignore")
