@@ -188,6 +188,13 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def test_contexts_of_ruler_are_counted_by_the_models_own_tokenizer(words: PreTrainedTokenizerFast) -> None:
+    pytest.importorskip("wonderwords", reason="RULER's generators need wonderwords (lm-eval[ruler])")
+    try:
+        import nltk
+
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        pytest.skip("RULER's generators need a list of sentence ends, which nltk fetches")
     task = ruler_task("ruler_vt", TaskManager(), words, [1024])
     lengths = [len(words(row["input"])["input_ids"]) for row in list(task.test_docs())[:20]]
     assert max(lengths) <= 1024
