@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from rich.progress import track
 
-from memlm.data import encode_texts, load_documents, split_documents
+from benchmarks.context_gain import Source
+from benchmarks.planted_facts import percent
+from memlm.data import encode_texts
 from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
-from memlm.measurement.intervals import Units, ratio_interval
 from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 
@@ -36,16 +37,10 @@ _WORDINGS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Source):
     """A decoder, documents and sizes."""
 
-    decoder: str
-    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    text: str = "sotu"
-    """Text source; the figures are of its held-out documents."""
-    split: Literal["held_out", "validation", "all"] = "held_out"
-    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
-    documents: int = 10
+    num_documents: int = 10
     """Documents that are read."""
     tokens: int = 4000
     """Tokens of each document, at most."""
@@ -74,7 +69,7 @@ class Fact(NamedTuple):
 
     document: int
     question: str
-    words: list[str]
+    words: tuple[str, ...]
     right: int
 
 
@@ -87,8 +82,8 @@ def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fac
         document, words = draw.randrange(len(texts)), draw.sample(WORDS, _CHOICES)
         right = draw.randrange(_CHOICES)
         fact = statement.format(name=name, word=words[right]).removesuffix(".")
-        sentences[document].insert(draw.randrange(1, len(sentences[document])), fact)
-        facts.append(Fact(document, question.format(name=name), words, right))
+        sentences[document].insert(draw.randrange(1, max(2, len(sentences[document]))), fact)
+        facts.append(Fact(document, question.format(name=name), tuple(words), right))
     return [". ".join(parts) for parts in sentences], facts
 
 
@@ -109,12 +104,11 @@ def ways_to_read(model: MemoryDecoder, texts: Sequence[str], options: Options) -
     for number, text in enumerate(texts):
         session.read(text, name=str(number))
     alone = DocumentSession(model, options.reading)
-    sizes: dict[str, int] = {}
+    memories_only = replace(options.reading, passages=0)
 
-    def ask(fact: Fact, **changes: Any) -> Result:
-        found = answered(session.fork(AskSettings(**{**vars(options.reading), **changes})), fact, fact.question)
-        sizes[fact.question] = found.inputs
-        return found
+    @cache
+    def ask(fact: Fact) -> Result:
+        return answered(session.fork(), fact, fact.question)
 
     def shown(text_of: Callable[[Fact], str], fact: Fact) -> Result:
         return answered(alone.fork(), fact, "\n\n".join(filter(None, [text_of(fact), fact.question])))
@@ -123,14 +117,14 @@ def ways_to_read(model: MemoryDecoder, texts: Sequence[str], options: Options) -
         return "\n\n".join(passage.text for passage in session.passages(fact.question)[: options.reading.passages])
 
     def passages(fact: Fact) -> str:
-        return within([passage.text for passage in session.passages(fact.question)], sizes[fact.question], model)
+        return within([passage.text for passage in session.passages(fact.question)], ask(fact).inputs, model)
 
     return {
         "ask": ask,
         "the same prompt alone": partial(shown, prompted),
-        "memories only": partial(ask, passages=0),
+        "memories only": lambda fact: answered(session.fork(memories_only), fact, fact.question),
         "passages only": partial(shown, passages),
-        "last tokens": partial(shown, lambda fact: last("\n\n".join(texts), sizes[fact.question], model)),
+        "last tokens": partial(shown, lambda fact: last("\n\n".join(texts), ask(fact).inputs, model)),
         "the right document": partial(shown, lambda fact: texts[fact.document]),
         "nothing": partial(shown, lambda fact: ""),
     }
@@ -160,22 +154,11 @@ def last(text: str, tokens: int, model: MemoryDecoder) -> str:
     return model.tokenizer.decode(encode_texts(model.tokenizer, [text])[0][-tokens:])  # pyright: ignore
 
 
-def percent(values: Sequence[bool]) -> str:
-    """Return a share in percent with its interval over questions."""
-    found = np.asarray(values, dtype=float)
-    interval = ratio_interval(Units(found, np.ones_like(found), f"{len(found)} questions"))
-    text = f"{100 * found.mean():.0f}"
-    known = interval.low is not None and interval.high is not None
-    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if known else text  # pyright: ignore
-
-
 def main(options: Options) -> None:
     """Measure and print."""
     model = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
-    documents = load_documents(options.text)
-    if options.split != "all":
-        documents = getattr(split_documents(documents), options.split)
-    rows = encode_texts(model.tokenizer, [document.text for document in documents[: options.documents]])
+    documents = options.documents()[: options.num_documents]
+    rows = encode_texts(model.tokenizer, [document.text for document in documents])
     texts = [str(model.tokenizer.decode(row[: options.tokens])) for row in rows]
     texts, facts = planted(texts, options)
     every = ways_to_read(model, texts, options)
@@ -183,7 +166,8 @@ def main(options: Options) -> None:
     print("| | one of eight, % | in its own words, % | decoder inputs |\n|---|---|---|---|", flush=True)
     for name in options.ways:
         found = [every[name](fact) for fact in track(facts, description=name, transient=True)]
-        cells = [percent([x.chosen for x in found]), percent([x.said for x in found])]
+        columns = [np.array([x.chosen for x in found], float), np.array([x.said for x in found], float)]
+        cells = [percent(column, np.ones(len(found)), np.arange(len(found))) for column in columns]
         print(f"| {name} | {' | '.join(cells)} | {np.mean([x.inputs for x in found]):.0f} |", flush=True)
 
 

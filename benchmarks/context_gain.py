@@ -8,32 +8,44 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import tyro
 from rich.progress import Progress
 
-from memlm.data import load_documents, split_documents
+from memlm.data import Document, load_documents, split_documents
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
 from memlm.measurement import Measurement, append_journal
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 
 
 @dataclass(frozen=True)
-class Options:
-    """A decoder, text and sizes."""
+class Source:
+    """A decoder, and documents that it reads."""
 
     decoder: str
     """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    others: tuple[str, ...] = ()
-    """Folders of runs of the same decoder with other seeds, measured on the same rows; their mean is printed, too."""
-    gguf_file: str | None = None
-    """Name of the GGUF file in the folder."""
     text: str = "sotu"
     """Text source; the figures are of its held-out documents."""
     split: Literal["held_out", "validation", "all"] = "held_out"
     """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
+
+    def documents(self) -> Sequence[Document]:
+        """Return the documents of the split."""
+        documents = load_documents(self.text)
+        return documents if self.split == "all" else getattr(split_documents(documents), self.split)
+
+
+@dataclass(frozen=True)
+class Options(Source):
+    """A decoder, text and sizes."""
+
+    others: tuple[str, ...] = ()
+    """Folders of runs of the same decoder with other seeds, measured on the same rows; their mean is printed, too."""
+    gguf_file: str | None = None
+    """Name of the GGUF file in the folder."""
     dtype: str = "float32"
     """Type of the decoder's weights."""
     measure: ContextGainSettings = field(default_factory=ContextGainSettings)
@@ -75,15 +87,12 @@ def main(options: Options) -> None:
     settings = None if options.encoding == EncodingSettings() else options.encoding
     model = MemoryDecoder.from_pretrained(options.decoder, settings=settings, dtype=options.dtype, **more)
     others = [MemoryDecoder.from_pretrained(run, settings=settings, dtype=options.dtype) for run in options.others]
-    documents = load_documents(options.text)
-    if options.split != "all":
-        documents = getattr(split_documents(documents), options.split)
     began = time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("reading rows", total=options.measure.rows)
         found = context_gain(
             model,
-            documents,
+            options.documents(),
             options.measure,
             split=options.split,
             modes=options.modes,

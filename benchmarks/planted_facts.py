@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from memlm.data import encode_texts, load_documents, split_documents
+from benchmarks.context_gain import Source
+from memlm.data import encode_texts
 from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
 from memlm.evaluation.memory.context_gain import BASELINES, ContextGainSettings, encodings, gain_rows, nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
@@ -37,15 +38,9 @@ _WORDINGS = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Source):
     """A decoder, text and sizes."""
 
-    decoder: str
-    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    text: str = "sotu"
-    """Text source; the figures are of its held-out documents."""
-    split: Literal["held_out", "validation", "all"] = "held_out"
-    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
     modes: tuple[str, ...] = ("joint", "chunks")
     """Ways of encoding."""
     measure: ContextGainSettings = field(
@@ -74,10 +69,8 @@ class Questions(NamedTuple):
 
 def questions(model: MemoryDecoder, options: Options) -> Questions:
     """Return rows with facts."""
-    settings, documents = options.measure, load_documents(options.text)
-    if options.split != "all":
-        documents = getattr(split_documents(documents), options.split)
-    rows = gain_rows(documents, model.tokenizer, settings)
+    settings = options.measure
+    rows = gain_rows(options.documents(), model.tokenizer, settings)
     draw, found = random.Random(settings.seed), Questions([], [], [], [], rows.document)  # noqa: S311
     for ids in rows.ids.tolist():
         words, name = draw.sample(WORDS, _CHOICES), draw.choice(NAMES)
@@ -131,13 +124,16 @@ def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> It
             yield f"{name}, another text's / {ratio}", memories.rows(torch.arange(len(old)).roll(1))
 
 
-def cell(values: NDArray[np.float64], counts: NDArray[np.float64], document: NDArray[np.int64]) -> str:
-    """Return a ratio in percent with its interval over documents."""
-    size = int(document.max()) + 1
-    interval = ratio_interval(Units(sum_by(document, values, size), sum_by(document, counts, size), f"{size}"))
+def percent(values: NDArray[np.float64], counts: NDArray[np.float64], owner: NDArray[np.int64]) -> str:
+    """Return a ratio of sums in percent, with its interval over the owners, such as documents, of the values."""
+    if not counts.sum():
+        return ""
+    size = int(owner.max()) + 1
+    interval = ratio_interval(Units(sum_by(owner, values, size), sum_by(owner, counts, size), str(size)))
     text = f"{100 * values.sum() / counts.sum():.1f}"
-    known = interval.low is not None and interval.high is not None
-    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if known else text  # pyright: ignore
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def main(options: Options) -> None:
@@ -159,8 +155,8 @@ def main(options: Options) -> None:
     alone, full = scores["nothing"][0], scores["all tokens"][0]
     for name, (right, whole) in scores.items():
         ones = np.ones_like(right)
-        cells = [cell(right, ones, rows.document), cell(whole, ones, rows.document)]
-        print("| " + " | ".join([name, *cells, cell(right - alone, full - alone, rows.document)]) + " |")
+        cells = [percent(right, ones, rows.document), percent(whole, ones, rows.document)]
+        print("| " + " | ".join([name, *cells, percent(right - alone, full - alone, rows.document)]) + " |")
 
 
 if __name__ == "__main__":

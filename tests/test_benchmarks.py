@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.ask_documents import Options as AskOptions
+from benchmarks.ask_documents import main as ask_documents
 from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
 from benchmarks.beyond_positions import Options as BeyondOptions
@@ -14,6 +16,8 @@ from benchmarks.beyond_positions import main as ask_beyond
 from benchmarks.injections import Options as InjectionOptions
 from benchmarks.injections import main as compare_injections
 from benchmarks.memory import CASES, peak_of, time_pair
+from benchmarks.planted_facts import Options as FactOptions
+from benchmarks.planted_facts import main as recall_facts
 from benchmarks.processes import Options, rate, trained
 from benchmarks.slot_codes import Options as CodeOptions
 from benchmarks.slot_codes import main as compare_codes
@@ -113,3 +117,37 @@ def test_passages_beyond_the_positions_are_asked_for(
     ask_beyond(BeyondOptions(str(decoder), **sizes))
     rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows == ["", "no memories", "oldest forgotten", "oldest overlap", "positions for all"]
+
+
+def rows_of(printed: str) -> list[list[str]]:
+    """Return the cells of a printed table."""
+    return [[cell.strip() for cell in x.split("|")[1:-1]] for x in printed.splitlines() if x.startswith("| ")]
+
+
+def test_planted_facts_are_asked_for(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = {"rows": 5, "context": 128, "window": 4, "scored": 1, "ratios": (1, 4), "batch_size": 2}
+    measure = ContextGainSettings(**sizes, baselines=("truncation",))
+    recall_facts(FactOptions(str(decoder), text=str(corpus), split="all", modes=("joint",), measure=measure))
+    _, *rows = rows_of(capsys.readouterr().out)
+    kinds = [f"{name} / {ratio}" for ratio in (1, 4) for name in ("truncation", "joint", "joint, another text's")]
+    assert [row[0] for row in rows] == ["nothing", "all tokens", *kinds]
+    scores = {row[0]: row[1:3] for row in rows}
+    # one memory for each token is what all tokens are
+    assert scores["joint / 1"] == scores["truncation / 1"] == scores["all tokens"]
+
+
+def test_documents_are_asked_in_every_way(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask_documents(AskOptions(str(decoder), text=str(corpus), split="all", num_documents=2, tokens=400, questions=2))
+    _, *rows = rows_of(capsys.readouterr().out)
+    inputs = {row[0]: float(row[3]) for row in rows}
+    assert list(inputs) == list(AskOptions(str(decoder)).ways)
+    assert inputs["nothing"] < inputs["the same prompt alone"] < inputs["ask"]
+    assert inputs["memories only"] < inputs["ask"]

@@ -50,6 +50,14 @@ def test_many_questions_as_json(place: Path, capsys: pytest.CaptureFixture[str])
     assert (alone["tokens"], alone["text"]) == (found[1]["tokens"], found[1]["text"])
 
 
+def test_passages_are_cited_in_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "What is red?", "--json", *ASK, "--text", "odd\u202ename.txt"]) == 0
+    [passage] = json.loads(capsys.readouterr().out)["passages"]
+    assert set(passage) == {"document", "start", "end", "text", "score"}
+    text = Path("odd\u202ename.txt").read_text()
+    assert text[passage["start"] : passage["end"]] == passage["text"]
+
+
 def test_chat_remembers(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("What is red?\nAnd then?\n\nnot asked\n"))
     assert main(["chat", *ASK]) == 0

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
@@ -54,7 +56,7 @@ class Ask(Documents):
     question: Positional[str | None] = None
     """The question."""
     questions: str | None = None
-    """JSONL file with a "question" in each line, instead; other fields are passed on."""
+    """JSONL file with a "question" in each line, instead; an "id" is passed on."""
     json: bool = False
     """Print one JSON object for each answer."""
 
@@ -141,6 +143,7 @@ def answered(session: DocumentSession, question: str, options: Documents, *, str
     if stream:
         print(f"{answer.reading()}; support {answer.support:.2f} nats per token", file=sys.stderr)
         for passage in answer.passages[: options.show]:
-            place = f"{one_line(passage.document)} {passage.start}-{passage.end}"
-            print(f"  {place}: {one_line(passage.text)}", file=sys.stderr)
+            line = f"{one_line(passage.document)} {passage.start}-{passage.end}: {one_line(passage.text)}"
+            width = get_terminal_size().columns
+            print(fill(line, width, initial_indent="  ", subsequent_indent="    "), file=sys.stderr)
     return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import bm25s
@@ -38,7 +39,8 @@ class DocumentChunk(NamedTuple):
     text: str
 
 
-class Passage(NamedTuple):
+@dataclass(frozen=True)
+class Passage:
     """A part of a document that a question is about.
 
     Attributes:
@@ -103,7 +105,7 @@ class ChunkSearch:
         scores = self._scores(question)
         for place in np.argsort(-scores, kind="stable").tolist():
             if scores[place] > 0:
-                best.setdefault(self.owners[place], self.passages[place]._replace(score=float(scores[place])))
+                best.setdefault(self.owners[place], replace(self.passages[place], score=float(scores[place])))
         return list(best.values())
 
     def scores(self, question: str) -> Float[ndarray, " chunks"]:

@@ -33,9 +33,6 @@ from memlm.store.text_store import TextStore
 _HELD = 2**14
 """Slots of chunks that are kept for later questions."""
 
-_LONGEST_ANSWER = 64
-"""Positions that are left free behind documents for an answer that is scored."""
-
 OnChunk = Callable[[int, int], None]
 """Function of the number of chunks that are read, and of all that will be."""
 
@@ -72,7 +69,7 @@ class Answer:
 
 
 class _Source(NamedTuple):
-    """Where a chunk's memories are stored, besides its text."""
+    """The place of a chunk's memories in a store."""
 
     store: TextStore
     part: str
@@ -193,7 +190,7 @@ class DocumentSession:
         reading = self._reading(question, len(prompt) + max_new_tokens, on_chunk)
         ids = self._generated(prompt, reading.memories, max_new_tokens, streamer, options)
         text = decode_ids(self.model.tokenizer, ids).strip()
-        support = self.support(question, text, found=found, reading=reading)
+        support = self._support(question, prompt, text, reading.memories)
         self.turns.append(Turn(question, text))
         read = sum(len(self.chunks[one.chunk].tokens) for one in reading.plan)
         return Answer(
@@ -211,20 +208,16 @@ class DocumentSession:
         """Return the nats of each of some answers, all tokens together, behind the documents as `ask` reads them."""
         found = self.passages(question)
         prompt = self._prompt(question, found)
-        reading = self._reading(question, len(prompt) + _LONGEST_ANSWER, lambda done, of: None)
+        longest = max(map(len, encode_texts(self.model.tokenizer, list(answers))))
+        reading = self._reading(question, len(prompt) + longest, lambda done, of: None)
         return [sum(nats) for nats in self._nats(prompt, answers, reading.memories)]
 
-    def support(
-        self, question: str, answer: str, *, found: list[Passage] | None = None, reading: _Reading | None = None
-    ) -> float:
-        """Return by how many nats per token the documents make an answer likelier."""
+    def _support(self, question: str, prompt: list[int], answer: str, memories: SlotMemories | None) -> float:
+        """Return by how many nats per token documents and passages make an answer likelier."""
         if not answer:
             return 0.0
-        found = self.passages(question) if found is None else found
-        with_documents = self._prompt(question, found)
-        reading = reading or self._reading(question, len(with_documents) + _LONGEST_ANSWER, lambda done, of: None)
         [alone] = self._nats(prompt_ids(self.model.tokenizer, self.turns, question), [answer], None)
-        [behind] = self._nats(with_documents, [answer], reading.memories)
+        [behind] = self._nats(prompt, [answer], memories)
         return (sum(alone) - sum(behind)) / len(alone)
 
     def fork(self, settings: AskSettings | None = None) -> DocumentSession:

@@ -260,8 +260,8 @@ class Reader:
     def _behind_first(self, ids: Int[Tensor, "batch tokens"], width: int) -> Int[Tensor, "rows positions"]:
         """Return rows of so many tokens, each behind the first token.
 
-        No mask goes with them: padding stands behind all text, where causal attention does not see it, and attention
-        without a mask is twice as fast on long texts.
+        No mask goes with them: padding stands behind all text, where causal attention does not see it, and without a
+        mask attention leaves out the scores of later tokens instead of computing and hiding them.
         """
         return F.pad(ids.reshape(-1, width), (1, 0), value=self.first_token_id)
 

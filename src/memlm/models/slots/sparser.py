@@ -41,9 +41,7 @@ class QueryBank(NamedTuple):
     @classmethod
     def of(cls, reader: Reader, ids: Sequence[int], settings: EncodingSettings) -> QueryBank:
         """Return the queries of a decoder that reads a text as it is."""
-        whole = EncodingSettings(
-            block_length=len(ids), query_distance=settings.query_distance, near_distance=settings.near_distance
-        )
+        whole = replace(settings, mode="joint", block_length=len(ids), query_stride=1)
         rows = torch.tensor([list(ids)], device=reader.decoder.device)
         layers = reader.encode(rows, torch.ones_like(rows, dtype=torch.bool), whole).layers
         return cls([states.queries[0, 0] for states in layers], [x.rule for x in layers], reader.rotary, whole)
@@ -71,19 +69,15 @@ class QueryBank(NamedTuple):
         score = self.rules[number].scores(queries, text.keys[0].float()) + text.bias[0, :, None]
         seen = self._seen(number, places, text.positions[0])
         found = fit_slots(score, text.values[0].float(), count, self.settings.fit, visible=seen)
-        kept = text.map(
-            lambda x: x.gather(
-                2,
-                found.indices.view(1, *found.indices.shape, *[1] * (x.ndim - 3)).expand(
-                    *x.shape[:2], count, *x.shape[3:]
-                ),
-            )
-        )
+        heads = torch.arange(len(found.indices), device=found.indices.device)[:, None]
+        kept = text.map(lambda x: x[:, heads, found.indices])
         fewer = replace(kept, values=found.values[None].to(text.values), bias=kept.bias + found.bias.to(text.bias))
         pairs = zip(vars(before).values(), vars(fewer).values(), strict=True)
         return LayerSlots(*(torch.cat(pair, 2) for pair in pairs))
 
-    def _queries(self, number: int, position: int) -> tuple[Float[Tensor, "heads queries numbers"], Tensor]:
+    def _queries(
+        self, number: int, position: int
+    ) -> tuple[Float[Tensor, "heads queries numbers"], Int[Tensor, " queries"]]:
         """Return the queries of a layer behind a text, and the positions that they are moved to."""
         queries = self.queries[number]
         tokens = queries.shape[2]
