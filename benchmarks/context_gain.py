@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from memlm.data import Document, load_documents, split_documents
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
+from memlm.evaluation.memory.kept_losses import KeptLosses
 from memlm.measurement import Measurement, append_journal
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 
@@ -54,6 +55,8 @@ class Options(Source):
     """How texts are encoded."""
     modes: tuple[str, ...] = ("joint", "chunks")
     """Ways of encoding."""
+    kept: str | None = None
+    """File that keeps each batch's losses; a run that was stopped goes on from it, and other processes may fill it."""
     json: str | None = None
     """File that the measurements are appended to, as JSON lines."""
 
@@ -97,6 +100,7 @@ def main(options: Options) -> None:
             split=options.split,
             modes=options.modes,
             others=others,
+            kept=KeptLosses(options.kept),
             on_batch=lambda rows: progress.update(task, completed=rows),
         )
     by_name = {m.name: m.value for m in found}

@@ -24,7 +24,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memlm.data import load_documents, split_documents
-from memlm.evaluation.memory.context_gain import ContextGainSettings, gain_rows, nothing, token_nats_behind
+from memlm.evaluation.memory.context_gain import ContextGainSettings, gain_rows, token_nats_behind
+from memlm.evaluation.memory.contexts import nothing
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.vectors import EncodedVectors
 from memlm.recipes import get_recipe

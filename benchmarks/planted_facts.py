@@ -25,7 +25,8 @@ from torch import Tensor
 from benchmarks.context_gain import Source
 from memlm.data import encode_texts
 from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
-from memlm.evaluation.memory.context_gain import BASELINES, ContextGainSettings, encodings, gain_rows, nothing
+from memlm.evaluation.memory.context_gain import ContextGainSettings, encodings, gain_rows
+from memlm.evaluation.memory.contexts import BASELINES, nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import MemoryDecoder, SlotMemories
 
@@ -114,7 +115,7 @@ def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> It
     yield "nothing", nothing(joint)
     yield "all tokens", joint.at(tokens_per_memory=1)
     baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
-    encoded = {name: encode(old) for name, encode in encodings(model, options.modes).items()}
+    encoded = {name: way.encode(old) for name, way in encodings(model, options.modes).items()}
     for ratio in settings.ratios:
         for name, read in baselines.items():
             yield f"{name} / {ratio}", read(settings.context // ratio)

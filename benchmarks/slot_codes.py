@@ -23,7 +23,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from memlm.data import load_documents, split_documents
-from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, nothing, token_nats_behind
+from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, token_nats_behind
+from memlm.evaluation.memory.contexts import nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
 from memlm.models.slots.codes import bits_per_slot

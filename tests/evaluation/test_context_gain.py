@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -9,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from memlm.data import Document
 from memlm.errors import DataError
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain, gain_rows
+from memlm.evaluation.memory.kept_losses import KeptLosses
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 from tests.conftest import speech
 from tests.models.test_slots import decoder_of
@@ -97,3 +100,38 @@ def test_rows_come_from_documents_in_turn(model: MemoryDecoder, documents: list[
     assert torch.equal(rows.ids, gain_rows(documents, model.tokenizer, SETTINGS).ids)
     with pytest.raises(DataError, match="none of 11 documents has the 5008 tokens of a row"):
         gain_rows(documents, model.tokenizer, ContextGainSettings(**{**vars(SETTINGS), "context": 5000}))
+
+
+def test_a_stopped_measurement_goes_on_and_computes_nothing_twice(
+    model: MemoryDecoder, documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "losses.jsonl"
+    whole = context_gain(model, documents, SETTINGS, modes=["chunks"], kept=KeptLosses(file))
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    assert context_gain(model, documents, SETTINGS, modes=["chunks"], kept=KeptLosses(file)) == whole
+    monkeypatch.setattr(model, "encode", None)
+    assert context_gain(model, documents, SETTINGS, modes=["chunks"], kept=KeptLosses(file)) == whole
+
+
+def test_kept_losses_are_of_the_same_settings_only(
+    tokenizer: PreTrainedTokenizerFast, model: MemoryDecoder, documents: list[Document], tmp_path: Path
+) -> None:
+    kept = KeptLosses(tmp_path / "losses.jsonl")
+    other = MemoryDecoder(model.decoder, tokenizer, EncodingSettings(chunk_length=8, block_length=8))
+    far = ContextGainSettings(**{**vars(SETTINGS), "distance": 5})
+    for measured, settings in ((model, SETTINGS), (other, SETTINGS), (model, far)):
+        again, fresh = (
+            context_gain(measured, documents, settings, modes=["chunks"], kept=k) for k in (kept, KeptLosses())
+        )
+        assert again == fresh
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", "7", "x", '{"key": 1, "losses": [["a", 1]]}', '{"key": 1, "losses": [["a", 1, "b"]]}']
+)
+def test_a_file_of_other_lines_is_refused(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "losses.jsonl"
+    file.write_text(f"{line}\n")
+    with pytest.raises(DataError, match="line 1 of .* holds no losses; give another file"):
+        KeptLosses(file)

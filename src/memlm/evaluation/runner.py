@@ -26,13 +26,8 @@ from memlm.data import (
 )
 from memlm.encoders import MemoryEncoder
 from memlm.errors import CheckpointError, DataError
-from memlm.evaluation.memory.context_gain import (
-    ContextGainSettings,
-    context_gain,
-    gain_rows,
-    nothing,
-    token_nats_behind,
-)
+from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain, gain_rows, token_nats_behind
+from memlm.evaluation.memory.contexts import nothing
 from memlm.evaluation.memory.perplexity import oracle_measurements, original_measurements, perplexity_measurements
 from memlm.evaluation.memory.recall import copy_measurements, recall_measurements
 from memlm.evaluation.probe.retention import Retention

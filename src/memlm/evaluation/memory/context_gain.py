@@ -10,8 +10,8 @@ equally many entries in its cache:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,14 +24,13 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, encode_texts
 from memlm.errors import DataError, did_you_mean
+from memlm.evaluation.memory.contexts import BASELINES, SINKS, nothing
+from memlm.evaluation.memory.kept_losses import KeptLosses, Losses, losses_key
 from memlm.measurement import Measurement
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
-from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
-from memlm.models.slots.injection import Encoded
-from memlm.models.slots.states import LayerStates
-
-_SINKS = 3
-"""Tokens that streaming keeps from the beginning of the text, beside the token before it (arXiv 2309.17453)."""
+from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.models.slots.injection import Encoded, KeyValueInjection
+from memlm.models.slots.saved import decoder_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,7 @@ class ContextGainSettings:
         for name in self.baselines:
             if name not in BASELINES:
                 raise DataError(f"unknown baseline '{name}'. {did_you_mean(name, BASELINES)}")
-        most = self.context // (_SINKS + 1)
+        most = self.context // (SINKS + 1)
         if not self.ratios or not all(1 <= ratio <= most for ratio in self.ratios):
             raise DataError(
                 f"ratios {self.ratios} must lie between 1 and {most} for a context of {self.context} tokens."
@@ -86,21 +85,6 @@ class ContextGainSettings:
     def length(self) -> int:
         """The tokens of a row."""
         return self.context + self.window + self.scored
-
-
-@dataclass(frozen=True, eq=False)
-class Losses:
-    """Mean loss of each row's scored tokens behind one kind of context.
-
-    Attributes:
-        name: the context, such as "memories" or "truncation".
-        ratio: old tokens for each entry of the cache; None where there is no such number.
-        nats: (rows,).
-    """
-
-    name: str
-    ratio: int | None
-    nats: Float[Tensor, " rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +132,7 @@ def losses_of(
     *,
     modes: Sequence[str] = ("joint", "chunks"),
     others: Sequence[MemoryDecoder] = (),
+    kept: KeptLosses | None = None,
 ) -> Iterator[Losses]:
     """Yield the losses of all contexts, one after the other for each batch of rows.
 
@@ -157,37 +142,87 @@ def losses_of(
         settings: of the measurement.
         modes: ways of encoding to measure memories of.
         others: the same decoder with adapters of other seeds, which write chunks, too.
+        kept: losses that were computed before, which are not computed again.
     """
+    kept = kept or KeptLosses()
+    same = {name: value for name, value in asdict(settings).items() if name not in _OF_ROWS}
     ways = encodings(model, modes, others, untrained=settings.untrained)
+    marks = {name: {**way.mark(), **same} for name, way in ways.items()}
+    plain = {**Way(model.untrained(), "none").mark(), **same}
     for ids in rows.ids.split(settings.batch_size):
-        old = ids[:, : settings.context].tolist()
-        joint = model.encode(old, mode="joint")
-        encoded = {name: joint if name == "joint" else encode(old) for name, encode in ways.items()}
-        yield Losses("alone", None, _nats(model, ids, nothing(joint), settings))
-        yield Losses("full", None, _nats(model, ids, joint.at(tokens_per_memory=1), settings))
-        baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
-        for ratio in settings.ratios:
-            for name, read in baselines.items():
-                yield Losses(name, ratio, _nats(model, ids, read(settings.context // ratio), settings))
-            for name, texts in encoded.items():
-                memories = texts.at(tokens_per_memory=ratio)
-                yield Losses(name, ratio, _nats(model, ids, memories, settings))
-                another = memories.rows(torch.arange(len(ids)).roll(1))
-                yield Losses(f"{name}, another text's", ratio, _nats(model, ids, another, settings))
-                if settings.fewer_from is not None:
-                    dense = texts.at(tokens_per_memory=min(ratio, settings.fewer_from))
-                    fewer = model.fewer(dense, tokens_per_memory=ratio)
-                    yield Losses(f"{name}, made of {settings.fewer_from}", ratio, _nats(model, ids, fewer, settings))
+        yield from kept.of(losses_key(ids, **plain), partial(_baseline_losses, model, ids, settings))
+        for name, way in ways.items():
+            compute = partial(_memory_losses, model, ids, settings, way)
+            for found in kept.of(losses_key(ids, **marks[name]), compute):
+                yield replace(found, name=name + found.name)
+
+
+_OF_ROWS = ("rows", "seed", "batch_size", "untrained")
+"""Settings that choose rows, or what else is measured, but do not change a row's losses."""
+
+
+def _baseline_losses(
+    model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], settings: ContextGainSettings
+) -> Iterator[Losses]:
+    old = ids[:, : settings.context].tolist()
+    joint = model.encode(old, mode="joint")
+    yield Losses("alone", None, _nats(model, ids, nothing(joint), settings))
+    yield Losses("full", None, _nats(model, ids, joint.at(tokens_per_memory=1), settings))
+    baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
+    for ratio in settings.ratios:
+        for name, read in baselines.items():
+            yield Losses(name, ratio, _nats(model, ids, read(settings.context // ratio), settings))
+
+
+def _memory_losses(
+    model: MemoryDecoder, ids: Int[Tensor, "rows tokens"], settings: ContextGainSettings, way: Way
+) -> Iterator[Losses]:
+    """Yield losses behind memories, without the name of the way in which they were encoded."""
+    texts = way.encode(ids[:, : settings.context].tolist())
+    for ratio in settings.ratios:
+        memories = texts.at(tokens_per_memory=ratio)
+        yield Losses("", ratio, _nats(model, ids, memories, settings))
+        another = memories.rows(torch.arange(len(ids)).roll(1))
+        yield Losses(", another text's", ratio, _nats(model, ids, another, settings))
+        if settings.fewer_from is not None:
+            dense = texts.at(tokens_per_memory=min(ratio, settings.fewer_from))
+            fewer = model.fewer(dense, tokens_per_memory=ratio)
+            yield Losses(f", made of {settings.fewer_from}", ratio, _nats(model, ids, fewer, settings))
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to make memories: a decoder with or without adapters, and a mode of encoding."""
+
+    model: MemoryDecoder
+    mode: str
+
+    def encode(self, texts: list[list[int]]) -> Encoded:
+        """Return encoded texts."""
+        return self.model.encode(texts, mode=self.mode)
+
+    @property
+    def _trained(self) -> bool:
+        return self.model.reader.adapted or not isinstance(self.model.injection, KeyValueInjection)
+
+    def mark(self) -> dict[str, object]:
+        """Return everything that the losses behind such memories depend on, beside rows and settings."""
+        return {
+            "weights": self.model.fingerprint() if self._trained else decoder_identity(self.model.decoder),
+            "encoding": asdict(self.model.settings),
+            "mode": self.mode,
+            "dtype": str(self.model.decoder.dtype),
+        }
 
 
 def encodings(
     model: MemoryDecoder, modes: Sequence[str], others: Sequence[MemoryDecoder] = (), *, untrained: bool = True
-) -> Mapping[str, Callable[[list[list[int]]], Encoded]]:
+) -> dict[str, Way]:
     """Return ways to encode texts; beside trained adapters, chunks are encoded without them too."""
-    found = {mode: partial(model.encode, mode=mode) for mode in modes}
-    found |= {f"chunks, run {number}": partial(other.encode, mode="chunks") for number, other in enumerate(others, 2)}
+    found = {mode: Way(model, mode) for mode in modes}
+    found |= {f"chunks, run {number}": Way(other, "chunks") for number, other in enumerate(others, 2)}
     if untrained and "chunks" in modes and model.config.lora is not None:
-        found["chunks, untrained"] = partial(model.untrained().encode, mode="chunks")
+        found["chunks, untrained"] = Way(model.untrained(), "chunks")
     return found
 
 
@@ -209,62 +244,6 @@ def token_nats_behind(
     return F.cross_entropy(logits.mT, targets, reduction="none").cpu()
 
 
-def nothing(encoded: EncodedTexts) -> SlotMemories:
-    """Return memories of no token; the decoder sees the token before the text only."""
-    return encoded.keep(
-        [
-            states.keys.new_full((*states.keys.shape[:1], states.keys.shape[2], 1), -1).long()
-            for states in encoded.layers
-        ]
-    )
-
-
-Read = Callable[[int], SlotMemories]
-"""Function from a number of entries in the cache to what the decoder reads."""
-
-
-def truncation(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
-    """Read the last old tokens, without those before them."""
-    return lambda count: model.encode([row[-count:] for row in old], mode="joint").keep_all()
-
-
-def streaming(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
-    """Read the first tokens, as attention sinks, and the last ones (StreamingLLM, arXiv 2309.17453)."""
-    tokens = len(old[0])
-
-    def read(count: int) -> SlotMemories:
-        kept = torch.cat([torch.arange(_SINKS), torch.arange(tokens - (count - _SINKS), tokens)])
-        return encoded.keep([kept.expand(len(old), states.keys.shape[2], -1) for states in encoded.layers])
-
-    return read
-
-
-def observed_attention(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
-    """Read the tokens that got the most attention per later token while the text was read (H2O, arXiv 2306.14048)."""
-    attended = [_attention(states, len(old[0])) for states in encoded.layers]
-    return lambda count: encoded.keep([x.topk(count, dim=-1).indices.sort(-1).values for x in attended])
-
-
-def _attention(states: LayerStates, tokens: int) -> Float[Tensor, "batch heads tokens"]:
-    """Return the mean attention that each token got from those that see it, its own included."""
-    # (batch, key heads, group, tokens, numbers) and (batch, key heads, 1 + tokens, numbers)
-    queries = states.queries.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)[..., :tokens, :].float()
-    keys = states.keys.transpose(1, 2).flatten(2, 3)[:, :, :tokens]
-    keys = torch.cat([states.first_key, keys], dim=2).float()
-    score = states.rule.scores(queries, keys[:, :, None])
-    seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
-    attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(3)
-    return (attention / torch.arange(tokens, 0, -1)).mean(2)
-
-
-BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, list[list[int]]], Read]] = {
-    "truncation": truncation,
-    "sink and window": streaming,
-    "observed attention": observed_attention,
-}
-"""The contexts that a sceptic would read instead of memories, with as many entries in the cache."""
-
-
 def context_gain(
     model: MemoryDecoder,
     documents: Sequence[Document],
@@ -273,6 +252,7 @@ def context_gain(
     split: str = "held_out",
     modes: Sequence[str] = ("joint", "chunks"),
     others: Sequence[MemoryDecoder] = (),
+    kept: KeptLosses | None = None,
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> list[Measurement]:
     """Measure the share of the full-context gain of memories and of their baselines.
@@ -284,7 +264,8 @@ def context_gain(
         split: name of the documents, for the measurements.
         modes: ways of encoding.
         others: the same decoder with adapters of other seeds; the mean of all runs is measured, too.
-        on_batch: called with the number of rows that are done.
+        kept: losses that were computed before, which are not computed again.
+        on_batch: called with the number of rows that are begun.
 
     Returns:
         `loss/NAME` in nats per token; `context_gain/NAME`, a share; and for memories `saved/NAME over BASELINE`, the
@@ -296,7 +277,7 @@ def context_gain(
     settings = settings or ContextGainSettings()
     rows = gain_rows(documents, model.tokenizer, settings)
     parts: dict[tuple[str, int | None], list[Tensor]] = {}
-    for found in losses_of(model, rows, settings, modes=modes, others=others):
+    for found in losses_of(model, rows, settings, modes=modes, others=others, kept=kept):
         parts.setdefault((found.name, found.ratio), []).append(found.nats)
         if found.name == "alone":
             on_batch(sum(map(len, parts["alone", None])))
