@@ -24,7 +24,7 @@ from rich.progress import track
 from benchmarks.context_gain import Source
 from benchmarks.planted_facts import percent
 from memlm.data import encode_texts
-from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
+from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 
@@ -77,9 +77,9 @@ def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fac
     """Return texts with a fact behind a sentence each, and the facts."""
     draw = random.Random(options.seed)  # noqa: S311 (places, not secrets)
     sentences, facts = [text.split(". ") for text in texts], list[Fact]()
-    subjects = [(name, wording) for name in NAMES for wording in _WORDINGS]
+    subjects = [(name, wording) for name in TEST_NAMES for wording in _WORDINGS]
     for name, (statement, question) in draw.sample(subjects, min(options.questions, len(subjects))):
-        document, words = draw.randrange(len(texts)), draw.sample(WORDS, _CHOICES)
+        document, words = draw.randrange(len(texts)), draw.sample(TEST_WORDS, _CHOICES)
         right = draw.randrange(_CHOICES)
         fact = statement.format(name=name, word=words[right]).removesuffix(".")
         sentences[document].insert(draw.randrange(1, max(2, len(sentences[document]))), fact)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.context_gain import Source
 from memlm.data import encode_texts
-from memlm.evaluation.lm_eval.tasks import NAMES, WORDS
+from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.evaluation.memory.context_gain import ContextGainSettings, encodings, gain_rows
 from memlm.evaluation.memory.contexts import BASELINES, nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
@@ -74,7 +74,7 @@ def questions(model: MemoryDecoder, options: Options) -> Questions:
     rows = gain_rows(options.documents(), model.tokenizer, settings)
     draw, found = random.Random(settings.seed), Questions([], [], [], [], rows.document)  # noqa: S311
     for ids in rows.ids.tolist():
-        words, name = draw.sample(WORDS, _CHOICES), draw.choice(NAMES)
+        words, name = draw.sample(TEST_WORDS, _CHOICES), draw.choice(TEST_NAMES)
         right, (statement, question) = draw.randrange(_CHOICES), draw.choice(_WORDINGS)
         texts = [statement.format(name=name, word=words[right]), question.format(name=name)]
         stated, asked, *choices = encode_texts(model.tokenizer, [*texts, *(f" {word}" for word in words)])

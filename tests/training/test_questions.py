@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from memlm.data import PackedRows, decode_ids
+from memlm.data import PackedRows, decode_ids, encode_texts
+from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.errors import ConfigError
 from memlm.models import SlotWriterConfig
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.memory.distillation import DistillationBatches
-from memlm.training.memory.questions import FactWriter, read_again, with_fact
+from memlm.training.memory.questions import FactWriter, read_again, with_facts
 
-LENGTH, CHUNKS = 96, 3
+LENGTH, CHUNKS = 256, 3
 
 
 def rows(count: int, *, padded: bool = False) -> PackedRows:
@@ -24,23 +29,62 @@ def rows(count: int, *, padded: bool = False) -> PackedRows:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, *, padded: bool = False, **shares: float) -> DistillationBatches:
-    config = SlotWriterConfig(chunk_length=LENGTH, num_chunks=CHUNKS, scored_tokens=4, **shares)
+    config = SlotWriterConfig(chunk_length=LENGTH, num_chunks=CHUNKS, scored_tokens=4, facts_per_row=2, **shares)
     return DistillationBatches(rows(40, padded=padded), config, 2, 0, FactWriter(tokenizer))
 
 
-def test_a_fact_is_stated_before_it_is_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
-    writer, ids = FactWriter(tokenizer), torch.full((LENGTH * CHUNKS,), 5)
+def test_facts_are_stated_before_they_are_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    writer, ids = FactWriter(tokenizer), torch.arange(LENGTH * CHUNKS) % 200 + 20
     for seed in range(50):
         draw = torch.Generator().manual_seed(seed)
-        fact = writer.draw(draw)
-        row, answer = with_fact(ids, fact, LENGTH, draw)
-        before, last = row[:-LENGTH].tolist(), row[-LENGTH:].tolist()
-        assert any(before[i : i + len(fact.statement)] == fact.statement for i in range(len(before)))
-        asked = [*fact.question, *fact.answer]
-        assert any(last[i : i + len(asked)] == asked for i in range(len(last)))
-        assert row[answer].tolist() == fact.answer
-        words = decode_ids(tokenizer, fact.answer).strip(" .").split()
-        assert all(word in decode_ids(tokenizer, fact.statement) for word in words)
+        row, answer = with_facts(ids, writer, 3, LENGTH, draw)
+        before = decode_ids(tokenizer, row[:-LENGTH].tolist())
+        assert not bool(answer[:-LENGTH].any())
+        assert bool(answer.any())
+        starts = (answer.int().diff(prepend=torch.zeros(1)) == 1).nonzero()[:, 0].tolist()
+        ends = (answer.int().diff(append=torch.zeros(1)) == -1).nonzero()[:, 0].tolist()
+        assert 2 <= len(starts) <= 3
+        for start, end in zip(starts, ends, strict=True):
+            words = decode_ids(tokenizer, row[start : end + 1].tolist()).strip(" .").split()
+            assert words
+            assert all(word in before for word in words)
+
+
+def test_a_planted_fact_says_what_it_asks_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    writer = FactWriter(tokenizer)
+    for seed in range(100):
+        statement, _, answer = (decode_ids(tokenizer, x) for x in writer.draw(torch.Generator().manual_seed(seed)))
+        assert all(word in statement for word in answer.strip(" .").split())
+
+
+def test_a_texts_own_fact_is_a_name_or_number_behind_what_asks_for_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    writer = FactWriter(tokenizer)
+    ids = torch.tensor(
+        encode_texts(tokenizer, ["and so it was that they all came to see Clara in the garden of it."])[0]
+    )
+    text = decode_ids(tokenizer, ids.tolist())
+    found = writer.find(ids, torch.Generator().manual_seed(0))
+    assert found is not None
+    question, answer = (decode_ids(tokenizer, x) for x in (found.question, found.answer))
+    assert answer.strip() == "Clara"
+    assert question + answer in text
+    assert writer.find(ids[-12:], torch.Generator()) is None
+
+
+def test_no_fact_holds_what_measurements_ask_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    known = Tokenizer(
+        WordLevel({f"\u0120{word}": i for i, word in enumerate([*TEST_WORDS, *TEST_NAMES, *many_words()])})
+    )
+    writer = FactWriter(PreTrainedTokenizerFast(tokenizer_object=known))
+    names, things = writer._words
+    assert "Acde" in names
+    assert "acde" in things
+    assert not {*names, *things} & {*TEST_NAMES, *TEST_WORDS}
+
+
+def many_words() -> list[str]:
+    ends = ["".join(x) for x in product("bcdefgh", repeat=3)]
+    return [f"{start}{end}" for start in ("A", "a") for end in ends]
 
 
 def test_a_chunk_that_is_read_again_is_one_of_those_before() -> None:
@@ -69,6 +113,5 @@ def test_without_shares_and_in_rows_with_padding_nothing_changes(tokenizer: PreT
 def test_shares_out_of_range_and_chunks_too_short(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match="fact_share .0.8. and reconstruction_share .0.4. must not be below 0 nor"):
         SlotWriterConfig(fact_share=0.8, reconstruction_share=0.4)
-    fact = FactWriter(tokenizer).draw(torch.Generator().manual_seed(0))
-    with pytest.raises(ConfigError, match="chunk_length .4. is shorter than a fact"):
-        with_fact(torch.arange(12), fact, 4, torch.Generator())
+    with pytest.raises(ConfigError, match="1 facts of up to .* tokens do not fit 8 tokens; give a larger chunk_length"):
+        with_facts(torch.arange(12), FactWriter(tokenizer), 1, 4, torch.Generator())

@@ -13,6 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from memlm.data.packing import PackedRows
 from memlm.errors import DataError
 
+TEST_NAMES = (
+    *("Alice", "Martin", "Clara", "Victor", "Nora", "Oscar", "Helen", "Simon", "Julia", "Frank", "Rosa", "Edgar"),
+    *("Anna", "Peter", "Laura", "Henry", "Emma", "Jacob", "Grace", "Louis", "Ruth", "Walter", "Irene", "Hugo"),
+)
+TEST_WORDS = (
+    *("river", "garden", "silver", "mountain", "harbor", "winter", "bridge", "orange", "forest", "window", "castle"),
+    *("summer", "letter", "island", "engine", "market", "copper", "valley", "candle", "meadow", "thunder", "basket"),
+    *("village", "cotton", "lantern", "desert", "anchor", "pepper", "marble", "falcon", "saddle", "temple"),
+)
+"""Names and words that measurements of recall ask for; facts of training rows never hold them."""
+
 
 def random_rows(
     num_rows: int, row_length: int, vocab_size: int, *, seed: int, exclude: Collection[int] = ()

@@ -20,18 +20,10 @@ from typing import Any
 import yaml
 
 from memlm.data import Document
+from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.errors import DataError
 from memlm.files import write_file_atomic
 
-NAMES = (
-    *("Alice", "Martin", "Clara", "Victor", "Nora", "Oscar", "Helen", "Simon", "Julia", "Frank", "Rosa", "Edgar"),
-    *("Anna", "Peter", "Laura", "Henry", "Emma", "Jacob", "Grace", "Louis", "Ruth", "Walter", "Irene", "Hugo"),
-)
-WORDS = (
-    *("river", "garden", "silver", "mountain", "harbor", "winter", "bridge", "orange", "forest", "window", "castle"),
-    *("summer", "letter", "island", "engine", "market", "copper", "valley", "candle", "meadow", "thunder", "basket"),
-    *("village", "cotton", "lantern", "desert", "anchor", "pepper", "marble", "falcon", "saddle", "temple"),
-)
 _CHOICES = 4
 _SENTENCE = re.compile(r"[^.!?]+[.!?]")
 _CLOZE = re.compile(r"(?:\S+ ){7,24}[a-z]{4,}\.")
@@ -138,7 +130,7 @@ def _repeatable(sentences: Sequence[str]) -> list[str]:
 
 
 def _recall(sentences: Sequence[str], draw: random.Random) -> dict[str, Any]:
-    name, choices = draw.choice(NAMES), draw.sample(WORDS, _CHOICES)
+    name, choices = draw.choice(TEST_NAMES), draw.sample(TEST_WORDS, _CHOICES)
     label = draw.randrange(_CHOICES)
     fact = f" The secret word of {name} is {choices[label]}."
     place = draw.randint(1, max(1, len(sentences) // 4))

@@ -145,10 +145,10 @@ def losses_of(
         kept: losses that were computed before, which are not computed again.
     """
     kept = kept or KeptLosses()
-    same = {name: value for name, value in asdict(settings).items() if name not in _OF_ROWS}
+    same = {name: value for name, value in asdict(settings).items() if name not in _OF_OTHERS}
     ways = encodings(model, modes, others, untrained=settings.untrained)
     marks = {name: {**way.mark(), **same} for name, way in ways.items()}
-    plain = {**Way(model.untrained(), "none").mark(), **same}
+    plain = {**Way(model.untrained(), "none").mark(), **same, "baselines": settings.baselines}
     for ids in rows.ids.split(settings.batch_size):
         yield from kept.of(losses_key(ids, **plain), partial(_baseline_losses, model, ids, settings))
         for name, way in ways.items():
@@ -157,8 +157,8 @@ def losses_of(
                 yield replace(found, name=name + found.name)
 
 
-_OF_ROWS = ("rows", "seed", "batch_size", "untrained")
-"""Settings that choose rows, or what else is measured, but do not change a row's losses."""
+_OF_OTHERS = ("rows", "seed", "batch_size", "untrained", "baselines")
+"""Settings that choose rows, or what is measured beside memories, but do not change a row's losses."""
 
 
 def _baseline_losses(

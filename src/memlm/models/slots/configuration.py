@@ -40,7 +40,9 @@ class SlotWriterConfig(MemlmConfig):
     """Tokens per memory, drawn anew for each step. By default 2, 4, 8, 16 and 32; for `kv` 1, since the fit, which
     needs no training, makes fewer memories when they are read."""
     fact_share: float = 0.0
-    """Share of rows with a fact that is stated in one chunk and asked for in a later one."""
+    """Share of rows whose last chunk asks for facts of earlier ones: names and numbers of the text, or planted ones."""
+    facts_per_row: int = 4
+    """Facts that such a row asks for."""
     reconstruction_share: float = 0.0
     """Share of rows whose last chunk is an earlier one once more."""
     injection: str = "kv"
@@ -69,7 +71,7 @@ class SlotWriterConfig(MemlmConfig):
 
     def check(self) -> None:
         """Raise ConfigError for sizes that do not fit each other."""
-        require_positive(self, "chunk_length", "num_chunks", "scored_tokens", "injection_rank")
+        require_positive(self, "chunk_length", "num_chunks", "scored_tokens", "injection_rank", "facts_per_row")
         if self.num_chunks < 2:
             raise ConfigError(f"num_chunks ({self.num_chunks}) must be at least 2: one is written, one is read.")
         if self.scored_tokens > self.chunk_length:

@@ -19,7 +19,7 @@ from memlm.models.slots.saved import decoder_identity, load_adapters
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.config import PretrainedDecoder, RunConfig
 from memlm.training.loop.trainer import Batch, MemlmTrainer
-from memlm.training.memory.questions import FactWriter, read_again, with_fact
+from memlm.training.memory.questions import FactWriter, read_again, with_facts
 from memlm.training.model_settings import settings_of
 
 _OF_QUESTIONS = 500_000_003
@@ -104,7 +104,7 @@ class DistillationBatches:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + _OF_QUESTIONS)
         kind = float(torch.rand((), generator=draw))
         if self.facts is not None and kind < config.fact_share:
-            return with_fact(ids, self.facts.draw(draw), config.chunk_length, draw)
+            return with_facts(ids, self.facts, config.facts_per_row, config.chunk_length, draw)
         if kind < config.fact_share + config.reconstruction_share:
             return read_again(ids, config.chunk_length, draw), none
         return ids, none
