@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.planted_facts import Options as FactOptions
 from benchmarks.planted_facts import main as recall_facts
 from benchmarks.processes import Options, rate, trained
+from benchmarks.rivals import Options as RivalOptions
+from benchmarks.rivals import main as compare_rivals
 from benchmarks.slot_codes import Options as CodeOptions
 from benchmarks.slot_codes import main as compare_codes
 from benchmarks.slot_seconds import Options as SlotOptions
@@ -151,3 +154,59 @@ def test_documents_are_asked_in_every_way(
     assert list(inputs) == list(AskOptions(str(decoder)).ways)
     assert inputs["nothing"] < inputs["the same prompt alone"] < inputs["ask"]
     assert inputs["memories only"] < inputs["ask"]
+
+
+_EVICTED = """
+import json, sys
+job = json.load(open(sys.argv[2]))
+for name in job["presses"]:
+    for count in job["counts"]:
+        for number, row in enumerate(job["rows"]):
+            print(json.dumps(dict(kind="row", number=number, name=name, count=count, nats=float(count))))
+        for number, question in enumerate(job["questions"]):
+            nats = [float(choice != question["choices"][0]) for choice in question["choices"]]
+            print(json.dumps(dict(kind="question", number=number, name=name, count=count, nats=nats)))
+    print(json.dumps(dict(kind="seconds", name=name, seconds=0.5)))
+"""
+
+
+def test_memories_are_compared_with_rivals(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = ContextGainSettings(rows=3, context=96, window=4, scored=4, ratios=(2, 16))
+    worker, python = tmp_path / "evicted.py", tmp_path / "environment" / "bin" / "python"
+    worker.write_text(_EVICTED)
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{worker}" "$@"\n')
+    python.chmod(0o755)
+    sizes = {"facts": 2, "presses": ("Knorm",), "environment": str(tmp_path / "environment"), "measure": measure}
+    compare_rivals(RivalOptions(str(decoder), text=str(corpus), split="all", **sizes))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    ours = ["memlm, joint", "memlm, chunks", "Attention Matching, replayed queries", "truncation", "found passages"]
+    every = [*ours, "Knorm"]
+    assert [row[0] for row in rows] == ["", *every, "", *every[1:], "", *every, "", *every]
+    assert rows[0] == ["", "2", "16"]
+    dense, sparse = (float(cell) for cell in rows[12][1:])
+    # what the stand-in says of 48 and of 6 entries, less what joint memories lose
+    assert dense - sparse == pytest.approx(48 - 6, abs=3)
+    assert rows[-1] == ["Knorm", "0.50"]
+
+
+def test_without_an_environment_of_kvpress_the_other_ways_are_compared(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = ContextGainSettings(rows=3, context=32, window=4, scored=4, ratios=(1, 4))
+    compare_rivals(RivalOptions(str(decoder), text=str(corpus), split="all", facts=0, presses=(), measure=measure))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    shares = {row[0]: row[1] for row in rows[1:6]}
+    # as many entries as tokens lose nothing; a fit loses its ridge
+    for name, loses in {"memlm, joint": 0.2, "truncation": 0.2, "Attention Matching, replayed queries": 10}.items():
+        assert float(shares[name]) == pytest.approx(100, abs=loses)
+    assert not any("Planted" in line for line in lines)
