@@ -58,6 +58,18 @@ def test_passages_are_cited_in_json(place: Path, capsys: pytest.CaptureFixture[s
     assert text[passage["start"] : passage["end"]] == passage["text"]
 
 
+def test_a_page_shows_what_was_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("b.txt").write_text("<b>The harbour is red.</b> " + speech(2, 400))
+    limited = ["--slots", "20", "--tokens-per-memory", "64", "--page", "page.html"]
+    assert main(["ask", "What is red?", *ASK, "--text", "b.txt", *limited]) == 0
+    page = Path("page.html").read_text()
+    assert "&lt;b&gt;The harbour is red.&lt;/b&gt;" in page
+    assert "<b>The" not in page
+    assert 'title="64.0 tokens per memory' in page
+    assert 'class="left-out"' in page
+    assert ", and as tokens" in page
+
+
 def test_chat_remembers(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", StringIO("What is red?\nAnd then?\n\nnot asked\n"))
     assert main(["chat", *ASK]) == 0
@@ -67,6 +79,10 @@ def test_chat_remembers(place: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 CASES: dict[str, tuple[list[str], str]] = {
+    "a page of many questions": (
+        ["ask", "--questions", "q.jsonl", *ASK, "--page", "x.html"],
+        "--page shows one question",
+    ),
     "no question": (["ask", *ASK], "give one question, or --questions"),
     "an empty question": (["ask", "", *ASK], "the question is empty"),
     "two kinds of questions": (["ask", "Who?", "--questions", "q.jsonl", *ASK], "give one question"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def test_chunks_know_their_characters(tokenizer: PreTrainedTokenizerFast, text: 
         assert passage.text == text[passage.start - 5 : passage.end - 5]
         for word in re.findall(r"\w+", passage.text):
             assert len(chunks) > 2 or len(word) > 16 or re.search(rf"\b{word}\b", text)
+
+
+def test_parts_are_the_documents_and_say_how_each_was_read(session: DocumentSession) -> None:
+    limited = session.fork(AskSettings(tokens_per_memory=8, dense_chunks=1, dense_tokens_per_memory=2, slots=12))
+    answer = limited.ask(QUESTION, max_new_tokens=1)
+    for name, text in (("a", TEXT), ("b", "Nothing of the kind. " * 4)):
+        parts = [part for part in answer.parts if part.document == name]
+        assert "".join(part.text for part in parts) == text
+        assert [part.start for part in parts] == [0, *accumulate(len(part.text) for part in parts)][:-1]
+    shown = [part for part in answer.parts if part.shown]
+    assert "".join(part.text for part in shown) == answer.passages[0].text
+    assert {part.tokens_per_memory for part in shown} >= {2.0}
+    assert any(part.tokens_per_memory is None for part in answer.parts) == (answer.left_out > 0)
 
 
 def test_passages_are_those_that_share_words(session: DocumentSession) -> None:

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from memlm.cli.arguments import parse
 from memlm.cli.store import one_line, open_texts
 from memlm.errors import ConfigError
+from memlm.reports import write_reading
 from memlm.session.reading_plan import AskSettings
 
 if TYPE_CHECKING:
@@ -59,18 +60,29 @@ class Ask(Documents):
     """JSONL file with a "question" in each line, instead; an "id" is passed on."""
     json: bool = False
     """Print one JSON object for each answer."""
+    page: str | None = None
+    """HTML file that shows, for one question, which parts of the documents were read as tokens and as memories."""
 
 
 def run(arguments: list[str]) -> None:
     """Read the documents and print the answers."""
     options = parse(Ask, arguments, command="ask")
     questions = list(_questions(options))
+    if options.page is not None and len(questions) > 1:
+        raise ConfigError(f"--page shows one question, not {len(questions)}; ask them one by one.")
     with open_documents(options) as session:
         for more in questions:
             found = session.fork() if len(questions) > 1 else session
             answer = answered(found, str(more["question"]), options, stream=not options.json)
             if options.json:
-                print(json.dumps({**more, **asdict(answer)}), flush=True)
+                print(json.dumps({**more, **_without_parts(answer)}), flush=True)
+            if options.page is not None:
+                write_reading(options.page, answer.question, answer.text, answer.reading(), answer.parts)
+
+
+def _without_parts(answer: Answer) -> dict[str, Any]:
+    """Return what is said of an answer; its parts are all documents once more."""
+    return {name: value for name, value in asdict(answer).items() if name != "parts"}
 
 
 def _questions(options: Ask) -> Iterable[dict[str, Any]]:

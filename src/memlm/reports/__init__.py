@@ -1,5 +1,6 @@
-"""Reports: tables, figures, one page, a model card. Depends on measurements only."""
+"""Reports: tables, figures, pages, a model card. Depends on measurements only."""
 
+from memlm.reports.documents_read import write_reading
 from memlm.reports.page import PageContent, write_card, write_page
 
-__all__ = ["PageContent", "write_card", "write_page"]
+__all__ = ["PageContent", "write_card", "write_page", "write_reading"]

@@ -54,14 +54,21 @@ def write_page(path: str | Path, content: PageContent) -> None:
     write_file_atomic(Path(path), render(content))
 
 
-def render(content: PageContent) -> str:
-    """Return the page as HTML."""
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of all pages, which escape whatever they show."""
+    found = Environment(
         loader=PackageLoader("memlm.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["visible"] = visible
-    return environment.get_template("page.html").render(
-        content=content, headings=HEADINGS, tables=by_split(content.measurements), figures=_figures(content)
+    found.filters["visible"] = visible
+    return found
+
+
+def render(content: PageContent) -> str:
+    """Return the page as HTML."""
+    return (
+        environment()
+        .get_template("page.html")
+        .render(content=content, headings=HEADINGS, tables=by_split(content.measurements), figures=_figures(content))
     )
 
 

@@ -26,6 +26,7 @@ from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.session.blocks import Block, side_by_side
 from memlm.session.conversation import Turn, prompt_ids
 from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks
+from memlm.session.parts_read import PartRead, parts_read
 from memlm.session.reading_plan import AskSettings, ChunkReading, plan_reading, slots_of
 from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
@@ -51,6 +52,7 @@ class Answer:
         left_out: tokens of documents that were not read, because the budget was used up.
         support: nats per token of the answer by which documents and passages make it likelier; near 0 for an answer
             that the decoder would have given without them.
+        parts: all parts of the documents, in their order, and how each was read.
     """
 
     question: str
@@ -61,6 +63,7 @@ class Answer:
     memory_tokens: int
     left_out: int
     support: float
+    parts: tuple[PartRead, ...] = field(default=(), repr=False)
 
     def reading(self) -> str:
         """Return one line that says what was read, and how."""
@@ -202,6 +205,7 @@ class DocumentSession:
             memory_tokens=read,
             left_out=sum(len(chunk.tokens) for chunk in self.chunks) - read,
             support=support,
+            parts=tuple(parts_read(self.chunks, reading.plan, found[: self.settings.passages])),
         )
 
     def nats(self, question: str, answers: Sequence[str]) -> list[float]:
