@@ -29,7 +29,7 @@ from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 
 _CHOICES = 8
-_WORDINGS = (
+WORDINGS = (
     ("The password of {name} was {word}.", "What was the password of {name}?"),
     ("In the ledger, {name} is entered under the word {word}.", "Under which word does the ledger enter {name}?"),
     ("The ship of {name} was called the {word}.", "What was the ship of {name} called?"),
@@ -77,7 +77,7 @@ def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fac
     """Return texts with a fact behind a sentence each, and the facts."""
     draw = random.Random(options.seed)  # noqa: S311 (places, not secrets)
     sentences, facts = [text.split(". ") for text in texts], list[Fact]()
-    subjects = [(name, wording) for name in TEST_NAMES for wording in _WORDINGS]
+    subjects = [(name, wording) for name in TEST_NAMES for wording in WORDINGS]
     for name, (statement, question) in draw.sample(subjects, min(options.questions, len(subjects))):
         document, words = draw.randrange(len(texts)), draw.sample(TEST_WORDS, _CHOICES)
         right = draw.randrange(_CHOICES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from benchmarks.beyond_positions import Options as BeyondOptions
 from benchmarks.beyond_positions import main as ask_beyond
 from benchmarks.injections import Options as InjectionOptions
 from benchmarks.injections import main as compare_injections
+from benchmarks.long_document import Options as LongOptions
+from benchmarks.long_document import main as read_long_document
+from benchmarks.long_document import planted
 from benchmarks.memory import CASES, peak_of, time_pair
 from benchmarks.planted_facts import Options as FactOptions
 from benchmarks.planted_facts import main as recall_facts
@@ -29,6 +33,7 @@ from benchmarks.slot_seconds import main as seconds_of_slots
 from benchmarks.store import WAYS, search, stream
 
 from memlm.evaluation.memory.context_gain import ContextGainSettings
+from memlm.session import AskSettings
 from tests.training.test_pretrained import decoder  # noqa: F401 (a fixture)
 
 
@@ -210,3 +215,28 @@ def test_without_an_environment_of_kvpress_the_other_ways_are_compared(
     for name, loses in {"memlm, joint": 0.2, "truncation": 0.2, "Attention Matching, replayed queries": 10}.items():
         assert float(shares[name]) == pytest.approx(100, abs=loses)
     assert not any("Planted" in line for line in lines)
+
+
+def test_facts_are_planted_at_their_depths() -> None:
+    options = LongOptions("", depths=(0, 50, 100), facts=2)
+    text, facts = planted(". ".join(f"sentence {i}" for i in range(200)) + ".", options)
+    assert [depth for depth, _ in facts] == [0, 0, 50, 50, 100, 100]
+    for depth, fact in facts:
+        places = [found.start() / len(text) for found in re.finditer(f" {fact.words[fact.right]}", text)]
+        assert any(place == pytest.approx(depth / 100, abs=0.05) for place in places)
+
+
+def test_a_long_document_is_kept_on_disk_and_asked(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reading = AskSettings(slots=64)
+    sizes = {"tokens": 1500, "depths": (0, 100), "facts": 1, "reading": reading}
+    read_long_document(LongOptions(str(decoder), text=str(corpus), split="all", **sizes))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["a quarter", "all"]
+    assert float(lines[1].split("in ")[1].split()[0]) > 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert rows[0] == ["", "0 %", "100 %", "all", "first token, s"]
+    assert [row[0] for row in rows[1:]] == ["with the question", "all alike"]
