@@ -8,8 +8,6 @@ the pairs' ratios, beside the smallest and the largest of them.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memlm.data import encode_texts, load_documents, pack, split_documents
+from memlm.evaluation.memory.reading_seconds import paired_seconds, prefill
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings, adapters_active
 from memlm.models.runtime import load_decoder
@@ -57,25 +56,9 @@ class Options:
 
 def paired(name: str, one: Run, other: Run, repeats: int) -> str:
     """Return a row of the table: median seconds of both, and their ratio."""
-    seconds: list[tuple[float, float]] = []
-    for _ in range(repeats + 1):
-        seconds.append((timed(one), timed(other)))
-    counted = seconds[1:]
-    ratios = [a / b for a, b in counted]
-    first, second = (statistics.median(column) for column in zip(*counted, strict=True))
-    return (
-        f"| {name} | {first:.3f} | {second:.3f} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to "
-        f"{max(ratios):.3f} |"
-    )
-
-
-def timed(run: Run) -> float:
-    """Return the seconds that a function takes."""
-    began = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+    found = paired_seconds(one, other, repeats)
+    ratios = f"{found.ratio:.3f} | {found.low:.3f} to {found.high:.3f}"
+    return f"| {name} | {found.first:.3f} | {found.second:.3f} | {ratios} |"
 
 
 def steps(options: Options) -> tuple[Run, Run]:
@@ -136,16 +119,14 @@ def main(options: Options) -> None:
     text, prompt = ids[: options.tokens], ids[options.tokens : options.tokens + options.prompt]
     ratio = options.tokens_per_memory
 
-    def prefill(tokens: list[int]) -> None:
-        first = model.reader.first_token_id
-        model.decoder(torch.tensor([[first, *tokens]], device=model.decoder.device), logits_to_keep=1)
-
     for mode in ("chunks", "joint"):
         encode = lambda mode=mode: model.memories([text], tokens_per_memory=ratio, mode=mode)  # noqa: E731
-        print(paired(f"encode, {mode} / prefill", encode, lambda: prefill(text), options.repeats), flush=True)
+        print(paired(f"encode, {mode} / prefill", encode, lambda: prefill(model, text), options.repeats), flush=True)
     memories = model.memories([text], tokens_per_memory=ratio, mode="chunks")
     behind = lambda: model.decoder(**model.inputs([prompt], memories), logits_to_keep=1)  # noqa: E731
-    print(paired("first token behind memories / all", behind, lambda: prefill([*text, *prompt]), options.repeats))
+    print(
+        paired("first token behind memories / all", behind, lambda: prefill(model, [*text, *prompt]), options.repeats)
+    )
     whole = model.memories([text], tokens_per_memory=1, mode="chunks")
     print(f"cache: {cache_bytes(memories):,} bytes behind memories, {cache_bytes(whole):,} behind all tokens")
 

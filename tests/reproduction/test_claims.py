@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from memlm.measurement import Measurement
 from memlm.reproduction import CLAIMS, EXPERIMENTS, ClaimSettings, Figure, Spent, measure_experiments, runs, spent_on
 from memlm.reproduction.runs import Experiment, combined, config_of
 from memlm.training.config import RunConfig, merge_run
+from tests.training.test_pretrained import decoder  # noqa: F401 (a fixture)
 
 GOOD = {
     ("last_token_next", "memories/token_accuracy"): 0.13,
@@ -76,6 +78,47 @@ def test_every_claim_can_hold_and_can_fail() -> None:
     assert summary(rows).startswith("Of 11 tests of the paper's claims 8 hold here, 1 do not, and 2 cannot be made")
 
 
+def test_a_pretrained_decoder_is_judged_where_there_is_one() -> None:
+    good = {
+        "context_gain/chunks/8": 0.9,
+        "context_gain/truncation/8": 0.6,
+        "saved/chunks/8 over chunks, untrained": 0.01,
+        "saved/chunks/8 over chunks, another text's": 0.3,
+        "seconds/chunks over prefill": 0.7,
+        "seconds/first token over prefill": 0.02,
+    }
+
+    def judged(**changed: float) -> list[str]:
+        values = {("pretrained", name): value for name, value in {**good, **changed}.items()}
+        found = figures() | {key: Figure(value, value - 0.005, value + 0.005) for key, value in values.items()}
+        return [claim.judge(found).outcome for claim in CLAIMS[-2:]]
+
+    assert judged() == ["holds", "holds"]
+    assert judged(**{"seconds/chunks over prefill": 1.1}) == ["does not hold here", "holds"]
+    assert judged(**{"seconds/first token over prefill": 0.2}) == ["does not hold here", "holds"]
+    assert judged(**{"saved/chunks/8 over chunks, untrained": 0.004}) == ["holds", "does not hold here"]
+    assert judged(**{"saved/chunks/8 over chunks, another text's": 0.0}) == ["holds", "does not hold here"]
+
+
+def test_a_pretrained_decoder_is_taught_and_timed(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"chunk_length": 64, "num_chunks": 2, "scored_tokens": 8}
+    model = {**EXPERIMENTS["pretrained"].model, **sizes}
+    monkeypatch.setattr(runs, "EXPERIMENTS", {"pretrained": replace(EXPERIMENTS["pretrained"], model=model)})
+    settings = ClaimSettings(text=str(corpus), share=0.01, seeds=1, decoder=str(decoder))
+    found, _ = measure_experiments(settings, tmp_path, say=print)
+    assert found["pretrained", "seconds/chunks over prefill"].value > 0
+    assert all(claim.judge(found).outcome != "not testable here" for claim in CLAIMS[-2:])
+    assert spent_on(CLAIMS[-1].rests_on, settings, tmp_path).tokens > 0
+    without = ClaimSettings(text=str(corpus), seeds=1)
+    assert measure_experiments(without, tmp_path / "without", say=print) == ({}, [])
+    assert spent_on(CLAIMS[-1].rests_on, without, tmp_path) == Spent(0, 0.0)
+
+
 def test_intervals_join_what_seeds_and_documents_leave_open() -> None:
     def record(value: float) -> Measurement:
         return Measurement(
@@ -104,12 +147,13 @@ def test_two_trainings_are_compared_seed_by_seed() -> None:
 
 
 def test_each_training_is_what_its_recipe_says(tmp_path: Path) -> None:
-    settings = ClaimSettings(share=0.5)
+    settings = ClaimSettings(share=0.5, decoder="somewhere")
     configs = {name: config_of(name, 2, settings, tmp_path) for name in EXPERIMENTS}
     assert all(config.training.seed == 2 for config in configs.values())
     mixture, alone, curriculum = (configs[n] for n in ("mixture", "next_token", "curriculum"))
     assert configs["autoencoder"].is_autoencoder
     assert not any(config.is_autoencoder for config in (mixture, alone, curriculum))
+    assert str(configs["pretrained"].decoder.path) == "somewhere"
     # equal next-token steps, or the price of retention would be one of fewer steps
     assert alone.steps == mixture.steps_of("next_token") == configs["none"].steps
     assert list(alone.stages[0].objectives) == ["next_token"]
@@ -174,10 +218,10 @@ def test_side_by_side_trainings_are_kept_like_others_and_wait_for_their_encoder(
     monkeypatch.setattr(runs, "_train_and_measure", measured)
     said: list[str] = []
     measure_experiments(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
-    assert len(asked) == len(said) == 2 * len(EXPERIMENTS)
+    assert len(asked) == len(said) == 2 * (len(EXPERIMENTS) - 1)
     assert said[-1].startswith("22 of 22: ")
     measure_experiments(ClaimSettings(seeds=2), tmp_path, say=said.append, workers=2)
-    assert len(asked) == 2 * len(EXPERIMENTS)
+    assert len(asked) == 2 * (len(EXPERIMENTS) - 1)
 
 
 def test_bad_settings_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from memlm.evaluation.reconstruction import ReconstructionScores, reconstruct
 from memlm.evaluation.result import Evaluation, chunkwise_costs, compressor_costs, memory_costs
-from memlm.evaluation.runner import evaluate_run, probe_autoencoder
+from memlm.evaluation.runner import evaluate_run, probe_autoencoder, time_writer
 
 __all__ = [
     "Evaluation",
@@ -13,4 +13,5 @@ __all__ = [
     "memory_costs",
     "probe_autoencoder",
     "reconstruct",
+    "time_writer",
 ]

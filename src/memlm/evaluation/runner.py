@@ -29,6 +29,7 @@ from memlm.errors import CheckpointError, DataError
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain, gain_rows, token_nats_behind
 from memlm.evaluation.memory.contexts import nothing
 from memlm.evaluation.memory.perplexity import oracle_measurements, original_measurements, perplexity_measurements
+from memlm.evaluation.memory.reading_seconds import reading_seconds
 from memlm.evaluation.memory.recall import copy_measurements, recall_measurements
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining
@@ -319,6 +320,16 @@ def _held_out_documents(folder: RunFolder) -> Sequence[Document]:
     if fingerprint(documents) != folder.data()["fingerprint_held_out"]:
         raise DataError(f"'{config.data.text}' has changed since the run was trained; measure it by name with --text.")
     return documents
+
+
+def time_writer(path: str) -> list[Measurement]:
+    """Measure what memories cost beside a prefill, on the held-out text of a run that trained a decoder to write them.
+
+    Raises:
+        RunFolderError, CheckpointError: not a finished run.
+        DataError: the text cannot be read, or is too short.
+    """
+    return reading_seconds(MemoryDecoder.from_pretrained(path), _held_out_documents(RunFolder.open(path)))
 
 
 def probe_autoencoder(path: str) -> list[Measurement]:

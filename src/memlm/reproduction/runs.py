@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from memlm.evaluation import evaluate_run, probe_autoencoder
+from memlm.evaluation import evaluate_run, probe_autoencoder, time_writer
 from memlm.evaluation.probe.folders import claim_folder
 from memlm.files import write_file_atomic
 from memlm.measurement import Measurement, to_json_lines
@@ -44,6 +44,8 @@ class ClaimSettings(Settings):
     """Share of each recipe's steps."""
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     """Runs of each training."""
+    decoder: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or Hub id of a pretrained decoder; without it, what the paper says of such decoders is not tested."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Experiment:
     """Settings in which its model differs from the recipe's."""
     share: float = 1.0
     """Share of the recipe's steps."""
+    pretrained: bool = False
+    """Teach the pretrained decoder of the settings; left out where there is none."""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -74,8 +78,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         "memory-next-tiny", probed=True, model={"encoder": {"bottleneck": "last_token"}}, share=_HALF
     ),
     "last_token_mixture": Experiment("memory-last-token-tiny", probed=True, share=_HALF),
+    "pretrained": Experiment("memory-pretrained", pretrained=True),
 }
-"""In an order in which every encoder is trained before it is used; the last three with the paper's bottleneck."""
+"""In an order in which every encoder is trained before it is used; `last_token` is the paper's bottleneck."""
+
+
+def experiments_of(settings: ClaimSettings) -> list[str]:
+    """Return the names of the experiments that are made with these settings."""
+    return [name for name, found in EXPERIMENTS.items() if settings.decoder is not None or not found.pretrained]
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ def measure_experiments(
     """
     claim_folder(out, {"settings": settings.model_dump(mode="json")})
     seeds = range(settings.seeds)
-    jobs = [(name, seed) for seed in seeds for name in EXPERIMENTS]
+    names = experiments_of(settings)
+    jobs = [(name, seed) for seed in seeds for name in names]
     missing = [job for job in jobs if not _figures_file(job, out).is_file()]
     trained = _train_missing(missing, settings, out, workers=workers, progress=progress)
     for done, (name, seed) in enumerate(trained, start=len(jobs) - len(missing) + 1):
@@ -123,7 +134,7 @@ def measure_experiments(
     lines = {job: _figures_file(job, out).read_text("utf-8").splitlines() for job in jobs}
     found = {job: [Measurement.from_json_line(line) for line in lines[job]] for job in jobs}
     figures: dict[tuple[str, str], Figure] = {}
-    for name in EXPERIMENTS:
+    for name in names:
         first, *others = (_held_out(found[name, seed]) for seed in seeds)
         for measure in first:
             if all(measure in other for other in others):
@@ -172,6 +183,8 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> RunCo
     }
     if experiment.encoder is not None:
         changes["encoder_run"] = str(_run_folder(experiment.encoder, seed, out))
+    if experiment.pretrained:
+        changes["decoder"] = {"path": settings.decoder}
     config = merge_run(get_recipe(experiment.recipe), changes)
     return with_steps(config, max(_FEWEST_STEPS, round(config.steps * settings.share * experiment.share)))
 
@@ -194,6 +207,8 @@ def _train_and_measure(job: Job, *, settings: ClaimSettings, out: Path, progress
     found = evaluate_run(str(folder), probe=experiment.probed).measurements
     if experiment.probed and get_recipe(experiment.recipe).is_autoencoder:
         found = [*found, *probe_autoencoder(str(folder))]
+    if experiment.pretrained:
+        found = [*found, *time_writer(str(folder))]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file_atomic(file, to_json_lines(found))
 
@@ -207,6 +222,7 @@ class Spent(NamedTuple):
 
 def spent_on(experiments: Sequence[str], settings: ClaimSettings, out: Path) -> Spent:
     """Sum the logs of the runs; the encoders that are frozen into them count too."""
+    experiments = [name for name in experiments if name in experiments_of(settings)]
     names = {*experiments, *(encoder for name in experiments if (encoder := EXPERIMENTS[name].encoder) is not None)}
     lasts = [RunFolder(_run_folder(name, seed, out)).log()[-1] for name in names for seed in range(settings.seeds)]
     return Spent(sum(int(last["tokens"]) for last in lasts), math.fsum(last["seconds"] for last in lasts))
