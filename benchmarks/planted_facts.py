@@ -29,6 +29,7 @@ from memlm.evaluation.memory.context_gain import ContextGainSettings, encodings,
 from memlm.evaluation.memory.contexts import BASELINES, nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
 from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.models.slots.answers import score_answers
 
 _CHOICES = 8
 _WORDINGS = (
@@ -87,25 +88,14 @@ def questions(model: MemoryDecoder, options: Options) -> Questions:
     return found
 
 
-@torch.no_grad()
 def chosen(
     model: MemoryDecoder, rows: Questions, part: range, memories: SlotMemories
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Return for each row 1 where the right word is the likeliest of eight, and 1 where it is recalled whole."""
-    prompts = [[*rows.asked[row], *choice] for row in part for choice in rows.choices[row]]
-    lengths = [len(choice) for row in part for choice in rows.choices[row]]
-    index = torch.arange(len(part)).repeat_interleave(_CHOICES)
-    inputs = model.inputs(prompts, memories.rows(index))
-    most = max(lengths)
-    logits = model.decoder(**inputs, logits_to_keep=most + 1).logits[:, :-1].float().log_softmax(-1)
-    targets = inputs["input_ids"][:, -most:]
-    nats = logits.gather(-1, targets[..., None])[..., 0]
-    best = logits.argmax(-1) == targets
-    counted = torch.arange(most) >= most - torch.tensor(lengths)[:, None]
-    scores = (nats * counted).sum(1).view(-1, _CHOICES)
-    right = torch.tensor([rows.right[row] for row in part])
-    whole = (best | ~counted).all(1).view(-1, _CHOICES).gather(1, right[:, None])[:, 0]
-    return (scores.argmax(1) == right).float(), whole.float()
+    found = score_answers(model, [rows.asked[row] for row in part], [rows.choices[row] for row in part], memories)
+    right = torch.tensor([rows.right[row] for row in part], device=found.nats.device)
+    whole = found.likeliest.all(-1).gather(1, right[:, None])[:, 0]
+    return (found.nats.sum(-1).argmin(1) == right).float().cpu(), whole.float().cpu()
 
 
 def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> Iterator[tuple[str, SlotMemories]]:

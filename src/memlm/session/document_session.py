@@ -17,12 +17,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from memlm.chunking import padded
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
 from memlm.errors import StoreError, UserError
-from memlm.models.base import CACHE_NAME
 from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.models.slots.answers import score_answers
 from memlm.session.blocks import Block, side_by_side
 from memlm.session.conversation import Turn, prompt_ids
 from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks
@@ -325,21 +324,11 @@ class DocumentSession:
     def _behind_first(self, prompt: list[int], memories: SlotMemories | None) -> list[int]:
         return prompt if memories is not None else [self.model.reader.first_token_id, *prompt]
 
-    @torch.no_grad()
     def _nats(self, prompt: list[int], answers: Sequence[str], memories: SlotMemories | None) -> list[list[float]]:
-        """Return the nats of each token of answers behind a prompt, which is read once."""
-        ids, decoder = encode_texts(self.model.tokenizer, list(answers)), cast(Any, self.model.decoder)
-        inputs = self.model.inputs([self._behind_first(prompt, memories)], memories)
-        read = decoder(**inputs, use_cache=True, logits_to_keep=1)
-        cache = read.past_key_values
-        cache.batch_repeat_interleave(len(ids))
-        rows, mask = (x.to(decoder.device) for x in padded(ids, length=max(map(len, ids)), pad_token_id=0))
-        seen = torch.cat([inputs["attention_mask"].expand(len(ids), -1), mask], 1)
-        positions = seen.cumsum(1)[:, -rows.shape[1] :] - 1
-        found = decoder(input_ids=rows, attention_mask=seen, position_ids=positions, **{CACHE_NAME: cache}).logits
-        logits = torch.cat([read.logits.expand(len(ids), -1, -1), found[:, :-1]], 1).float()
-        nats = torch.nn.functional.cross_entropy(logits.mT, rows, reduction="none")
-        return [row[: len(answer)].tolist() for row, answer in zip(nats, ids, strict=True)]
+        """Return the nats of each token of answers behind a prompt."""
+        ids = encode_texts(self.model.tokenizer, list(answers))
+        found = score_answers(self.model, [self._behind_first(prompt, memories)], [ids], memories).nats[0].tolist()
+        return [row[: len(answer)] for row, answer in zip(found, ids, strict=True)]
 
 
 def _ratio(store: TextStore) -> float:
