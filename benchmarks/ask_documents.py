@@ -25,6 +25,7 @@ from benchmarks.context_gain import Source
 from benchmarks.planted_facts import percent
 from memlm.data import encode_texts
 from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
+from memlm.errors import DataError
 from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 
@@ -33,6 +34,12 @@ WORDINGS = (
     ("The password of {name} was {word}.", "What was the password of {name}?"),
     ("In the ledger, {name} is entered under the word {word}.", "Under which word does the ledger enter {name}?"),
     ("The ship of {name} was called the {word}.", "What was the ship of {name} called?"),
+    ("{name} wrote the word {word} on the wall.", "Which word did {name} write on the wall?"),
+    ("The letter from {name} spoke only of a {word}.", "Of what did the letter from {name} speak?"),
+    ("{name} paid for the meal with a {word}.", "With what did {name} pay for the meal?"),
+    ("A picture of a {word} hung above the desk of {name}.", "What was in the picture above the desk of {name}?"),
+    ("The horse of {name} answers to {word}.", "To which name does the horse of {name} answer?"),
+    ("The parcel for {name} held a {word}.", "What did the parcel for {name} hold?"),
 )
 
 
@@ -46,6 +53,8 @@ class Options(Source):
     """Tokens of each document, at most."""
     questions: int = 50
     """Questions in all."""
+    absent: int = 0
+    """Questions about facts that no document states, to see how well support tells them from the others."""
     ways: tuple[str, ...] = (
         *("ask", "the same prompt alone", "memories only", "passages only", "last tokens", "the right document"),
         "nothing",
@@ -55,6 +64,10 @@ class Options(Source):
     """Seed of the facts."""
     reading: AskSettings = field(default_factory=AskSettings)
     """How `ask` reads documents."""
+
+
+Subject = tuple[str, tuple[str, str]]
+"""A name, and a wording of a statement and its question."""
 
 
 class Fact(NamedTuple):
@@ -77,8 +90,7 @@ def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fac
     """Return texts with a fact behind a sentence each, and the facts."""
     draw = random.Random(options.seed)  # noqa: S311 (places, not secrets)
     sentences, facts = [text.split(". ") for text in texts], list[Fact]()
-    subjects = [(name, wording) for name in TEST_NAMES for wording in WORDINGS]
-    for name, (statement, question) in draw.sample(subjects, min(options.questions, len(subjects))):
+    for name, (statement, question) in subjects(options)[0]:
         document, words = draw.randrange(len(texts)), draw.sample(TEST_WORDS, _CHOICES)
         right = draw.randrange(_CHOICES)
         fact = statement.format(name=name, word=words[right]).removesuffix(".")
@@ -87,12 +99,26 @@ def planted(texts: Sequence[str], options: Options) -> tuple[list[str], list[Fac
     return [". ".join(parts) for parts in sentences], facts
 
 
+def subjects(options: Options) -> tuple[list[Subject], list[Subject]]:
+    """Return the names and wordings of facts that are stated, and of those that are not.
+
+    Raises:
+        DataError: there are fewer names and wordings than facts.
+    """
+    every = [(name, wording) for name in TEST_NAMES for wording in WORDINGS]
+    if options.questions + options.absent > len(every):
+        raise DataError(f"questions and absent ({options.questions + options.absent}) must not exceed {len(every)}.")
+    drawn = random.Random(options.seed).sample(every, options.questions + options.absent)  # noqa: S311
+    return drawn[: options.questions], drawn[options.questions :]
+
+
 class Result(NamedTuple):
-    """Whether a question was answered, by choice and in the decoder's own words, and what was read."""
+    """Whether a question was answered, by choice and in the decoder's own words, what was read, and the support."""
 
     chosen: bool
     said: bool
     inputs: int
+    support: float
 
 
 Way = Callable[[Fact], Result]
@@ -135,7 +161,23 @@ def answered(session: DocumentSession, fact: Fact, question: str) -> Result:
     nats = session.nats(question, [f"{word}." for word in fact.words])
     answer = session.ask(question, max_new_tokens=24)
     said = fact.words[fact.right] in answer.text.lower()
-    return Result(int(np.argmin(nats)) == fact.right, said, answer.tokens + answer.memories)
+    return Result(int(np.argmin(nats)) == fact.right, said, answer.tokens + answer.memories, answer.support)
+
+
+def support_line(model: MemoryDecoder, texts: Sequence[str], stated: Sequence[Result], options: Options) -> str:
+    """Return how well the support of `ask` tells facts that are stated from facts that are not."""
+    session, draw = DocumentSession(model, options.reading), random.Random(options.seed)  # noqa: S311
+    for number, text in enumerate(texts):
+        session.read(text, name=str(number))
+    asked = [question.format(name=name) for name, (_, question) in subjects(options)[1]]
+    facts = [Fact(0, question, tuple(draw.sample(TEST_WORDS, _CHOICES)), 0) for question in asked]
+    without = [answered(session.fork(), fact, fact.question).support for fact in track(facts, "absent", transient=True)]
+    within = [result.support for result in stated]
+    higher = np.mean([(one > other) + (one == other) / 2 for one in within for other in without])
+    return (
+        f"support, median: {np.median(within):.2f} of {len(within)} stated facts, {np.median(without):.2f} of "
+        f"{len(without)} absent ones; a stated one has the higher of two with probability {higher:.2f}"
+    )
 
 
 def within(passages: Sequence[str], tokens: int, model: MemoryDecoder) -> str:
@@ -169,6 +211,8 @@ def main(options: Options) -> None:
         columns = [np.array([x.chosen for x in found], float), np.array([x.said for x in found], float)]
         cells = [percent(column, np.ones(len(found)), np.arange(len(found))) for column in columns]
         print(f"| {name} | {' | '.join(cells)} | {np.mean([x.inputs for x in found]):.0f} |", flush=True)
+    if options.absent:
+        print(support_line(model, texts, [every["ask"](fact) for fact in facts], options))
 
 
 if __name__ == "__main__":

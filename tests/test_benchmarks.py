@@ -11,6 +11,7 @@ import pytest
 import torch
 from benchmarks.ask_documents import Options as AskOptions
 from benchmarks.ask_documents import main as ask_documents
+from benchmarks.ask_documents import subjects
 from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
 from benchmarks.beyond_positions import Options as BeyondOptions
@@ -32,6 +33,7 @@ from benchmarks.slot_seconds import Options as SlotOptions
 from benchmarks.slot_seconds import main as seconds_of_slots
 from benchmarks.store import WAYS, search, stream
 
+from memlm.errors import DataError
 from memlm.evaluation.memory.context_gain import ContextGainSettings
 from memlm.session import AskSettings
 from tests.training.test_pretrained import decoder  # noqa: F401 (a fixture)
@@ -153,12 +155,21 @@ def test_documents_are_asked_in_every_way(
     corpus: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ask_documents(AskOptions(str(decoder), text=str(corpus), split="all", num_documents=2, tokens=400, questions=2))
-    _, *rows = rows_of(capsys.readouterr().out)
+    sizes = {"num_documents": 2, "tokens": 400, "questions": 2, "absent": 2}
+    ask_documents(AskOptions(str(decoder), text=str(corpus), split="all", **sizes))
+    printed = capsys.readouterr().out
+    _, *rows = rows_of(printed)
+    assert "of 2 stated facts" in printed
+    assert "of 2 absent ones" in printed
     inputs = {row[0]: float(row[3]) for row in rows}
     assert list(inputs) == list(AskOptions(str(decoder)).ways)
     assert inputs["nothing"] < inputs["the same prompt alone"] < inputs["ask"]
     assert inputs["memories only"] < inputs["ask"]
+
+
+def test_more_facts_than_wordings_are_refused() -> None:
+    with pytest.raises(DataError, match="questions and absent .217. must not exceed 216"):
+        subjects(AskOptions("", questions=200, absent=17))
 
 
 _EVICTED = """

@@ -58,6 +58,11 @@ def test_passages_are_cited_in_json(place: Path, capsys: pytest.CaptureFixture[s
     assert text[passage["start"] : passage["end"]] == passage["text"]
 
 
+def test_what_documents_do_not_support_is_not_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "What is red?", *ASK, "--least-support", "1000"]) == 0
+    assert "below 1000: not found in the documents" in capsys.readouterr().err
+
+
 def test_a_page_shows_what_was_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("b.txt").write_text("<b>The harbour is red.</b> " + speech(2, 400))
     limited = ["--slots", "20", "--tokens-per-memory", "64", "--page", "page.html"]

@@ -66,6 +66,13 @@ def test_parts_are_the_documents_and_say_how_each_was_read(session: DocumentSess
     assert any(part.tokens_per_memory is None for part in answer.parts) == (answer.left_out > 0)
 
 
+def test_an_answer_with_too_little_support_is_not_found(session: DocumentSession) -> None:
+    support = session.fork().ask(QUESTION, max_new_tokens=3).support
+    for least, found in ((None, True), (support - 0.01, True), (support + 0.01, False)):
+        other = session.fork(AskSettings(tokens_per_memory=4, least_support=least))
+        assert other.ask(QUESTION, max_new_tokens=3).found is found
+
+
 def test_passages_are_those_that_share_words(session: DocumentSession) -> None:
     [best, *_] = session.passages(QUESTION)
     assert best.document == "a"

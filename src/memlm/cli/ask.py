@@ -153,7 +153,8 @@ def answered(session: DocumentSession, question: str, options: Documents, *, str
 
         answer = session.ask(question, max_new_tokens=options.max_new_tokens, streamer=streamer, on_chunk=on_chunk)
     if stream:
-        print(f"{answer.reading()}; support {answer.support:.2f} nats per token", file=sys.stderr)
+        missed = "" if answer.found else f", below {options.least_support:g}: not found in the documents"
+        print(f"{answer.reading()}; support {answer.support:.2f} nats per token{missed}", file=sys.stderr)
         for passage in answer.passages[: options.show]:
             line = f"{one_line(passage.document)} {passage.start}-{passage.end}: {one_line(passage.text)}"
             width = get_terminal_size().columns

@@ -51,6 +51,7 @@ class Answer:
         left_out: tokens of documents that were not read, because the budget was used up.
         support: nats per token of the answer by which documents and passages make it likelier; near 0 for an answer
             that the decoder would have given without them.
+        found: False where the support is below the least one that the settings ask for.
         parts: all parts of the documents, in their order, and how each was read.
     """
 
@@ -62,6 +63,7 @@ class Answer:
     memory_tokens: int
     left_out: int
     support: float
+    found: bool
     parts: tuple[PartRead, ...] = field(default=(), repr=False)
 
     def reading(self) -> str:
@@ -204,6 +206,7 @@ class DocumentSession:
             memory_tokens=read,
             left_out=sum(len(chunk.tokens) for chunk in self.chunks) - read,
             support=support,
+            found=self.settings.least_support is None or support >= self.settings.least_support,
             parts=tuple(parts_read(self.chunks, reading.plan, found[: self.settings.passages])),
         )
 

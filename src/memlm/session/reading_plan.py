@@ -31,6 +31,9 @@ class AskSettings:
     slots: int | None = 2048
     """Memories in all, at most; None for no limit. What shares least with the question is left out; without a search,
     all chunks are read more sparsely."""
+    least_support: float | None = None
+    """Nats per token by which documents must make an answer likelier; below it, the answer counts as not found. None to
+    count every answer as found."""
 
     def __post_init__(self) -> None:
         for name in ("tokens_per_memory", "dense_tokens_per_memory"):
