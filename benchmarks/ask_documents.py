@@ -28,6 +28,7 @@ from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.errors import DataError
 from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
+from memlm.session.conversation import behind_passages
 
 _CHOICES = 8
 WORDINGS = (
@@ -137,10 +138,12 @@ def ways_to_read(model: MemoryDecoder, texts: Sequence[str], options: Options) -
         return answered(session.fork(), fact, fact.question)
 
     def shown(text_of: Callable[[Fact], str], fact: Fact) -> Result:
-        return answered(alone.fork(), fact, "\n\n".join(filter(None, [text_of(fact), fact.question])))
+        return answered(alone.fork(), fact, behind_passages(list(filter(None, [text_of(fact)])), fact.question))
 
     def prompted(fact: Fact) -> str:
-        return "\n\n".join(passage.text for passage in session.passages(fact.question)[: options.reading.passages])
+        return "\n\n".join(
+            passage.text.strip() for passage in session.passages(fact.question)[: options.reading.passages]
+        )
 
     def passages(fact: Fact) -> str:
         return within([passage.text for passage in session.passages(fact.question)], ask(fact).inputs, model)

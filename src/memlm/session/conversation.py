@@ -21,6 +21,16 @@ class Turn(NamedTuple):
     answer: str
 
 
+def behind_passages(passages: Sequence[str], question: str) -> str:
+    """Return what is said to the decoder: passages and the question, or the question alone where there is no passage.
+
+    Small decoders answer more often from a text that is named so (LOG.md).
+    """
+    if not passages:
+        return question
+    return "\n\n".join([f"Text: {passages[0]}", *passages[1:], f"Question: {question}\nAnswer with words of the text."])
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], question: str) -> list[int]:
     """Return the token ids of a conversation up to the answer of a question.
 

@@ -23,7 +23,7 @@ from memlm.errors import StoreError, UserError
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.answers import score_answers
 from memlm.session.blocks import Block, side_by_side
-from memlm.session.conversation import Turn, prompt_ids
+from memlm.session.conversation import Turn, behind_passages, prompt_ids
 from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks
 from memlm.session.parts_read import PartRead, parts_read
 from memlm.session.reading_plan import AskSettings, ChunkReading, plan_reading, slots_of
@@ -240,7 +240,7 @@ class DocumentSession:
 
     def _prompt(self, question: str, found: list[Passage]) -> list[int]:
         shown = [passage.text.strip() for passage in found[: self.settings.passages]]
-        return prompt_ids(self.model.tokenizer, self.turns, "\n\n".join([*shown, question]))
+        return prompt_ids(self.model.tokenizer, self.turns, behind_passages(shown, question))
 
     def _reading(self, question: str, behind: int, on_chunk: OnChunk) -> _Reading:
         """Return the memories of the chunks that are read, with `behind` positions behind them."""
