@@ -234,6 +234,13 @@ def test_a_decoder_that_is_loaded_again_is_the_same(decoder: Path) -> None:  # n
     assert decoder_identity(one) == decoder_identity(half)
 
 
+def test_a_checkpoint_is_read_with_the_tokenizer_of_its_run(run: Path) -> None:
+    [checkpoint, *_] = sorted(run.glob("stages/*/checkpoints/step-*"))
+    found, whole = MemoryDecoder.from_pretrained(str(checkpoint)), MemoryDecoder.from_pretrained(str(run))
+    assert found.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert found.memories("any text", slots=2).num_slots == 3
+
+
 def test_a_run_is_evaluated_beside_an_untrained_writer(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["report", str(run)]) == 0
     assert main(["evaluate", str(run), "--json", "--rows", "4"]) == 0

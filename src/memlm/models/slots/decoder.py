@@ -25,7 +25,7 @@ from memlm.models.slots.encoded import Budget, EncodedTexts, Reader
 from memlm.models.slots.injection import Encoded, Injection, KeyValueInjection
 from memlm.models.slots.memories import SlotMemories
 from memlm.models.slots.rotary import Rotary
-from memlm.models.slots.saved import decoder_identity, is_writer_folder, load_writer, save_writer
+from memlm.models.slots.saved import decoder_identity, is_writer_folder, load_writer, save_writer, tokenizer_folder
 from memlm.models.slots.slot_cache import SlotCache, behind_memories
 from memlm.models.slots.sparser import QueryBank
 from memlm.models.slots.states import EncodingSettings
@@ -91,7 +91,7 @@ class MemoryDecoder:
 
         Args:
             path_or_id: folder or Hub id of a decoder; or a folder that `save_pretrained` wrote, or of a run that
-                trained a decoder to write memories.
+                trained a decoder to write memories, or of one of its checkpoints.
             settings: how texts are encoded.
             decoder: folder or Hub id of the decoder of such a folder, where it has moved.
             trust_remote_code: run Python code that comes with the model.
@@ -104,9 +104,8 @@ class MemoryDecoder:
         """
         if is_writer_folder(path_or_id):
             writer = load_writer(path_or_id, decoder=decoder, trust_remote_code=trust_remote_code, **options)
-            return cls(
-                writer.decoder, load_tokenizer(path_or_id), settings, config=writer.config, injection=writer.injection
-            )
+            tokenizer = load_tokenizer(tokenizer_folder(path_or_id))
+            return cls(writer.decoder, tokenizer, settings, config=writer.config, injection=writer.injection)
         if Path(path_or_id, "run.json").is_file() and not Path(path_or_id, "config.json").is_file():
             raise CheckpointError(f"the run '{path_or_id}' is not finished; memlm train --resume --out {path_or_id}")
         of_tokenizer = {name: options[name] for name in ("gguf_file", "revision", "subfolder") if name in options}

@@ -30,6 +30,12 @@ def is_writer_folder(path: str | Path) -> bool:
         return False
 
 
+def tokenizer_folder(path: str | Path) -> Path:
+    """Return the folder of the tokenizer: the folder itself, or for a checkpoint, the run that it belongs to."""
+    folder = Path(path).resolve()
+    return next((found for found in (folder, *folder.parents[:4]) if (found / "tokenizer.json").is_file()), folder)
+
+
 def load_writer(
     folder: str | Path, *, decoder: str | None = None, trust_remote_code: bool = False, **options: Any
 ) -> SlotWriter:
