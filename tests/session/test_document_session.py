@@ -66,6 +66,18 @@ def test_parts_are_the_documents_and_say_how_each_was_read(session: DocumentSess
     assert any(part.tokens_per_memory is None for part in answer.parts) == (answer.left_out > 0)
 
 
+def test_words_of_scripts_without_spaces_are_found(tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = {
+        "zh": "這座城市的燈塔建於一八五四年，至今仍在使用。",
+        "ja": "港の倉庫は木曜日に閉まる。",
+        "th": "ท่าเรือปิดวันพฤหัสบดี",
+    }
+    chunks = [chunk for name, text in texts.items() for chunk in cut_chunks(tokenizer, name, text, 200)]
+    search = ChunkSearch(chunks, 200)
+    for name, question in (("zh", "燈塔是哪一年建的？"), ("ja", "倉庫はいつ閉まりますか"), ("th", "ท่าเรือปิดวันไหน")):
+        assert search.passages_for(question)[0].document == name
+
+
 def test_an_answer_with_too_little_support_is_not_found(session: DocumentSession) -> None:
     support = session.fork().ask(QUESTION, max_new_tokens=3).support
     for least, found in ((None, True), (support - 0.01, True), (support + 0.01, False)):

@@ -17,6 +17,8 @@ from memlm.data import encode_with_ends
 
 _LONGEST_WORD = 32
 _WORD_START, _WORD_END = re.compile(r"\w+"), re.compile(r"\w+$")
+# Thai, Lao, Burmese, Khmer, kana and Han
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 _PASSAGES = 4
 """Passages of a chunk; half as far apart, so that a sentence is whole in one of them."""
 
@@ -145,5 +147,12 @@ def _whole_words(text: str, begin: int, end: int) -> tuple[int, int]:
 
 
 def _words(texts: list[str]) -> list[list[str]]:
-    """Return the words of each text, in lower case."""
-    return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)  # pyright: ignore
+    """Return the words of each text, in lower case; in scripts without spaces, every two characters are a word."""
+    return bm25s.tokenize(
+        [_UNSPACED.sub(_pairs, text) for text in texts], stopwords="en", return_ids=False, show_progress=False
+    )  # pyright: ignore
+
+
+def _pairs(found: re.Match[str]) -> str:
+    run = found[0]
+    return f" {' '.join(run[i : i + 2] for i in range(max(1, len(run) - 1)))} "
