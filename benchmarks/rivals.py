@@ -176,13 +176,13 @@ def _contexts(
             yield name, count, read(count)
 
 
-def measure_presses(rows: GainRows, facts: Questions, options: Options, found: Found, *, first: int) -> None:
+def measure_presses(model: MemoryDecoder, rows: GainRows, facts: Questions, options: Options, found: Found) -> None:
     """Measure the methods of kvpress in their own environment."""
     settings = options.measure
     asked = zip(facts.old, facts.asked, facts.choices, strict=True)
     job = {
-        "decoder": options.decoder,
-        "first": first,
+        "decoder": model.decoder.config.name_or_path,  # of a writer, the decoder below its adapters
+        "first": model.reader.first_token_id,
         "rows": rows.ids.tolist(),
         "questions": [{"old": old, "asked": question, "choices": choices} for old, question, choices in asked],
         "context": settings.context,
@@ -280,7 +280,7 @@ def main(options: Options) -> None:
     found = Found()
     measure_ours(model, rows, facts, options, found)
     if options.presses:
-        measure_presses(rows, facts, options, found, first=model.reader.first_token_id)
+        measure_presses(model, rows, facts, options, found)
     settings = options.measure
     sizes = f"{settings.context} old tokens, window {settings.window}, {settings.scored} scored"
     read = f"{len(rows.ids)} rows, {len(facts.old)} facts, {options.split} of {options.text}"
