@@ -105,7 +105,8 @@ def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> It
     yield "nothing", nothing(joint)
     yield "all tokens", joint.at(tokens_per_memory=1)
     baselines = {name: BASELINES[name](model, joint, old) for name in settings.baselines}
-    encoded = {name: way.encode(old) for name, way in encodings(model, options.modes).items()}
+    ways = encodings(model, options.modes, untrained=settings.untrained)
+    encoded = {name: way.encode(old) for name, way in ways.items()}
     for ratio in settings.ratios:
         for name, read in baselines.items():
             yield f"{name} / {ratio}", read(settings.context // ratio)
