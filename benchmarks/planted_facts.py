@@ -116,16 +116,19 @@ def contexts(model: MemoryDecoder, old: list[list[int]], options: Options) -> It
             yield f"{name}, another text's / {ratio}", memories.rows(torch.arange(len(old)).roll(1))
 
 
-def percent(values: NDArray[np.float64], counts: NDArray[np.float64], owner: NDArray[np.int64]) -> str:
-    """Return a ratio of sums in percent, with its interval over the owners, such as documents, of the values."""
+def cell(values: NDArray[np.float64], counts: NDArray[np.float64], owner: NDArray[np.int64], form: str) -> str:
+    """Return a ratio of sums, with its interval over the owners, such as documents, of the values."""
     if not counts.sum():
         return ""
     size = int(owner.max()) + 1
-    interval = ratio_interval(Units(sum_by(owner, values, size), sum_by(owner, counts, size), str(size)))
-    text = f"{100 * values.sum() / counts.sum():.1f}"
-    if interval.low is None or interval.high is None:
-        return text
-    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    found = ratio_interval(Units(sum_by(owner, values, size), sum_by(owner, counts, size), str(size)))
+    text = f"{values.sum() / counts.sum():{form}}"
+    return text if found.low is None or found.high is None else f"{text} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def percent(values: NDArray[np.float64], counts: NDArray[np.float64], owner: NDArray[np.int64]) -> str:
+    """Return a ratio of sums in percent, as `cell` does."""
+    return cell(100 * values, counts, owner, ".1f")
 
 
 def main(options: Options) -> None:

@@ -32,11 +32,10 @@ from torch import Tensor
 
 from benchmarks.context_gain import Source
 from benchmarks.planted_facts import Options as FactOptions
-from benchmarks.planted_facts import Questions, chosen, questions
+from benchmarks.planted_facts import Questions, cell, chosen, questions
 from memlm.data import decode_ids
 from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, token_nats_behind
-from memlm.evaluation.memory.contexts import nothing, truncation
-from memlm.measurement.intervals import Units, ratio_interval, sum_by
+from memlm.evaluation.memory.contexts import nothing
 from memlm.models.slots import EncodedTexts, MemoryDecoder, SlotMemories
 from memlm.models.slots.attention import AttentionRecord, recorded
 from memlm.models.slots.fit import fit_slots
@@ -86,7 +85,7 @@ def ways(model: MemoryDecoder) -> dict[str, Way]:
         "memlm, joint": lambda old, _: _slots(model.encode([old], mode="joint")),
         "memlm, chunks": lambda old, _: _slots(model.encode([old], mode="chunks")),
         "Attention Matching, replayed queries": lambda old, _: replayed(model, old),
-        "truncation": lambda old, _: truncation(model, model.encode([old], mode="joint"), [old]),
+        "truncation": lambda old, _: lambda count: model.encode([old[-count:]], mode="joint").keep_all(),
         "found passages": lambda old, recent: found_passages(model, old, recent),
     }
 
@@ -109,12 +108,8 @@ def replayed(model: MemoryDecoder, old: list[int]) -> Read:
         fitted = fit_slots(record.rule.scores(queries, keys), values, count, settings)
         heads = torch.arange(len(keys))[:, None]
         parts = (keys[heads, fitted.indices], fitted.values, fitted.bias, 1 + fitted.indices)
-        first = (
-            record.key[0, :, :1],
-            record.value[0, :, :1],
-            torch.zeros(len(keys), 1),
-            parts[3].new_zeros(len(keys), 1),
-        )
+        none = torch.zeros(len(keys), 1)
+        first = (record.key[0, :, :1], record.value[0, :, :1], none, none.long())
         return LayerSlots(*(torch.cat(pair, 1)[None] for pair in zip(first, parts, strict=True)))
 
     lengths, one = torch.tensor([1 + tokens]), torch.ones(1, dtype=torch.long)
@@ -221,14 +216,6 @@ def environment(options: Options) -> Path:
         for package in options.packages:
             subprocess.run([str(python), "-m", "pip", "install", "--quiet", package], check=True)  # noqa: S603
     return python
-
-
-def cell(values: NDArray[np.float64], counts: NDArray[np.float64], owner: NDArray[np.int64], form: str) -> str:
-    """Return a ratio of sums with its interval over the owners of the values."""
-    size = int(owner.max()) + 1
-    found = ratio_interval(Units(sum_by(owner, values, size), sum_by(owner, counts, size), str(size)))
-    text = f"{values.sum() / counts.sum():{form}}"
-    return text if found.low is None or found.high is None else f"{text} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def tables(found: Found, rows: GainRows, facts: Questions, options: Options) -> Iterator[str]:

@@ -170,7 +170,7 @@ def editions(tables: dict[str, list[Row]]) -> str:
     old = [name for name, rows in tables.items() if not all(row.about["rerun"] for row in rows)]
     names = "" if len(old) == len(tables) else ": " + ", ".join(f"`{name}`" for name in old)
     return (
-        "¹ Measured for the first edition and not rerun since. "
+        "¹ Measured for the edition that its table names, and not rerun since. "
         f"This is true of {len(old)} of the {len(tables)} tables on these pages{names}.\n"
     )
 

@@ -63,6 +63,18 @@ def write_file_atomic(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append whole lines to a text file in one write, which is on the disk before this returns.
+
+    Where a crash cut the last line short, the new lines begin behind a line end.
+    """
+    cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(("\n" if cut_short else "") + text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

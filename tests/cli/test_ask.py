@@ -88,6 +88,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["ask", "--questions", "q.jsonl", *ASK, "--page", "x.html"],
         "--page shows one question",
     ),
+    "a support that is no number": (["ask", "Who?", *ASK, "--least-support", "nan"], "least_support (nan) must be"),
     "no question": (["ask", *ASK], "give one question, or --questions"),
     "an empty question": (["ask", "", *ASK], "the question is empty"),
     "two kinds of questions": (["ask", "Who?", "--questions", "q.jsonl", *ASK], "give one question"),

@@ -44,7 +44,7 @@ _MOST_WORKERS = 8
 class Claims:
     """Test the claims of arXiv 2602.13466 at a small size: eleven trainings for each seed, one table, one page.
 
-    With --decoder PATH_OR_HUB_ID a pretrained decoder is taught, too, which takes half an hour for each seed.
+    With --decoder PATH_OR_HUB_ID a pretrained decoder is taught, too: 100 steps for each seed, and their evaluation.
     Finished trainings are saved; the same command continues where it was interrupted.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from memlm.errors import DataError
+from memlm.files import append_text
 
 
 class Baseline(BaseModel):
@@ -113,6 +113,32 @@ class SavedPassage:
 
 
 @dataclass(frozen=True)
+class PartRead:
+    """Consecutive characters of a document that a decoder read in one way.
+
+    Attributes:
+        document: id of the document.
+        start: the number of characters of the document before the part.
+        text: its characters.
+        tokens_per_memory: tokens for each memory; None where the part was not read as memories.
+        shown: True where the part stood in the prompt as tokens.
+    """
+
+    document: str
+    start: int
+    text: str
+    tokens_per_memory: float | None
+    shown: bool
+
+    @property
+    def how(self) -> str:
+        """How the part was read, in words."""
+        if self.tokens_per_memory is None:
+            return "as tokens alone" if self.shown else "left out"
+        return f"{self.tokens_per_memory:.1f} tokens per memory" + (", and as tokens" if self.shown else "")
+
+
+@dataclass(frozen=True)
 class Cost:
     """Bits per byte of text that a way of storing the text takes."""
 
@@ -127,12 +153,7 @@ def to_json_lines(measurements: Iterable[Measurement]) -> str:
 
 def append_journal(path: str | Path, measurements: Iterable[Measurement]) -> None:
     """Append measurements to a file of JSON lines, all in one write that is on the disk before this returns."""
-    file = Path(path)
-    cut_short = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(("\n" if cut_short else "") + to_json_lines(measurements))
-        stream.flush()
-        os.fsync(stream.fileno())
+    append_text(Path(path), to_json_lines(measurements))
 
 
 def read_journal(path: str | Path) -> list[Measurement]:

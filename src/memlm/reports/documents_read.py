@@ -5,38 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from memlm.files import write_file_atomic
+from memlm.measurement import PartRead
 from memlm.reports.page import environment
 
 
-@runtime_checkable
-class Part(Protocol):
-    """Consecutive characters of a document that were read in one way (`memlm.session` has these)."""
-
-    @property
-    def document(self) -> str:
-        """Id of the document."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """The characters."""
-        ...
-
-    @property
-    def tokens_per_memory(self) -> float | None:
-        """Tokens for each memory; None where the part was not read as memories."""
-        ...
-
-    @property
-    def shown(self) -> bool:
-        """True where the part stood in the prompt as tokens."""
-        ...
-
-
-def write_reading(path: str | Path, question: str, answer: str, reading: str, parts: Sequence[Part]) -> None:
+def write_reading(path: str | Path, question: str, answer: str, reading: str, parts: Sequence[PartRead]) -> None:
     """Write the page, replacing the file in one step.
 
     Args:

@@ -148,9 +148,8 @@ def _whole_words(text: str, begin: int, end: int) -> tuple[int, int]:
 
 def _words(texts: list[str]) -> list[list[str]]:
     """Return the words of each text, in lower case; in scripts without spaces, every two characters are a word."""
-    return bm25s.tokenize(
-        [_UNSPACED.sub(_pairs, text) for text in texts], stopwords="en", return_ids=False, show_progress=False
-    )  # pyright: ignore
+    spaced = [_UNSPACED.sub(_pairs, text) for text in texts]
+    return bm25s.tokenize(spaced, stopwords="en", return_ids=False, show_progress=False)  # pyright: ignore
 
 
 def _pairs(found: re.Match[str]) -> str:

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from memlm.measurement import PartRead
 from memlm.session.document_chunks import DocumentChunk, Passage
 from memlm.session.reading_plan import ChunkReading, slots_of
-
-
-@dataclass(frozen=True)
-class PartRead:
-    """Consecutive characters of a document that were read in one way.
-
-    Attributes:
-        document: id of the document.
-        start: the number of characters of the document before the part.
-        text: its characters.
-        tokens_per_memory: tokens for each memory of the chunk that the part belongs to; None where it was left out.
-        shown: True where the part also stood in the prompt as tokens.
-    """
-
-    document: str
-    start: int
-    text: str
-    tokens_per_memory: float | None
-    shown: bool
 
 
 def parts_read(
@@ -39,9 +20,8 @@ def parts_read(
         plan: how each chunk was read; those that it lacks were left out.
         shown: passages that stood in the prompt as tokens.
     """
-    ratios = {
-        one.chunk: len(chunks[one.chunk].tokens) / slots_of(len(chunks[one.chunk].tokens), one[1]) for one in plan
-    }
+    sizes = {one.chunk: len(chunks[one.chunk].tokens) for one in plan}
+    ratios = {one.chunk: sizes[one.chunk] / slots_of(sizes[one.chunk], one.tokens_per_memory) for one in plan}
     return [part for number, chunk in enumerate(chunks) for part in _parts(chunk, ratios.get(number), shown)]
 
 

@@ -45,6 +45,8 @@ class AskSettings:
                 raise UserError(f"{name} ({getattr(self, name)}) must be a whole number of at least 0.")
         if self.slots is not None and not 1 <= self.slots <= _MOST:
             raise UserError(f"slots ({self.slots}) must be a whole number of at least 1, or None for no limit.")
+        if self.least_support is not None and not math.isfinite(self.least_support):
+            raise UserError(f"least_support ({self.least_support}) must be a number of nats, or None for none.")
         if self.dense_tokens_per_memory > self.tokens_per_memory:
             raise UserError(
                 f"dense_tokens_per_memory ({self.dense_tokens_per_memory:g}) must not exceed tokens_per_memory "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.errors import DataError
+from memlm.files import append_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +73,7 @@ class KeptLosses:
 
     def _append(self, path: Path, key: str) -> None:
         losses = [(found.name, found.ratio, found.nats.tolist()) for found in self._found[key]]
-        line = json.dumps({"key": key, "losses": losses}).encode() + b"\n"
-        cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        with path.open("ab") as stream:
-            stream.write(b"\n" * bool(cut_short) + line)
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_text(path, json.dumps({"key": key, "losses": losses}) + "\n")
 
 
 def losses_key(ids: Int[Tensor, "rows tokens"], **what: Any) -> str:

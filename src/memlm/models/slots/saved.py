@@ -33,7 +33,9 @@ def is_writer_folder(path: str | Path) -> bool:
 def tokenizer_folder(path: str | Path) -> Path:
     """Return the folder of the tokenizer: the folder itself, or for a checkpoint, the run that it belongs to."""
     folder = Path(path).resolve()
-    return next((found for found in (folder, *folder.parents[:4]) if (found / "tokenizer.json").is_file()), folder)
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    return next((run for run in folder.parents[:4] if (run / "run.json").is_file()), folder)
 
 
 def load_writer(
