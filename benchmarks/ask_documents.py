@@ -21,8 +21,8 @@ import torch
 import tyro
 from rich.progress import track
 
-from benchmarks.context_gain import Source
 from benchmarks.planted_facts import percent
+from benchmarks.source import Source
 from memlm.data import encode_texts
 from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.errors import DataError
@@ -201,7 +201,7 @@ def last(text: str, tokens: int, model: MemoryDecoder) -> str:
 
 def main(options: Options) -> None:
     """Measure and print."""
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
+    model = options.load()
     documents = options.documents()[: options.num_documents]
     rows = encode_texts(model.tokenizer, [document.text for document in documents])
     texts = [str(model.tokenizer.decode(row[: options.tokens])) for row in rows]

@@ -13,28 +13,21 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import tyro
 from torch.nn import functional as F
 
-from memlm.data import load_documents, split_documents
+from benchmarks.source import Source
 from memlm.evaluation.memory.context_gain import ContextGainSettings, gain_rows
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.session import SlotSession
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Source):
     """A decoder, text and sizes."""
 
-    decoder: str
-    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    text: str = "sotu"
-    """Text source."""
-    split: Literal["held_out", "validation"] = "held_out"
-    """Documents to measure: held_out, or validation for choices."""
     dtype: str = "float32"
     """Type of the decoder's weights."""
     rows: int = 16
@@ -78,8 +71,8 @@ def scores(model: MemoryDecoder, passage: list[int], memories: SlotMemories | No
 def main(options: Options) -> None:
     """Measure and print."""
     began = time.perf_counter()
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
-    documents = getattr(split_documents(load_documents(options.text)), options.split)
+    model = options.load(dtype=options.dtype)
+    documents = options.documents()
     settings = ContextGainSettings(rows=options.rows, context=options.tokens, window=1, scored=1)
     found: dict[str, list[tuple[float, float]]] = {}
     length, lost = options.begun + options.scored, max(1, options.tokens - options.max_positions)

@@ -8,35 +8,16 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.progress import Progress
 
-from memlm.data import Document, load_documents, split_documents
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
 from memlm.evaluation.memory.kept_losses import KeptLosses
 from memlm.measurement import Measurement, append_journal
-from memlm.models.slots import EncodingSettings, MemoryDecoder
-
-
-@dataclass(frozen=True)
-class Source:
-    """A decoder, and documents that it reads."""
-
-    decoder: str
-    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    text: str = "sotu"
-    """Text source; the figures are of its held-out documents."""
-    split: Literal["held_out", "validation", "all"] = "held_out"
-    """Documents: held_out, validation for choices, or all of a text that nothing was trained or chosen on."""
-
-    def documents(self) -> Sequence[Document]:
-        """Return the documents of the split."""
-        documents = load_documents(self.text)
-        return documents if self.split == "all" else getattr(split_documents(documents), self.split)
+from memlm.models.slots import EncodingSettings
 
 
 @dataclass(frozen=True)
@@ -88,8 +69,8 @@ def main(options: Options) -> None:
     more: dict[str, Any] = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
     # a folder of trained adapters has settings of its own
     settings = None if options.encoding == EncodingSettings() else options.encoding
-    model = MemoryDecoder.from_pretrained(options.decoder, settings=settings, dtype=options.dtype, **more)
-    others = [MemoryDecoder.from_pretrained(run, settings=settings, dtype=options.dtype) for run in options.others]
+    model = options.load(settings=settings, dtype=options.dtype, **more)
+    others = [options.load(run, settings=settings, dtype=options.dtype) for run in options.others]
     began = time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("reading rows", total=options.measure.rows)

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
 from jaxtyping import Int
 from torch import Tensor
 
-from memlm.data import load_documents, split_documents
+from benchmarks.source import Source
 from memlm.evaluation.memory.context_gain import ContextGainSettings, gain_rows, token_nats_behind
 from memlm.evaluation.memory.contexts import nothing
 from memlm.models.slots import MemoryDecoder, SlotMemories
@@ -34,15 +34,9 @@ from memlm.training.config import merge_run
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Source):
     """A decoder, text, sizes of the training and of the measurement."""
 
-    decoder: str
-    """Folder or Hub id of a decoder."""
-    text: str = "sotu"
-    """Text source of training and measurement."""
-    split: Literal["held_out", "validation"] = "validation"
-    """Documents to measure: held_out, or validation for choices."""
     injections: tuple[str, ...] = ("kv", "input", "layer", "code")
     """Injections to train, one after the other."""
     injection_layer: int | None = None
@@ -100,6 +94,7 @@ def trained(injection: str, options: Options, folder: Path) -> MemoryDecoder:
             "steps": options.steps,
             "batch_size": options.batch_size,
             "seed": options.seed,
+            "device": options.device,
             "evaluate_every": options.steps,
             "checkpoint_every": options.steps,
             "evaluate_rows": options.batch_size,
@@ -181,8 +176,8 @@ def row_of(name: str, losses: dict[str, float], known: dict[str, float], *costs:
 def main(options: Options) -> None:
     """Train, measure and print."""
     settings = options.measure
-    documents = getattr(split_documents(load_documents(options.text)), options.split)
-    plain = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
+    documents = options.documents()
+    plain = options.load()
     ids = gain_rows(documents, plain.tokenizer, settings).ids
     known = mean_losses(plain, ids, settings, context_of(settings))
     print(f"{len(ids)} rows of {settings.context} old tokens, {options.split} of {options.text}; {options.steps} steps")

@@ -24,8 +24,8 @@ import tyro
 from rich.progress import track
 
 from benchmarks.ask_documents import WORDINGS, Fact, Result, answered
-from benchmarks.context_gain import Source
 from benchmarks.planted_facts import percent
+from benchmarks.source import Source
 from benchmarks.store import resident_bytes
 from memlm.data import encode_texts
 from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
@@ -146,7 +146,7 @@ def rows_of(facts: Sequence[tuple[int, Fact]], found: Sequence[Result], options:
 
 def main(options: Options) -> None:
     """Measure and print."""
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
+    model = options.load()
     text, facts = planted(joined(model, options), options)
     every = replace(options.reading, dense_chunks=0, passages=0)
     with TemporaryDirectory() as folder:

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 
-from benchmarks.context_gain import Source
 from benchmarks.planted_facts import Options as FactOptions
-from benchmarks.planted_facts import Questions, cell, chosen, questions
+from benchmarks.planted_facts import Questions, cell, questions, recalled
+from benchmarks.source import Source
 from memlm.data import decode_ids
 from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, token_nats_behind
 from memlm.evaluation.memory.contexts import nothing
@@ -98,7 +98,7 @@ def replayed(model: MemoryDecoder, old: list[int]) -> Read:
     """Fit slots to the queries of a decoder that reads the text once more behind itself (arXiv 2602.16284)."""
     records: list[AttentionRecord] = []
     with recorded(records.append):
-        ids = torch.tensor([[model.reader.first_token_id, *old, *old]])
+        ids = torch.tensor([[model.reader.first_token_id, *old, *old]], device=model.decoder.device)
         model.decoder.base_model(input_ids=ids, use_cache=False)
     tokens, settings = len(old), model.settings.fit
 
@@ -106,14 +106,14 @@ def replayed(model: MemoryDecoder, old: list[int]) -> Read:
         keys, values = (x[0, :, 1 : 1 + tokens].float() for x in (record.key, record.value))
         queries = record.query[0, :, 1 + tokens :].float().unflatten(0, (len(keys), -1)).flatten(1, 2)
         fitted = fit_slots(record.rule.scores(queries, keys), values, count, settings)
-        heads = torch.arange(len(keys))[:, None]
+        heads = torch.arange(len(keys), device=keys.device)[:, None]
         parts = (keys[heads, fitted.indices], fitted.values, fitted.bias, 1 + fitted.indices)
-        none = torch.zeros(len(keys), 1)
+        none = keys.new_zeros(len(keys), 1)
         first = (record.key[0, :, :1], record.value[0, :, :1], none, none.long())
         return LayerSlots(*(torch.cat(pair, 1)[None] for pair in zip(first, parts, strict=True)))
 
-    lengths, one = torch.tensor([1 + tokens]), torch.ones(1, dtype=torch.long)
-    return lambda count: SlotMemories([layer(x, count) for x in records], lengths, one * (1 + count))
+    one = torch.ones(1, dtype=torch.long, device=ids.device)
+    return lambda count: SlotMemories([layer(x, count) for x in records], one * (1 + tokens), one * (1 + count))
 
 
 def found_passages(model: MemoryDecoder, old: list[int], recent: list[int]) -> Read:
@@ -145,7 +145,7 @@ def measure_ours(model: MemoryDecoder, rows: GainRows, facts: Questions, options
             progress.advance(task)
         for number, old in enumerate(facts.old):
             for name, count, memories in _contexts(model, every, old, facts.asked[number], counts):
-                right = float(chosen(model, facts, range(number, number + 1), memories)[0])
+                right = float(recalled(model, facts, range(number, number + 1), memories).right)
                 found.right.setdefault((name, count), {})[number] = right
             progress.advance(task)
     for name, way in every.items():
@@ -176,6 +176,7 @@ def measure_presses(model: MemoryDecoder, rows: GainRows, facts: Questions, opti
     settings = options.measure
     asked = zip(facts.old, facts.asked, facts.choices, strict=True)
     job = {
+        "device": model.decoder.device.type,
         "decoder": model.decoder.config.name_or_path,  # of a writer, the decoder below its adapters
         "first": model.reader.first_token_id,
         "rows": rows.ids.tolist(),
@@ -259,11 +260,11 @@ def tables(found: Found, rows: GainRows, facts: Questions, options: Options) -> 
 
 def main(options: Options) -> None:
     """Measure and print."""
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype="float32")
+    model = options.load()
     rows = gain_rows(options.documents(), model.tokenizer, options.measure)
     of_facts = replace(options.measure, rows=max(1, options.facts))
-    asked = FactOptions(options.decoder, options.text, options.split, measure=of_facts)
-    facts = questions(model, asked) if options.facts else Questions([], [], [], [], np.zeros(0, np.int64))
+    asked = FactOptions(options.decoder, text=options.text, split=options.split, measure=of_facts)
+    facts = questions(model, asked) if options.facts else Questions([], [], [], [], [], np.zeros(0, np.int64))
     found = Found()
     measure_ours(model, rows, facts, options, found)
     if options.presses:

@@ -63,7 +63,8 @@ def kept_by_scores(model: Any, names: list[str], counts: list[int], found: Kept)
 
 def contexts(models: dict[str, Any], text: list[int], job: dict[str, Any]) -> Iterator[tuple[str, int, DynamicCache]]:
     """Yield caches of a text, with the method and the number of entries."""
-    ids, counts, found = torch.tensor([[job["first"], *text]]), [1 + c for c in job["counts"]], Kept()
+    ids = torch.tensor([[job["first"], *text]], device=job["device"])
+    counts, found = [1 + c for c in job["counts"]], Kept()
     names = [name for name in job["presses"] if name in SCORED]
     with kept_by_scores(models["eager"], names, counts, found):
         models["eager"](ids, past_key_values=DynamicCache(), logits_to_keep=1)
@@ -90,9 +91,11 @@ def kvzip(model: Any, ids: torch.Tensor, count: int) -> DynamicCache:
 
 def read(model: Any, cache: DynamicCache, ids: list[int], start: int, keep: int) -> torch.Tensor:
     """Return log-probabilities behind the last `keep` tokens."""
-    positions = torch.arange(start, start + len(ids))[None]
-    out = model(torch.tensor([ids]), past_key_values=cache, position_ids=positions, logits_to_keep=keep)
-    return out.logits[0].float().log_softmax(-1)
+    positions = torch.arange(start, start + len(ids), device=model.device)[None]
+    out = model(
+        torch.tensor([ids], device=model.device), past_key_values=cache, position_ids=positions, logits_to_keep=keep
+    )
+    return out.logits[0].float().log_softmax(-1).cpu()
 
 
 def row_nats(model: Any, cache: DynamicCache, row: list[int], job: dict[str, Any]) -> float:
@@ -125,7 +128,9 @@ def main(path: str) -> None:
     """Measure the rows in a file."""
     job = json.loads(Path(path).read_text())
     models = {
-        name: AutoModelForCausalLM.from_pretrained(job["decoder"], attn_implementation=name, dtype=torch.float32).eval()
+        name: AutoModelForCausalLM.from_pretrained(job["decoder"], attn_implementation=name, dtype=torch.float32)
+        .to(job["device"])
+        .eval()
         for name in ("eager", "sdpa")
     }
     for number, row in enumerate(job["rows"]):

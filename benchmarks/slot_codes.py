@@ -22,7 +22,7 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
-from memlm.data import load_documents, split_documents
+from benchmarks.source import Source
 from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, token_nats_behind
 from memlm.evaluation.memory.contexts import nothing
 from memlm.measurement.intervals import Units, ratio_interval, sum_by
@@ -34,15 +34,9 @@ _CUE = 8
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Source):
     """A decoder, text and sizes."""
 
-    decoder: str
-    """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
-    text: str = "sotu"
-    """Text source."""
-    split: Literal["held_out", "validation"] = "held_out"
-    """Documents to measure: held_out, or validation for choices."""
     mode: Literal["joint", "chunks"] = "joint"
     """How texts are encoded."""
     dtype: str = "float32"
@@ -118,8 +112,8 @@ def table(nats: dict[tuple[str, int], Tensor], again: dict[tuple[str, int], Tens
 
 def main(options: Options) -> None:
     """Measure and print."""
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
-    documents = getattr(split_documents(load_documents(options.text)), options.split)
+    model = options.load(dtype=options.dtype)
+    documents = options.documents()
     rows = gain_rows(documents, model.tokenizer, options.measure)
     nats: Found = {}
     again: Found = {}

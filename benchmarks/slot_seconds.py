@@ -17,23 +17,22 @@ import tyro
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.source import Decoder
 from memlm.data import encode_texts, load_documents, pack, split_documents
 from memlm.evaluation.memory.reading_seconds import paired_seconds, prefill
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings, adapters_active
 from memlm.models.runtime import load_decoder
-from memlm.models.slots import MemoryDecoder, SlotMemories
+from memlm.models.slots import SlotMemories
 from memlm.training.memory.distillation import DistillationBatches
 
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Decoder):
     """A decoder and sizes."""
 
-    decoder: str
-    """Folder or Hub id of a decoder."""
     text: str = "sotu"
     """Text source."""
     dtype: str = "float32"
@@ -63,7 +62,7 @@ def paired(name: str, one: Run, other: Run, repeats: int) -> str:
 
 def steps(options: Options) -> tuple[Run, Run]:
     """Return a training step of the writer, and one of the same adapters on the next token, of equally many tokens."""
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
+    model = options.load(dtype=options.dtype)
     length = options.chunk_length
     config = SlotWriterConfig(
         chunk_length=length,
@@ -72,10 +71,14 @@ def steps(options: Options) -> tuple[Run, Run]:
         lora=asdict(LoraSettings(rank=32)),
         first_token_id=model.reader.first_token_id,
     )
-    writer = SlotWriter(config, load_decoder(options.decoder, dtype=options.dtype))
+    writer = SlotWriter(
+        config, load_decoder(options.decoder, dtype=options.dtype, device_map=model.decoder.device.type)
+    )
     documents = split_documents(load_documents(options.text)).train
     rows = pack(documents, model.tokenizer, row_length=length * options.num_chunks, across_documents=True)
-    batch = DistillationBatches(rows, config, options.batch_size, 0)(torch.arange(options.batch_size), 0)
+    made = DistillationBatches(rows, config, options.batch_size, 0)(torch.arange(options.batch_size), 0)
+    device = model.decoder.device
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in made.items()}
     weights = [weight for weight in writer.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=0.0)
 
@@ -111,7 +114,7 @@ def main(options: Options) -> None:
         tokens = options.batch_size * options.chunk_length * options.num_chunks
         print(paired(f"training step of {tokens} tokens / plain LoRA step", writer, plain, options.repeats), flush=True)
     del writer, plain
-    model = MemoryDecoder.from_pretrained(options.decoder, dtype=options.dtype)
+    model = options.load(dtype=options.dtype)
     model.settings = replace(model.settings, chunk_length=options.chunk_length, block_length=2 * options.chunk_length)
     [ids] = encode_texts(
         model.tokenizer, ["\n\n".join(document.text for document in load_documents(options.text)[:20])]

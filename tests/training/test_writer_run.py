@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from memlm.cli import main
-from memlm.data import encode_texts, load_tokenizer
+from memlm.data import PackedRows, encode_texts, load_tokenizer
 from memlm.errors import CheckpointError, ConfigError
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import adapters_active
 from memlm.models.runtime import load_decoder
-from memlm.models.slots import EncodingSettings, MemoryDecoder
+from memlm.models.slots import EncodingSettings, MemoryDecoder, SlotMemories
 from memlm.recipes import get_recipe
 from memlm.training import RunFolder, train_run
 from memlm.training.config import RunConfig, merge_run
 from memlm.training.loop.callbacks import RunCallback
-from memlm.training.memory.distillation import build_writer
+from memlm.training.memory.distillation import DistillationBatches, build_writer
 from memlm.training.memory.estimate import estimate
 from tests.conftest import speech
 from tests.models.test_slots import FAMILIES, decoder_of, ids
@@ -98,16 +98,64 @@ def test_divergence_is_that_of_each_prefix_by_itself(family: str, ratio: int) ->
 @torch.no_grad()
 def _slow_divergence(writer: SlotWriter, written: list[int], read: list[int], ratio: int) -> torch.Tensor:
     """Compare one text's continuation behind its own memories with the plain decoder's, one text at a time."""
-    first, known = writer.config.first_token_id, torch.tensor([written])
+    known = torch.tensor([written])
     settings = EncodingSettings(mode="chunks", chunk_length=8, block_length=8)
     encoded = writer.reader.encode(known, torch.ones_like(known).bool(), settings)
     kept = torch.arange(ratio - 1, len(written), ratio)
     memories = encoded.keep([kept.expand(1, states.keys.shape[2], -1) for states in encoded.layers])
+    return _divergence(writer, written, read, memories)
+
+
+@torch.no_grad()
+def _divergence(writer: SlotWriter, written: list[int], read: list[int], memories: SlotMemories) -> torch.Tensor:
+    first = writer.config.first_token_id
     model = MemoryDecoder.__new__(MemoryDecoder)
     model.decoder = writer.decoder
     behind = writer.decoder(**model.inputs([read], memories)).logits[0].log_softmax(-1)
     full = writer.decoder(torch.tensor([[first, *written, *read]])).logits[0, -len(read) :].log_softmax(-1)
     return (full.exp() * (full - behind)).sum(-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_may_read_memories_as_they_are_fitted(family: str) -> None:
+    writer = stirred(writer_of(family, num_chunks=2))
+    [row] = ids(16)
+    settings = EncodingSettings(mode="chunks", chunk_length=8, block_length=8)
+    known = torch.tensor([row[:8]])
+    with torch.no_grad():
+        memories = writer.reader.encode(known, torch.ones_like(known).bool(), settings).at(tokens_per_memory=4)
+    total = float(_divergence(writer, row[:8], row[8:], memories).sum())
+    found = writer(torch.tensor([row]), ratio=4, fitted=True)
+    torch.testing.assert_close(found.nats.sum(), torch.tensor(total), rtol=1e-3, atol=1e-4)
+    every_fourth = writer(torch.tensor([row]), ratio=4)
+    assert abs(float(every_fourth.nats.sum()) - total) > 1e-4 * total
+
+
+def test_gradients_pass_through_the_fit() -> None:
+    writer = stirred(writer_of("llama", num_chunks=2))
+    rows = torch.tensor(ids(16, 16))
+    weights = [weight for weight in writer.parameters() if weight.requires_grad]
+    # what the last layer writes depends on no more than its keys and values
+    slopes = torch.autograd.grad(writer(rows, ratio=4, fitted=True).loss, weights, materialize_grads=True)
+    step = [slope / torch.stack([x.norm() for x in slopes]).norm() for slope in slopes]
+    losses = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for weight, direction in zip(weights, step, strict=True):
+                weight += sign * 1e-3 * direction
+            losses.append(float(writer(rows, ratio=4, fitted=True).loss))
+    expected = float(sum((slope * direction).sum() for slope, direction in zip(slopes, step, strict=True)))
+    assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(expected, rel=0.05)
+
+
+def test_a_share_of_steps_reads_fitted_memories() -> None:
+    config = SlotWriterConfig(chunk_length=8, num_chunks=2, scored_tokens=4, ratios=[4], fit_share=0.3)
+    rows = PackedRows(torch.tensor(ids(16)), torch.ones(1, 16, dtype=torch.long), torch.tensor([0]), ("a",))
+    batches = DistillationBatches(rows, config, 1, 0)
+    drawn = [bool(batches(torch.tensor([0]), place)["fitted"]) for place in range(400)]
+    assert sum(drawn) / len(drawn) == pytest.approx(0.3, abs=0.07)
+    with pytest.raises(ConfigError, match=r"fit_share \(0.3\) must lie between 0 and 1, and above 0 only for kv"):
+        SlotWriterConfig(fit_share=0.3, injection="layer")
 
 
 def test_padding_may_be_no_token_of_the_decoder() -> None:

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from memlm.cli.arguments import parse
 from memlm.cli.store import one_line, open_texts
 from memlm.errors import ConfigError
+from memlm.models.runtime import Device, device_of
 from memlm.reports import write_reading
 from memlm.session.reading_plan import AskSettings
 
@@ -41,6 +42,8 @@ class Documents(AskSettings):
     """Greatest number of tokens of an answer."""
     show: int = 3
     """Passages to cite."""
+    device: Device = "auto"
+    """Where the decoder computes; by default on a GPU where there is one."""
 
     def settings(self) -> AskSettings:
         """Return how documents are read."""
@@ -114,7 +117,8 @@ def open_documents(options: Documents) -> Generator[DocumentSession]:
         from memlm.data import load_documents
 
         documents = [document for source in options.text for document in load_documents(source)]
-        session = DocumentSession(MemoryDecoder.from_pretrained(options.model), options.settings())
+        decoder = MemoryDecoder.from_pretrained(options.model, device_map=device_of(options.device))
+        session = DocumentSession(decoder, options.settings())
         for document in documents:
             session.read(document.text, name=document.id)
         yield session

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from memlm.cli.arguments import parse
 from memlm.errors import ConfigError
+from memlm.models.runtime import Device, device_of
 
 if TYPE_CHECKING:
     from memlm.data import Document
@@ -55,6 +56,8 @@ class EvalHarness:
     without a run."""
     batch_size: int = 8
     """Requests in a batch."""
+    device: Device = "auto"
+    """Where a pretrained decoder computes; by default on a GPU where there is one."""
     hf: str | None = None
     """A plain model, scored by the harness's own class; the largest difference to `all tokens` is printed."""
     out: str | None = None
@@ -117,7 +120,7 @@ def _open_reader(options: EvalHarness) -> ContextReader:
     from memlm.models.slots import MemoryDecoder
 
     if is_decoder(options.model):
-        decoder = MemoryDecoder.from_pretrained(options.model, dtype="float32")
+        decoder = MemoryDecoder.from_pretrained(options.model, dtype="float32", device_map=device_of(options.device))
         ratio = options.tokens_per_memory or 8
         return SlotLM(
             decoder, tokens_per_memory=ratio, memory_after=options.memory_after, batch_size=options.batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from memlm.data.tokenizer import gguf_option
-from memlm.errors import CheckpointError
+from memlm.errors import CheckpointError, ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+"""Where a model computes; `auto` is the GPU where there is one."""
+
+
+def device_of(device: Device) -> str:
+    """Return the name of a device as PyTorch knows it.
+
+    Raises:
+        ConfigError: a GPU is asked for, and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device (cuda) is not here: PyTorch sees no GPU; leave it out, or give cpu.")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 @contextmanager

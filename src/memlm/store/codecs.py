@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memlm.errors import ConfigError
 from memlm.models.loading import is_decoder
+from memlm.models.runtime import device_of
 from memlm.models.slots import MemoryDecoder
 from memlm.store.codec import ChunkCodec, Codec
 from memlm.store.format.header import StoreHeader
@@ -18,7 +19,7 @@ TOKENS_PER_MEMORY = 8.0
 def open_codec(
     model: str | Path, stored: StoreHeader | None = None, *, tokens_per_memory: int | float | None = None
 ) -> Codec:
-    """Load the model of a store.
+    """Load the model of a store; a decoder computes on a GPU where there is one.
 
     Args:
         model: run folder, folder that `save_pretrained` wrote, or folder or Hub id of a decoder.
@@ -34,7 +35,7 @@ def open_codec(
         if tokens_per_memory is not None:
             raise ConfigError(f"'{model}' is no decoder, and its chunks have one size; leave tokens_per_memory out.")
         return ChunkCodec.load(model)
-    decoder = MemoryDecoder.from_pretrained(str(model))
+    decoder = MemoryDecoder.from_pretrained(str(model), device_map=device_of("auto"))
     if slots is not None:
         return SlotCodec.of(decoder, slots)
     return SlotCodec(decoder, tokens_per_memory=tokens_per_memory or TOKENS_PER_MEMORY)

@@ -36,10 +36,10 @@ def truncation(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]
 
 def streaming(model: MemoryDecoder, encoded: EncodedTexts, old: list[list[int]]) -> Read:
     """Read the first tokens, as attention sinks, and the last ones (StreamingLLM, arXiv 2309.17453)."""
-    tokens = len(old[0])
+    every = torch.arange(len(old[0]), device=encoded.layers[0].keys.device)
 
     def read(count: int) -> SlotMemories:
-        kept = torch.cat([torch.arange(SINKS), torch.arange(tokens - (count - SINKS), tokens)])
+        kept = torch.cat([every[:SINKS], every[len(every) - (count - SINKS) :]])
         return encoded.keep([kept.expand(len(old), states.keys.shape[2], -1) for states in encoded.layers])
 
     return read
@@ -58,9 +58,9 @@ def _attention(states: LayerStates, tokens: int) -> Float[Tensor, "batch heads t
     keys = states.keys.transpose(1, 2).flatten(2, 3)[:, :, :tokens]
     keys = torch.cat([states.first_key, keys], dim=2).float()
     score = states.rule.scores(queries, keys[:, :, None])
-    seen = torch.ones(tokens, tokens + 1, dtype=torch.bool).tril(1)
+    seen = torch.ones(tokens, tokens + 1, dtype=torch.bool, device=score.device).tril(1)
     attention = score.masked_fill(~seen, float("-inf")).softmax(-1)[..., 1:].sum(3)
-    return (attention / torch.arange(tokens, 0, -1)).mean(2)
+    return (attention / torch.arange(tokens, 0, -1, device=score.device)).mean(2)
 
 
 BASELINES: dict[str, Callable[[MemoryDecoder, EncodedTexts, list[list[int]]], Read]] = {

@@ -39,6 +39,9 @@ class SlotWriterConfig(MemlmConfig):
     ratios: list[int] | None = None
     """Tokens per memory, drawn anew for each step. By default 2, 4, 8, 16 and 32; for `kv` 1, since the fit, which
     needs no training, makes fewer memories when they are read."""
+    fit_share: float = 0.0
+    """Share of steps in which memories are made by the fit, through which gradients pass, as they are when they are
+    read. In the others every so many-th token is kept. Without effect where all tokens are kept (ratios of 1)."""
     fact_share: float = 0.0
     """Share of rows whose last chunk asks for facts of earlier ones: names and numbers of the text, or planted ones."""
     facts_per_row: int = 4
@@ -84,6 +87,11 @@ class SlotWriterConfig(MemlmConfig):
             raise ConfigError(
                 f"fact_share ({shares[0]}) and reconstruction_share ({shares[1]}) must not be below 0 nor above 1 in "
                 "sum."
+            )
+        if not 0 <= self.fit_share <= 1 or (self.fit_share and self.injection != "kv"):
+            raise ConfigError(
+                f"fit_share ({self.fit_share}) must lie between 0 and 1, and above 0 only for kv (injection: "
+                f"{self.injection}), since vectors are not fitted."
             )
         if not all(1 <= ratio <= self.chunk_length for ratio in self.drawn_ratios) or not self.drawn_ratios:
             raise ConfigError(f"ratios ({self.ratios}) must lie between 1 and chunk_length ({self.chunk_length}).")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -73,6 +73,7 @@ class SlotWriter(DecoderInside):
         attention_mask: TokenMask | None = None,
         labels: Labels | None = None,
         ratio: Int[Tensor, ""] | int = 1,
+        fitted: Bool[Tensor, ""] | bool = False,
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> MemoryModelOutput:
@@ -83,6 +84,7 @@ class SlotWriter(DecoderInside):
             attention_mask: (rows, tokens), True for text, which begins a row.
             labels: (rows, tokens); predictions are compared at positions whose label is not IGNORE_INDEX.
             ratio: tokens per memory.
+            fitted: memories are made by the fit, instead of the keys and values of every so many-th token.
             num_items_in_batch: number of compared positions over all accumulated batches and devices.
 
         Returns:
@@ -97,7 +99,7 @@ class SlotWriter(DecoderInside):
         compared = (labels[:, length:] != IGNORE_INDEX) & mask[:, length:].bool()
         with torch.no_grad():
             target = self._logits(self._full(input_ids, mask)[:, length:][compared]).log_softmax(-1)
-        memories = self._memories(input_ids, mask, int(ratio))
+        memories = self._memories(input_ids, mask, int(ratio), fitted=bool(fitted))
         found = self._logits(self._behind(input_ids, mask, memories)[compared]).log_softmax(-1)
         nats = F.kl_div(found, target, reduction="sum", log_target=True)
         hits = (found.argmax(-1) == target.argmax(-1)).sum()
@@ -110,12 +112,13 @@ class SlotWriter(DecoderInside):
         first, text = F.pad(ids, (1, 0), value=self.config.first_token_id), F.pad(mask.long(), (1, 0), value=1)
         return self.decoder.base_model(input_ids=first, attention_mask=text, use_cache=False).last_hidden_state[:, 1:]
 
-    def _memories(self, ids: TokenIds, mask: TokenMask, ratio: int) -> SlotMemories:
+    def _memories(self, ids: TokenIds, mask: TokenMask, ratio: int, *, fitted: bool) -> SlotMemories:
         """Return memories of the first chunk of each row, of the first two, and so on to the last but one."""
         length = self.config.chunk_length
         settings = EncodingSettings(mode="chunks", chunk_length=length, block_length=length)
         encoded = self.injection.encode(self.reader, ids[:, :-length], mask[:, :-length].bool(), settings)
-        return encoded.beginnings(torch.arange(length, ids.shape[1], length, device=ids.device), ratio)
+        ends = torch.arange(length, ids.shape[1], length, device=ids.device)
+        return encoded.at(tokens_per_memory=ratio).beginnings(ends) if fitted else encoded.beginnings(ends, ratio)
 
     def _behind(self, ids: TokenIds, mask: TokenMask, memories: SlotMemories) -> Float[Tensor, "batch later width"]:
         """Return the decoder's last hidden states where it reads each chunk but the first behind memories."""

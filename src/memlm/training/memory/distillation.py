@@ -79,7 +79,7 @@ class DistillationBatches:
     facts: FactWriter | None = None
 
     def __call__(self, chosen: Int[Tensor, " chosen"], place: int) -> Batch:
-        """Return the rows of one step."""
+        """Return the rows of one step, and how their memories are made."""
         batch = self.rows.select(chosen)
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place // self.rows_per_step)
         ratios = self.config.drawn_ratios
@@ -92,6 +92,7 @@ class DistillationBatches:
             "attention_mask": batch.attention_mask,
             "labels": torch.stack(labels).masked_fill(batch.attention_mask == 0, IGNORE_INDEX),
             "ratio": torch.tensor(ratio),
+            "fitted": torch.rand((), generator=draw) < self.config.fit_share,
         }
 
     def _row(
