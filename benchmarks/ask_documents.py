@@ -24,11 +24,11 @@ from rich.progress import track
 from benchmarks.planted_facts import percent
 from benchmarks.source import Source
 from memlm.data import encode_texts
+from memlm.data.conversation import behind_passages
 from memlm.data.synthetic import TEST_NAMES, TEST_WORDS
 from memlm.errors import DataError
 from memlm.models.slots import MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
-from memlm.session.conversation import behind_passages
 
 _CHOICES = 8
 WORDINGS = (

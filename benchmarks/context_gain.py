@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 from rich.progress import Progress
 
+from benchmarks.source import Source
 from memlm.evaluation.memory.context_gain import ContextGainSettings, context_gain
 from memlm.evaluation.memory.kept_losses import KeptLosses
 from memlm.measurement import Measurement, append_journal

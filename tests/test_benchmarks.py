@@ -16,6 +16,8 @@ from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
 from benchmarks.beyond_positions import Options as BeyondOptions
 from benchmarks.beyond_positions import main as ask_beyond
+from benchmarks.context_gain import Options as GainOptions
+from benchmarks.context_gain import main as share_of_the_gain
 from benchmarks.injections import Options as InjectionOptions
 from benchmarks.injections import main as compare_injections
 from benchmarks.long_document import Options as LongOptions
@@ -88,6 +90,24 @@ def test_codes_of_slots_are_compared(
     assert [row[0].strip() for row in rows] == ["", "alone", "full", *names, *names]
     # with random weights, 16 bits change next to nothing
     assert all(abs(float(row[3])) < 5 for row in rows if row[0].strip() == "16 bits")
+
+
+def test_the_share_of_the_gain_is_printed_and_kept(
+    decoder: Path,  # noqa: F811
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measure = ContextGainSettings(rows=3, context=64, window=4, scored=4, ratios=(2, 16), batch_size=2)
+    kept = tmp_path / "kept.jsonl"
+    options = GainOptions(str(decoder), text=str(corpus), split="all", measure=measure, kept=str(kept))
+    share_of_the_gain(options)
+    first, size = capsys.readouterr().out, kept.stat().st_size
+    share_of_the_gain(options)
+    assert capsys.readouterr().out == first
+    assert kept.stat().st_size == size
+    names = [line.split("|")[1].strip() for line in first.splitlines() if line.startswith("| ")]
+    assert {"truncation", "joint", "joint, another text's", "chunks", "chunks over truncation"} <= set(names)
 
 
 def test_injections_are_trained_and_compared(

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from memlm.data import encode_texts
+from memlm.data.conversation import Turn, prompt_ids
 from memlm.errors import StoreError, UserError
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 from memlm.session.blocks import Block, side_by_side
-from memlm.session.conversation import Turn, prompt_ids
 from memlm.session.document_chunks import ChunkSearch, cut_chunks
 from memlm.session.reading_plan import plan_reading, slots_of
 from memlm.store import SlotCodec, TextStore

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from memlm.errors import ConfigError
 from memlm.models import SlotWriterConfig
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.memory.distillation import DistillationBatches
-from memlm.training.memory.questions import FactWriter, read_again, with_facts
+from memlm.training.memory.fact_writer import FactWriter
+from memlm.training.memory.questions import read_again, with_conversation, with_facts
 
 LENGTH, CHUNKS = 256, 3
 
@@ -103,6 +106,46 @@ def test_shares_are_kept_and_answers_are_compared(tokenizer: PreTrainedTokenizer
     assert torch.equal(make(torch.arange(40), 0)["input_ids"], batch["input_ids"])
     kept = batch["labels"] != IGNORE_INDEX
     assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
+    assert bool(kept[batch["certain"]].all())
+    assert bool(batch["certain"].any())
+
+
+@pytest.mark.parametrize("make", [with_facts, with_conversation])
+def test_the_token_of_an_answer_is_predicted_in_front_of_it(tokenizer: PreTrainedTokenizerFast, make: Any) -> None:
+    shares = {"fact_share": float(make is with_facts), "chat_share": float(make is with_conversation)}
+    batch = batches(tokenizer, **shares)(torch.arange(40), 0)
+    for place in range(40):
+        draw = torch.Generator().manual_seed(place + 500_000_003)
+        torch.rand((), generator=draw)
+        row, answer = make(torch.full((LENGTH * CHUNKS,), 5), FactWriter(tokenizer), 2, LENGTH, draw)
+        assert torch.equal(batch["input_ids"][place], row)
+        places = batch["certain"][place].nonzero()[:, 0]
+        assert torch.equal(row[places + 1], row[answer])
+
+
+_TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [None, _TURNS + "<assistant>", _TURNS + "<assistant><think></think>"])
+def test_a_conversation_asks_for_what_is_stated_before_it(
+    tokenizer: PreTrainedTokenizerFast, template: str | None
+) -> None:
+    speaker = copy.deepcopy(tokenizer)
+    speaker.chat_template = template
+    writer, ids, shown = FactWriter(speaker), torch.arange(LENGTH * CHUNKS) % 200 + 20, 0
+    for seed in range(50):
+        row, answer = with_conversation(ids, writer, 3, LENGTH, torch.Generator().manual_seed(seed))
+        assert not bool(answer[:-LENGTH].any())
+        before, said = (decode_ids(speaker, x.tolist()) for x in (row[:-LENGTH], row[-LENGTH:]))
+        answers = [x for x in decode_ids(speaker, row[answer].tolist()).split(".") if x]
+        assert 1 <= len(answers) <= 3
+        for text in answers:
+            assert all(word in before for word in text.split())
+            assert f"{text}." in said
+        assert said.count("Text: ") <= len(answers)
+        shown += said.count("Text: ")
+        assert ("<user>" in said) == (template is not None)
+    assert 10 < shown < 110  # half of the questions that fit
 
 
 def test_without_shares_and_in_rows_with_padding_nothing_changes(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -111,7 +154,12 @@ def test_without_shares_and_in_rows_with_padding_nothing_changes(tokenizer: PreT
 
 
 def test_shares_out_of_range_and_chunks_too_short(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ConfigError, match="fact_share .0.8. and reconstruction_share .0.4. must not be below 0 nor"):
+    with pytest.raises(
+        ConfigError,
+        match=r"fact_share \(0.8\), chat_share \(0.0\), reconstruction_share \(0.4\) must not be below 0 nor",
+    ):
         SlotWriterConfig(fact_share=0.8, reconstruction_share=0.4)
-    with pytest.raises(ConfigError, match="1 facts of up to .* tokens do not fit 8 tokens; give a larger chunk_length"):
+    with pytest.raises(ConfigError, match="facts do not fit: a question and its answer have 4 tokens of a chunk"):
         with_facts(torch.arange(12), FactWriter(tokenizer), 1, 4, torch.Generator())
+    with pytest.raises(ConfigError, match="a question and its answer do not fit 8 tokens; give a larger chunk_length"):
+        with_conversation(torch.arange(16), FactWriter(tokenizer), 1, 8, torch.Generator())

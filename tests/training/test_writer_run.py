@@ -158,6 +158,24 @@ def test_a_share_of_steps_reads_fitted_memories() -> None:
         SlotWriterConfig(fit_share=0.3, injection="layer")
 
 
+def test_certain_tokens_are_compared_with_the_text() -> None:
+    writer = stirred(writer_of("llama", num_chunks=2))
+    [row] = ids(16)
+    certain = torch.zeros(1, 16, dtype=torch.bool)
+    certain[0, [9, 12]] = True
+    found = writer(torch.tensor([row]), ratio=4, certain=certain)
+    model = MemoryDecoder.__new__(MemoryDecoder)
+    model.decoder, known = writer.decoder, torch.tensor([row[:8]])
+    settings = EncodingSettings(mode="chunks", chunk_length=8, block_length=8)
+    with torch.no_grad():
+        memories = writer.reader.encode(known, torch.ones_like(known).bool(), settings)
+        memories = memories.beginnings(torch.tensor([8]), 4)
+        behind = writer.decoder(**model.inputs([row[8:]], memories)).logits[0].log_softmax(-1)
+    divergence = _divergence(writer, row[:8], row[8:], memories)
+    divergence[[1, 4]] = -behind[[1, 4], [row[10], row[13]]]
+    torch.testing.assert_close(found.nats.sum(), divergence.sum(), rtol=1e-3, atol=1e-4)
+
+
 def test_padding_may_be_no_token_of_the_decoder() -> None:
     writer = stirred(writer_of("llama"))
     rows, mask = torch.tensor(ids(32)), torch.ones(1, 32, dtype=torch.long)

@@ -18,13 +18,13 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id
+from memlm.data.conversation import Turn, behind_passages, prompt_ids
 from memlm.data.corpus import parts_of
 from memlm.errors import StoreError, UserError
 from memlm.measurement import PartRead
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.answers import score_answers
 from memlm.session.blocks import Block, side_by_side
-from memlm.session.conversation import Turn, behind_passages, prompt_ids
 from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks
 from memlm.session.parts_read import parts_read
 from memlm.session.reading_plan import AskSettings, ChunkReading, plan_reading, slots_of

@@ -32,7 +32,7 @@ from memlm.training.loop.trainer import BatchFn, CallbackFactory, MemlmTrainer, 
 from memlm.training.memory.batches import MemoryBatches
 from memlm.training.memory.cache import MemoryCache, build_memory_cache
 from memlm.training.memory.distillation import DistillationBatches, distillation_validation
-from memlm.training.memory.questions import FactWriter
+from memlm.training.memory.fact_writer import FactWriter
 from memlm.training.prepare import PreparedData
 from memlm.training.run_folder import RunFolder
 
@@ -190,7 +190,7 @@ class StageRunner:
         if self.config.is_autoencoder:
             return reconstruction_batches(rows)
         if isinstance(self.config.model, SlotWriterConfig):
-            facts = FactWriter(self.data.tokenizer) if self.config.model.fact_share else None
+            facts = FactWriter(self.data.tokenizer) if self.config.model.asks_for_facts else None
             return DistillationBatches(rows, self.config.model, training.batch_size, training.seed, facts)
         return MemoryBatches(
             rows,

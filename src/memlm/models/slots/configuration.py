@@ -44,8 +44,12 @@ class SlotWriterConfig(MemlmConfig):
     read. In the others every so many-th token is kept. Without effect where all tokens are kept (ratios of 1)."""
     fact_share: float = 0.0
     """Share of rows whose last chunk asks for facts of earlier ones: names and numbers of the text, or planted ones."""
+    chat_share: float = 0.0
+    """Share of rows whose last chunk asks for planted facts of earlier ones in a conversation, worded by the decoder's
+    chat template."""
     facts_per_row: int = 4
-    """Facts that such a row asks for."""
+    """Facts that a row of either kind asks for. Tokens of answers are compared with the text, since a small decoder
+    does not find all of them itself, and other tokens with the decoder's predictions."""
     reconstruction_share: float = 0.0
     """Share of rows whose last chunk is an earlier one once more."""
     injection: str = "kv"
@@ -82,12 +86,10 @@ class SlotWriterConfig(MemlmConfig):
                 f"scored_tokens ({self.scored_tokens}) must not exceed chunk_length ({self.chunk_length})."
             )
         require_known(self, injection=INJECTIONS)
-        shares = (self.fact_share, self.reconstruction_share)
-        if min(shares) < 0 or sum(shares) > 1:
-            raise ConfigError(
-                f"fact_share ({shares[0]}) and reconstruction_share ({shares[1]}) must not be below 0 nor above 1 in "
-                "sum."
-            )
+        shares = {name: getattr(self, name) for name in ("fact_share", "chat_share", "reconstruction_share")}
+        if min(shares.values()) < 0 or sum(shares.values()) > 1:
+            given = ", ".join(f"{name} ({share})" for name, share in shares.items())
+            raise ConfigError(f"{given} must not be below 0 nor above 1 in sum.")
         if not 0 <= self.fit_share <= 1 or (self.fit_share and self.injection != "kv"):
             raise ConfigError(
                 f"fit_share ({self.fit_share}) must lie between 0 and 1, and above 0 only for kv (injection: "
@@ -97,6 +99,11 @@ class SlotWriterConfig(MemlmConfig):
             raise ConfigError(f"ratios ({self.ratios}) must lie between 1 and chunk_length ({self.chunk_length}).")
         if self.lora is not None:
             self.lora = asdict(LoraSettings.of(self.lora))
+
+    @property
+    def asks_for_facts(self) -> bool:
+        """Whether some training rows ask for facts."""
+        return self.fact_share + self.chat_share > 0
 
     @property
     def drawn_ratios(self) -> list[int]:

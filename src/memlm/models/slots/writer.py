@@ -74,6 +74,7 @@ class SlotWriter(DecoderInside):
         labels: Labels | None = None,
         ratio: Int[Tensor, ""] | int = 1,
         fitted: Bool[Tensor, ""] | bool = False,
+        certain: Bool[Tensor, "batch tokens"] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> MemoryModelOutput:
@@ -85,11 +86,14 @@ class SlotWriter(DecoderInside):
             labels: (rows, tokens); predictions are compared at positions whose label is not IGNORE_INDEX.
             ratio: tokens per memory.
             fitted: memories are made by the fit, instead of the keys and values of every so many-th token.
+            certain: (rows, tokens), True at positions that are compared with the next token of the row, instead of with
+                what is predicted behind all tokens.
             num_items_in_batch: number of compared positions over all accumulated batches and devices.
 
         Returns:
             The mean divergence KL(all tokens || memories) in nats as `loss`, its sum as `nats`, and the number of
-            positions at which both find the same token most probable as `num_correct`.
+            positions at which both find the same token most probable as `num_correct`. Where a token is certain, all
+            tokens count as predicting it with probability 1.
         """
         length = self.config.chunk_length
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -101,9 +105,14 @@ class SlotWriter(DecoderInside):
             target = self._logits(self._full(input_ids, mask)[:, length:][compared]).log_softmax(-1)
         memories = self._memories(input_ids, mask, int(ratio), fitted=bool(fitted))
         found = self._logits(self._behind(input_ids, mask, memories)[compared]).log_softmax(-1)
-        nats = F.kl_div(found, target, reduction="sum", log_target=True)
-        hits = (found.argmax(-1) == target.argmax(-1)).sum()
-        sums = ObjectiveSums(nats[None], hits[None].float(), compared.sum()[None].float())
+        nats = F.kl_div(found, target, reduction="none", log_target=True).sum(-1)
+        best = target.argmax(-1)
+        if certain is not None:
+            asked, following = (x[:, length:][compared] for x in (certain, input_ids.roll(-1, 1)))
+            nats = torch.where(asked, F.nll_loss(found, following, reduction="none"), nats)
+            best = torch.where(asked, following, best)
+        hits = (found.argmax(-1) == best).sum()
+        sums = ObjectiveSums(nats.sum()[None], hits[None].float(), compared.sum()[None].float())
         targets = DocumentTargets(labels=labels, num_items_in_batch=num_items_in_batch)
         return MemoryModelOutput(**cast(Any, targets.results(sums)))
 

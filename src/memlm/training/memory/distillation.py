@@ -19,7 +19,8 @@ from memlm.models.slots.saved import decoder_identity, load_adapters
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.config import PretrainedDecoder, RunConfig
 from memlm.training.loop.trainer import Batch, MemlmTrainer
-from memlm.training.memory.questions import FactWriter, read_again, with_facts
+from memlm.training.memory.fact_writer import FactWriter
+from memlm.training.memory.questions import read_again, with_conversation, with_facts
 from memlm.training.model_settings import settings_of
 
 _OF_QUESTIONS = 500_000_003
@@ -86,11 +87,13 @@ class DistillationBatches:
         ratio = ratios[int(torch.randint(len(ratios), (1,), generator=draw))]
         pairs = zip(batch.input_ids, batch.attention_mask, strict=True)
         rows = [self._row(ids, mask, place + i) for i, (ids, mask) in enumerate(pairs)]
-        labels = [self._labels(ids, answer, place + i) for i, (ids, answer) in enumerate(rows)]
+        labels = [self._labels(ids, asked, place + i) for i, (ids, asked) in enumerate(rows)]
+        asked = torch.stack([asked for _, asked in rows])
         return {
             "input_ids": torch.stack([ids for ids, _ in rows]),
             "attention_mask": batch.attention_mask,
             "labels": torch.stack(labels).masked_fill(batch.attention_mask == 0, IGNORE_INDEX),
+            **({"certain": asked} if self.facts is not None else {}),
             "ratio": torch.tensor(ratio),
             "fitted": torch.rand((), generator=draw) < self.config.fit_share,
         }
@@ -98,27 +101,28 @@ class DistillationBatches:
     def _row(
         self, ids: Int[Tensor, " tokens"], mask: Int[Tensor, " tokens"], place: int
     ) -> tuple[Int[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
-        """Return a row that may ask for what stood earlier, and the tokens that are compared in any case."""
+        """Return a row that may ask for what stood earlier, and the positions in front of tokens of an answer."""
         none, config = torch.zeros_like(ids, dtype=torch.bool), self.config
-        if not config.fact_share + config.reconstruction_share or not bool(mask.all()):
+        shares = (config.fact_share, config.chat_share, config.reconstruction_share)
+        if not sum(shares) or not bool(mask.all()):
             return ids, none
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place + _OF_QUESTIONS)
         kind = float(torch.rand((), generator=draw))
-        if self.facts is not None and kind < config.fact_share:
-            return with_facts(ids, self.facts, config.facts_per_row, config.chunk_length, draw)
-        if kind < config.fact_share + config.reconstruction_share:
-            return read_again(ids, config.chunk_length, draw), none
-        return ids, none
+        if self.facts is not None and kind < config.fact_share + config.chat_share:
+            make = with_facts if kind < config.fact_share else with_conversation
+            row, answer = make(ids, self.facts, config.facts_per_row, config.chunk_length, draw)
+            return row, answer.roll(-1)  # a token is predicted at the position in front of it
+        return (read_again(ids, config.chunk_length, draw) if kind < sum(shares) else ids), none
 
     def _labels(
-        self, ids: Int[Tensor, " tokens"], answer: Bool[Tensor, " tokens"], place: int
+        self, ids: Int[Tensor, " tokens"], asked: Bool[Tensor, " tokens"], place: int
     ) -> Int[Tensor, " tokens"]:
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + place)
         length = self.config.chunk_length
         order = torch.rand(len(ids) // length, length, generator=draw).argsort(1)
         hidden = (order >= self.config.scored_tokens).flatten()
         hidden[:length] = True  # nothing is written before the first chunk
-        return ids.masked_fill(hidden & ~answer, IGNORE_INDEX)
+        return ids.masked_fill(hidden & ~asked, IGNORE_INDEX)
 
 
 def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size: int) -> Callable[[], dict[str, float]]:

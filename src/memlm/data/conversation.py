@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import encode_texts
+from memlm.data.tokenizer import encode_texts
 
 _MARK = "\ue000{number}\ue001"
 """Stands in a template for what someone said; these characters are of private use."""
@@ -55,8 +55,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], questi
 
 def _frame(tokenizer: PreTrainedTokenizerBase, marks: list[str]) -> str:
     if tokenizer.chat_template is None:
-        pairs = [f"\n\nQuestion: {q}\nAnswer: {a}" for q, a in zip(marks[:-1:2], marks[1::2], strict=True)]
-        return "".join([*pairs, f"\n\nQuestion: {marks[-1]}\nAnswer:"])
+        pairs = [f"\n\nQuestion: {q}\nAnswer:\n{a}" for q, a in zip(marks[:-1:2], marks[1::2], strict=True)]
+        return "".join([*pairs, f"\n\nQuestion: {marks[-1]}\nAnswer:\n"])
     roles = ["user" if number % 2 == 0 else "assistant" for number in range(len(marks))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
