@@ -3,9 +3,9 @@
 OMP_NUM_THREADS=1 python -m benchmarks.rivals --decoder PATH_OR_HUB_ID
 
 Each way has equally many entries in the cache of the same decoder. The first table is the share of the full-context
-gain, the second one the share of planted facts that the decoder chooses out of eight, and the third one what joint
-memories save over each way on the same rows. kvpress is installed into a virtual environment of its own, since its
-last release pins an older transformers.
+gain, the second one what joint memories save over each way on the same rows, and the third one the share of planted
+facts that the decoder chooses out of eight. Seconds, and bytes of an entry in the cache and on disk, follow. kvpress is
+installed into a virtual environment of its own, since its last release pins an older transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from benchmarks.planted_facts import Options as FactOptions
 from benchmarks.planted_facts import Questions, cell, questions, recalled
+from benchmarks.slot_codes import slot_bytes
 from benchmarks.source import Source
 from memlm.data import decode_ids
 from memlm.evaluation.memory.context_gain import ContextGainSettings, GainRows, gain_rows, token_nats_behind
@@ -219,6 +220,28 @@ def environment(options: Options) -> Path:
     return python
 
 
+class EntryBytes(NamedTuple):
+    """Bytes of an entry."""
+
+    cached: float
+    stored: float
+
+
+def bytes_of(model: MemoryDecoder, rows: GainRows, name: str) -> EntryBytes:
+    """Return the bytes of an entry of one way, in fp16 in the cache, and as one would keep it on disk.
+
+    Memories have a bias and a position, too, and are stored in four bits. Of tokens their text is stored, and of other
+    ways what the cache has.
+    """
+    if name.startswith("memlm"):
+        return EntryBytes(slot_bytes(model, 16), slot_bytes(model, 4))
+    cached = math.prod(model.slot_sizes) * 2 * 2
+    if name not in ("truncation", "found passages"):
+        return EntryBytes(cached, cached)
+    text = "".join(decode_ids(model.tokenizer, row) for row in rows.ids.tolist())
+    return EntryBytes(cached, len(text.encode()) / rows.ids.numel())
+
+
 def tables(found: Found, rows: GainRows, facts: Questions, options: Options) -> Iterator[str]:
     """Yield the lines of the tables."""
     ratios = options.measure.ratios
@@ -254,8 +277,15 @@ def tables(found: Found, rows: GainRows, facts: Questions, options: Options) -> 
         )
         ends = [f"{100 * column(found.right, name, 0).mean():.1f} with {name}" for name in ("nothing", "all tokens")]
         yield ", ".join(ends)
-    yield f"\n| | seconds to write a text, {counts[0]} entries |\n|---|---|"
-    yield from (f"| {name} | {seconds:.2f} |" for name, seconds in found.seconds.items())
+
+
+def costs(model: MemoryDecoder, found: Found, rows: GainRows, entries: int) -> Iterator[str]:
+    """Yield the lines of the table of seconds and bytes."""
+    heads = (f"seconds to write a text, {entries} entries", "bytes of an entry in the cache, fp16", "on disk")
+    yield f"\n| | {' | '.join(heads)} |\n|---|---|---|---|"
+    for name, seconds in found.seconds.items():
+        entry = bytes_of(model, rows, name)
+        yield f"| {name} | {seconds:.2f} | {entry.cached:.0f} | {entry.stored:.1f} |"
 
 
 def main(options: Options) -> None:
@@ -272,14 +302,9 @@ def main(options: Options) -> None:
     settings = options.measure
     sizes = f"{settings.context} old tokens, window {settings.window}, {settings.scored} scored"
     read = f"{len(rows.ids)} rows, {len(facts.old)} facts, {options.split} of {options.text}"
-    print(f"{sizes}; {read}; {_bytes(model)} bytes for each entry in fp16")
-    for line in tables(found, rows, facts, options):
-        print(line)
-
-
-def _bytes(model: MemoryDecoder) -> int:
-    layers, heads, numbers = model.slot_sizes
-    return 2 * 2 * layers * heads * numbers
+    print(f"{sizes}; {read}")
+    lines = [*tables(found, rows, facts, options), *costs(model, found, rows, settings.context // settings.ratios[0])]
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

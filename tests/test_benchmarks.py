@@ -229,7 +229,14 @@ def test_memories_are_compared_with_rivals(
     dense, sparse = (float(cell) for cell in rows[12][1:])
     # what the stand-in says of 48 and of 6 entries, less what joint memories lose
     assert dense - sparse == pytest.approx(48 - 6, abs=3)
-    assert rows[-1] == ["Knorm", "0.50"]
+    # keys and values of 8 numbers in two layers; memories have biases and positions, too
+    entries = {row[0]: row[1:] for row in rows[-6:]}
+    assert entries["Knorm"] == ["0.50", "64", "64.0"]
+    assert entries["truncation"][1] == "64"
+    assert float(entries["truncation"][2]) < 10
+    _, cached, stored = map(float, entries["memlm, joint"])
+    assert 64 < cached < 80
+    assert stored < cached / 2
 
 
 def test_without_an_environment_of_kvpress_the_other_ways_are_compared(
