@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,10 @@ def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer:
     assert {"token_accuracy/larger", "token_accuracy/autoencoder"} <= found.keys()
     assert "token_accuracy/untrained" not in found
     assert any("not available" in fact for _, fact in result.notes)
-    assert "40-number vector of linear-code keeps" in result.sentence()
+    said = r"At least 9\d.\d% of the tokens.* can be read from one 40-number vector of linear"
+    assert re.search(said, result.sentence())
+    assert found["position_accuracy"] > 0.9
+    assert {reading.status for reading in result.readings()} == {"found"}
     assert "larger probe" in result.would_gain()
     assert found["token_accuracy/int8"] > 0.85
     assert found["token_accuracy/binary"] < found["token_accuracy/int8"]

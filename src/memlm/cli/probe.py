@@ -142,15 +142,17 @@ def _write_report(result: Retention, out: Path) -> Path:
         {name: [p.controls[name] for p in result.points] for name in result.points[-1].controls},
     )
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
+    facts = [("reading", str(reading)) for reading in result.readings()]
+    facts += [*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions]
     content = PageContent(
         title=f"memlm probe · {result.encoder}",
         headline=result.sentence(),
         command=command_line(),
-        figures=[("What the vector keeps", curve)],
+        figures=[("What can be read from the vector", curve)],
         measurements=result.measurements,
         by_position=result.by_position,
         passages=result.passages,
-        facts=[*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions],
+        facts=facts,
     )
     path = out / "report.html"
     write_page(path, content)
@@ -165,5 +167,5 @@ def _show(result: Retention) -> None:
         console.print(f"{name}: {value}", highlight=False, style="dim")
     console.print()
     console.print(result.sentence(), style="bold", highlight=False)
-    for line in [result.would_gain(), *result.audit_sentences()]:
+    for line in [*map(str, result.readings()), result.would_gain(), *result.audit_sentences()]:
         console.print(line, highlight=False)

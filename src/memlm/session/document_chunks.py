@@ -14,11 +14,10 @@ from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import encode_with_ends
+from memlm.data.words import spaced
 
 _LONGEST_WORD = 32
 _WORD_START, _WORD_END = re.compile(r"\w+"), re.compile(r"\w+$")
-# Thai, Lao, Burmese, Khmer, kana and Han
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 _PASSAGES = 4
 """Passages of a chunk; half as far apart, so that a sentence is whole in one of them."""
 
@@ -148,10 +147,4 @@ def _whole_words(text: str, begin: int, end: int) -> tuple[int, int]:
 
 def _words(texts: list[str]) -> list[list[str]]:
     """Return the words of each text, in lower case; in scripts without spaces, every two characters are a word."""
-    spaced = [_UNSPACED.sub(_pairs, text) for text in texts]
-    return bm25s.tokenize(spaced, stopwords="en", return_ids=False, show_progress=False)  # pyright: ignore
-
-
-def _pairs(found: re.Match[str]) -> str:
-    run = found[0]
-    return f" {' '.join(run[i : i + 2] for i in range(max(1, len(run) - 1)))} "
+    return bm25s.tokenize([spaced(text) for text in texts], stopwords="en", return_ids=False, show_progress=False)  # pyright: ignore

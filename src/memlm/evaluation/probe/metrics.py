@@ -12,10 +12,11 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.evaluation.probe.dataset import ProbeDataset
+from memlm.evaluation.probe.linear import ContentWords, guess_words, read_positions, read_words
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, reconstruction_measurements
 from memlm.measurement import DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
 
@@ -68,6 +69,37 @@ def capacity_measurements(
         found.append(measure_ratio(f"cross_entropy/{name}", "nats/token", scores.nats, split))
     seeds = list(enumerate(runs)) if len(runs) > 1 else []
     return found + [measure_ratio(f"token_accuracy/seed_{i}", "fraction", run.tokens, split) for i, run in seeds]
+
+
+def linear_measurements(
+    dataset: ProbeDataset,
+    vectors: dict[str, Float[Tensor, "_ numbers"]],
+    others: dict[str, tuple[ProbeDataset, dict[str, Float[Tensor, "_ _"]]]],
+    *,
+    split: str,
+) -> list[Measurement]:
+    """Measure linear readings of words and positions, in closed form, with their controls.
+
+    Args:
+        dataset: the passages.
+        vectors: of the encoder, by part.
+        others: vectors of the same passages, in tokens of their own, by an untrained encoder and by the positive
+            control.
+        split: the name of the passages.
+    """
+    words = ContentWords.of(dataset.passages["train"].texts)
+    tallies: dict[str, DocumentTally] = {}
+    for name, (passages, own) in {"": (dataset, vectors), **others}.items():
+        labels = {part: passages.labels(part) for part in passages.passages}
+        right = read_positions(own, labels, len(passages.vocabulary))
+        tallies[f"position_accuracy{name and '/' + name}"] = per_document(passages.classes("held_out"), right.double())
+        if words.words:
+            found, another = read_words(own, dataset.passages, words)
+            tallies |= {kind + (name and f"/{name}"): tally for kind, tally in found.items()}
+            tallies |= {} if name else {f"{kind}/shuffled_memory": tally for kind, tally in another.items()}
+    if words.words:
+        tallies |= {f"{kind}/guess": tally for kind, tally in guess_words(dataset.passages, words).items()}
+    return [measure_ratio(name, "fraction", tally, split) for name, tally in tallies.items() if tally.count]
 
 
 def _mean(runs: Sequence[ReconstructionScores], name: str) -> DocumentTally:

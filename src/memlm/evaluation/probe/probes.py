@@ -19,7 +19,13 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
-from memlm.evaluation.probe.metrics import ROUNDINGS, CapacityPoint, audit_measurements, capacity_measurements
+from memlm.evaluation.probe.metrics import (
+    ROUNDINGS,
+    CapacityPoint,
+    audit_measurements,
+    capacity_measurements,
+    linear_measurements,
+)
 from memlm.evaluation.probe.settings import SIZES, ProbeSettings, Size
 from memlm.evaluation.probe.training import train_probe
 from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
@@ -33,6 +39,8 @@ from memlm.training.loop.callbacks import ProgressView
 
 PartVectors = dict[str, Float[Tensor, "_ numbers"]]
 """Vectors of the training, validation and held-out passages, by part."""
+OtherVectors = dict[str, tuple[ProbeDataset, dict[str, Float[Tensor, "_ _"]]]]
+"""Passages with vectors of other encoders, by name and part."""
 _CONTROL_NUMBERS = 4
 """Numbers per token of the positive control, where the encoder's vector has as many."""
 
@@ -46,6 +54,7 @@ class LengthResult:
     by_position: list[float]
     passages: list[Passage]
     notes: list[tuple[str, str]]
+    num_passages: int
 
 
 class Probes:
@@ -92,9 +101,11 @@ class Probes:
         """
         settings = self.settings
         runs = [self.run(dataset, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
-        controls = self._controls(dataset, vectors, untrained) if settings.controls else {}
         split, numbers = f"{dataset.length} tokens", vectors["train"].shape[1]
+        others = self._other_vectors(dataset, untrained, numbers) if settings.controls else {}
+        controls = self._controls(dataset, vectors, others) if settings.controls else {}
         found = capacity_measurements(dataset, runs, controls, numbers=numbers, split=split)
+        found += linear_measurements(dataset, vectors, others, split=split)
         shares = {m.name: m.value for m in found}
         point = CapacityPoint(
             dataset.length,
@@ -112,6 +123,7 @@ class Probes:
             runs[0].accuracy_by_position(),
             passages_of(partial(decode_piece, dataset.tokenizer), dataset.rows["held_out"], returned),
             self._notes(dataset, untrained is not None),
+            len(dataset.passages["train"]),
         )
 
     def run(
@@ -142,8 +154,15 @@ class Probes:
             found += audit_measurements(dataset, scores, rounding=rounding, split=split)
         return found
 
+    def _other_vectors(
+        self, dataset: ProbeDataset, untrained: Callable[[], PartVectors] | None, numbers: int
+    ) -> OtherVectors:
+        """Return vectors of the same passages by an untrained encoder, if known, and by the positive control."""
+        found: OtherVectors = {} if untrained is None else {"untrained": (dataset, untrained())}
+        return {**found, "autoencoder": self._positive_control(dataset, width=numbers)}
+
     def _controls(
-        self, dataset: ProbeDataset, vectors: PartVectors, untrained: Callable[[], PartVectors] | None
+        self, dataset: ProbeDataset, vectors: PartVectors, others: OtherVectors
     ) -> dict[str, ReconstructionScores]:
         seed = self.settings.seed
         blank = {part: torch.zeros_like(v) for part, v in vectors.items()}
@@ -151,17 +170,14 @@ class Probes:
             "blank_memory": self.run(dataset, blank, "blank_memory", seed=seed),
             "shuffled_memory": self.run(dataset, _shuffled(vectors, seed), "shuffled_memory", seed=seed),
         }
-        if untrained is not None:
-            found["untrained"] = self.run(dataset, untrained(), "untrained", seed=seed)
         sizes: list[Size] = list(SIZES)
         place = sizes.index(self.settings.probe.size)
         if place + 1 < len(sizes):
             found["larger"] = self.run(dataset, vectors, "larger", seed=seed, size=sizes[place + 1])
-        found["autoencoder"] = self._positive_control(dataset, width=vectors["train"].shape[1])
-        return found
+        return found | {name: self.run(*of, name, seed=seed) for name, of in others.items()}
 
-    def _positive_control(self, dataset: ProbeDataset, *, width: int) -> ReconstructionScores:
-        """Train an autoencoder on the probe's training texts alone, and probe it like the encoder."""
+    def _positive_control(self, dataset: ProbeDataset, *, width: int) -> tuple[ProbeDataset, dict[str, Tensor]]:
+        """Train an autoencoder on the probe's training texts alone, and return its passages and vectors."""
         length = dataset.length
         folder = self.out / "autoencoder" / str(length)
         recipe = _control_config(length, width, self.settings)
@@ -179,8 +195,7 @@ class Probes:
             save(folder, cached)
         encoder = open_encoder(str(folder))
         own = dataset_of_passages(dataset.passages, encoder.tokenizer, length=length)
-        vectors = {part: encoder.encode(own.passages[part].texts) for part in PARTS}
-        return self.run(own, vectors, "autoencoder", seed=self.settings.seed)
+        return own, {part: encoder.encode(own.passages[part].texts) for part in PARTS}
 
     def _notes(self, dataset: ProbeDataset, untrained_known: bool) -> list[tuple[str, str]]:
         length, held_out = f"{dataset.length} tokens", dataset.passages["held_out"]

@@ -9,6 +9,8 @@ documents is a lower bound of what the vector contains. These controls are measu
     unigram          no probe: token frequencies of the training passages
     autoencoder      an autoencoder of as many numbers, trained on the same training texts (the positive control)
     larger           the next larger probe on the same vectors, which shows whether a better decoder would find more
+
+Linear readings in closed form (`linear.py`) stand beside the probe, and `verdict.py` says what all of them found.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
+from memlm.evaluation.probe.verdict import Reading, headline, readings
 from memlm.measurement import Measurement, Passage
 from memlm.store import rounded
 
@@ -42,6 +45,7 @@ class Retention:
     Attributes:
         encoder: the name of the encoder.
         numbers: the number of components of a vector.
+        num_passages: the number of training passages, at the longest length.
         measurements: every figure; `split` names the length.
         points: the capacity curve.
         by_position: accuracy at each position, at the longest length.
@@ -51,6 +55,7 @@ class Retention:
 
     encoder: str
     numbers: int
+    num_passages: int = 0
     measurements: list[Measurement] = field(default_factory=list[Measurement])
     points: list[CapacityPoint] = field(default_factory=list[CapacityPoint])
     by_position: list[float] = field(default_factory=list[float])
@@ -142,18 +147,19 @@ class Retention:
         """Add the results of one length; passages and accuracy by position are replaced."""
         self.measurements += found.measurements
         self.points.append(found.point)
+        self.num_passages = found.num_passages
         self.by_position, self.passages = found.by_position, found.passages
         self.notes += found.notes
 
+    def readings(self) -> list[Reading]:
+        """Return what each kind of reading found at the longest length, the clearest first."""
+        return readings(self.measurements, f"{self.points[-1].length} tokens", self.num_passages)
+
     def sentence(self) -> str:
-        """Return the main result in one sentence."""
-        last = self.points[-1]
-        blank = last.controls.get("blank_memory", last.controls["unigram"])
-        empty = "a blank vector" if "blank_memory" in last.controls else "guessing the commonest token"
-        return (
-            f"One {self.numbers}-number vector of {self.encoder} keeps {_percent(last.token_accuracy)} of the tokens "
-            f"of a {last.length}-token passage; {empty} gets {_percent(blank)}."
-        )
+        """Return the verdict on the longest length in one sentence."""
+        length = self.points[-1].length
+        sizes = {"numbers": self.numbers, "length": length, "passages": self.num_passages}
+        return headline(self.readings(), encoder=self.encoder, **sizes)
 
     def audit_sentences(self) -> list[str]:
         """Return what an attacker with the vectors can read, a sentence for each audited rounding and length."""
