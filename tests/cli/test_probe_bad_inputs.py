@@ -101,6 +101,14 @@ def foreign_cache(folder: Path) -> list[str]:
     return of_encoder("--no-controls", "--size", "small", "--steps", "1")(folder)
 
 
+def with_code(folder: Path) -> None:
+    """Turn a model into one of a kind that transformers does not know, with the code for it."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "mystuff", "auto_map": {"AutoConfig": "conf.MyConfig", "AutoModel": "mod.MyModel"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (folder / "conf.py").write_text("raise SystemExit('the code of the folder has run')")
+
+
 SPLIT = {"split": "train"}
 CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     # flags
@@ -131,6 +139,17 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "cls of a causal model": (of_model("llama", "--pooling", "cls"), ("causal model", "'penultimate'")),
     "an unknown pooling": (of_model("bert", "--pooling", "maen"), ("'maen'", "'mean'")),
     "a layer of ours": (of_encoder("--layer", "1"), ("has a bottleneck of its own",)),
+    "a prompt of ours": (of_encoder("--prompt", "x: "), ("has a bottleneck of its own", "--prompt")),
+    "a prompt for vectors": (of_files(None, None, "--prompt", "x: "), ("--prompt needs --encoder",)),
+    "a prompt that nobody declared": (of_model("bert", "--prompt", "query"), ("no prompt 'query'", "'query: '")),
+    "code of a folder": (
+        lambda f: (with_code(f / "bert"), of_model("bert")(f))[1],
+        ("brings code of its own", "--trust-remote-code"),
+    ),
+    "pickled weights": (
+        lambda f: ((f / "bert/model.safetensors").rename(f / "bert/pytorch_model.bin"), of_model("bert")(f))[1],
+        ("pytorch_model.bin", "can run code"),
+    ),
     "no such GGUF file": (of_model("llama", "--gguf-file", "q.gguf"), ("q.gguf", "GGUF")),
     # texts
     "two documents": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from memlm.encoders import FunctionEncoder, MemoryEncoder, open_encoder
-from memlm.encoders.huggingface import POOLINGS
+from memlm.encoders import POOLINGS, FunctionEncoder, HuggingFaceEncoder, MemoryEncoder, open_encoder
 from memlm.errors import EncoderError
 from memlm.session import load
 from tests.conftest import speech
@@ -59,7 +57,16 @@ def slow(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     rows = []
     for states, readable in zip(hidden, mask.bool(), strict=True):
         text = states[readable]
-        picked = {"last": text[-1], "penultimate": text[max(-2, -len(text))], "mean": text.mean(0), "cls": text[0]}
+        places = torch.arange(1, len(text) + 1)[:, None]
+        picked = {
+            "last": text[-1],
+            "penultimate": text[max(-2, -len(text))],
+            "mean": text.mean(0),
+            "cls": text[0],
+            "max": text.max(0).values,
+            "mean_sqrt_len_tokens": text.sum(0) / len(text) ** 0.5,
+            "weightedmean": (text * places).sum(0) / places.sum(),
+        }
         rows.append(picked[pooling])
     return torch.stack(rows)
 
@@ -77,7 +84,7 @@ def test_pooling_equals_the_slow_way_and_never_reads_padding(pooling: str, side:
 
 def test_defaults_follow_the_kind_of_model(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     defaults = {family: open_encoder(saved(family, tmp_path / family, tokenizer)) for family in FAMILIES}
-    found = {family: e.settings.pooling for family, e in defaults.items() if not isinstance(e, MemoryEncoder)}
+    found = {family: e.settings.pooling for family, e in defaults.items() if isinstance(e, HuggingFaceEncoder)}
     assert found == {"llama": "penultimate", "gpt2": "penultimate", "bert": "mean"}
 
 
@@ -93,36 +100,14 @@ def test_layers_differ_and_a_missing_one_is_named(tmp_path: Path, tokenizer: Pre
 def test_whatever_changes_a_vector_changes_the_fingerprint(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = saved("bert", tmp_path, tokenizer)
     encoders = [open_encoder(path), open_encoder(path, pooling="cls"), open_encoder(path, layer=1)]
-    fresh = [encoders[0].untrained(seed) for seed in (0, 1)]
+    first = encoders[0]
+    assert isinstance(first, HuggingFaceEncoder)
+    fresh = [first.untrained(seed) for seed in (0, 1)]
     prints = [e.fingerprint for e in (*encoders, *fresh)]
     assert len(set(prints)) == 5
     assert open_encoder(path).fingerprint == prints[0]
-    assert fresh[0].fingerprint == encoders[0].untrained(0).fingerprint
+    assert fresh[0].fingerprint == first.untrained(0).fingerprint
     assert "untrained" in fresh[0].name
-
-
-def test_a_sentence_embedder_keeps_its_own_pooling(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = saved("bert", tmp_path, tokenizer)
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "2_Normalize").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    vectors = open_encoder(path).encode(TEXTS)
-    assert vectors.norm(dim=1) == pytest.approx(1.0, abs=1e-5)
-    # packages lose empty folders; what modules.json says stands
-    (tmp_path / "2_Normalize").rmdir()
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Normalize"}]))
-    assert torch.equal(open_encoder(path).encode(TEXTS), vectors)
-    (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling"}]))
-    assert not torch.allclose(open_encoder(path).encode(TEXTS), vectors)
-    (tmp_path / "modules.json").write_text("[3]")
-    with pytest.raises(EncoderError, match=r"cannot read .*modules\.json"):
-        open_encoder(path)
-    (tmp_path / "modules.json").unlink()
-    plain = open_encoder(path, pooling="cls").encode(TEXTS)
-    assert torch.allclose(vectors, torch.nn.functional.normalize(plain, dim=1), atol=1e-6)
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(EncoderError, match="declares 0 known poolings"):
-        open_encoder(path)
 
 
 def test_ours_gives_its_memories_and_an_untrained_twin(finished_run: Path) -> None:
@@ -148,7 +133,7 @@ def test_a_function_must_give_one_vector_per_text() -> None:
 def test_fingerprints_do_not_change_with_use(family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Or the twin's vectors of a first probe, made after padding was set, are not found by the second."""
     encoder = open_encoder(saved(family, tmp_path, tokenizer))
-    assert not isinstance(encoder, MemoryEncoder)
+    assert isinstance(encoder, HuggingFaceEncoder)
     before = encoder.untrained(0).fingerprint
     encoder.encode(TEXTS)
     assert encoder.untrained(0).fingerprint == before

@@ -38,10 +38,14 @@ class Probe:
     gguf_file: str | None = None
     """A GGUF file inside the encoder's folder."""
     pooling: str | None = None
-    """Pooling of hidden states: last, penultimate, mean or cls; by default the model's own, or penultimate for causal
-    models and mean for others."""
+    """Pooling of hidden states: last, penultimate, mean, cls, max, mean_sqrt_len_tokens or weightedmean; by default all
+    that the model declares, or penultimate for causal models and mean for others."""
     layer: int | None = None
     """Layer whose hidden states are pooled, 0 for the embeddings; the last by default."""
+    prompt: str | None = None
+    """Name of a prompt that the encoder declares, such as query, or the text before every text; '' for none."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the encoder."""
     embeddings: str | None = None
     """File of existing vectors: .safetensors or .npy, one row per text."""
     texts: str | None = None
@@ -89,7 +93,7 @@ def _check_options(options: Probe) -> None:
         raise ConfigError(
             "--tokenizer is for --embeddings; an encoder uses its own tokens, or those of --vocabulary bpe."
         )
-    model_only = [n for n in ("gguf_file", "pooling", "layer", "export") if getattr(options, n) is not None]
+    model_only = [n for n in ("gguf_file", "pooling", "layer", "prompt", "export") if getattr(options, n) is not None]
     if options.embeddings is not None and model_only:
         raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
 
@@ -106,7 +110,12 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
     # wrong settings raise before a model is loaded
     _settings(options, default=32)
     encoder = open_encoder(
-        options.encoder or "", gguf_file=options.gguf_file, pooling=options.pooling, layer=options.layer
+        options.encoder or "",
+        gguf_file=options.gguf_file,
+        pooling=options.pooling,
+        layer=options.layer,
+        prompt=options.prompt,
+        trust_remote_code=options.trust_remote_code,
     )
     chunk = encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
     settings = _settings(options, default=chunk or 32)

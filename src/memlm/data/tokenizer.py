@@ -52,12 +52,13 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> PreTrainedTokenize
 
     Args:
         path_or_id: folder or Hub id.
-        options: of `AutoTokenizer.from_pretrained`, such as `gguf_file`; None stands for the default.
+        options: of `AutoTokenizer.from_pretrained`, such as `gguf_file`; None stands for the default. Python code that
+            comes with a tokenizer is not run without `trust_remote_code`, nor asked about.
 
     Raises:
         TokenizerError: there is no tokenizer.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
     given |= {} if "gguf_file" in given else gguf_option(path_or_id)
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **given))

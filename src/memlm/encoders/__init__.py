@@ -1,7 +1,8 @@
 """Encoders of every kind behind one interface: texts in, vectors out."""
 
-from memlm.encoders.huggingface import POOLINGS, HuggingFaceEncoder, open_encoder
-from memlm.encoders.interface import Encoder, FunctionEncoder, MemoryEncoder, TextVectors
+from memlm.encoders.huggingface import HuggingFaceEncoder, open_encoder
+from memlm.encoders.interface import Encoder, FunctionEncoder, MemoryEncoder, SentenceTransformersEncoder, TextVectors
+from memlm.encoders.modules import POOLINGS
 
 __all__ = [
     "POOLINGS",
@@ -9,6 +10,7 @@ __all__ = [
     "FunctionEncoder",
     "HuggingFaceEncoder",
     "MemoryEncoder",
+    "SentenceTransformersEncoder",
     "TextVectors",
     "open_encoder",
 ]

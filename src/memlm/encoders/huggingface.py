@@ -1,92 +1,80 @@
-"""Any transformers model as an encoder (the pooled hidden states of one layer), and `open_encoder`."""
+"""Any transformers model as an encoder: hidden states of one layer become one vector per text; and `open_encoder`."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from memlm.data import eos_id, load_tokenizer
-from memlm.encoders.interface import MemoryEncoder, TextVectors, model_fingerprint
+from memlm.encoders.declaration import Declaration, UnknownDeclarationError, prompt_of, read_declaration
+from memlm.encoders.interface import MemoryEncoder, SentenceTransformersEncoder, TextVectors, model_fingerprint
+from memlm.encoders.modules import (
+    POOLINGS,
+    VECTOR,
+    Features,
+    Normalize,
+    Pooling,
+    WeightedLayerPooling,
+    untrained_modules,
+)
+from memlm.encoders.weights import load_transformer, local_folder, reason_of
 from memlm.errors import EncoderError, did_you_mean
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
-from memlm.models.runtime import no_shard_bars, wants_bf16
+from memlm.models.runtime import wants_bf16
 
-Hidden = Float[Tensor, "texts tokens width"]
-Mask = Int[Tensor, "texts tokens"]
-Pooled = Float[Tensor, "texts width"]
-
-
-def _token(hidden: Hidden, mask: Mask, *, from_end: int) -> Pooled:
-    """Return the state of the token at `from_end` from each text's end, or of its first; padding may be on any side."""
-    positions = mask.long().cumsum(1)
-    chosen = (positions[:, -1:] - from_end + 1).clamp(min=1)
-    column = ((positions == chosen) & mask.bool()).long().argmax(1)
-    return hidden[torch.arange(len(hidden)), column]
-
-
-def _mean(hidden: Hidden, mask: Mask) -> Pooled:
-    kept = mask.bool()[..., None]
-    return hidden.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)
-
-
-def _first(hidden: Hidden, mask: Mask) -> Pooled:
-    return hidden[torch.arange(len(hidden)), mask.long().argmax(1)]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "last": partial(_token, from_end=1),
-    "penultimate": partial(_token, from_end=2),
-    "mean": _mean,
-    "cls": _first,
-}
-"""Functions from hidden states (texts, tokens, width) and a mask (texts, tokens) to one state of each text: of the last
-token, the last but one (as in arXiv 2602.13466), the mean of all, and of the first token."""
 _TEXTS = 64
 """Texts that are encoded at once."""
 _LARGE = 20_000_000
 """Number of parameters from which bf16 is faster than fp32."""
-_SENTENCE_POOLINGS = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "last",
-}
 
 
 @dataclass(frozen=True)
 class ReadingSettings:
-    """Settings that turn hidden states into a vector.
+    """Settings that turn texts into vectors.
 
     Attributes:
-        pooling: a key of POOLINGS.
+        pooling: keys of POOLINGS, joined by "+"; "features" where the model makes a vector itself, as CLIP does.
         layer: the layer whose hidden states are pooled, 0 for the embeddings; None for the model's output.
-        normalize: scale each vector to length one, as some sentence embedders do.
+        prompt: the text before every text.
+        max_length: the greatest number of tokens; 0 for any.
+        numbers: the number of leading numbers that are kept; None for all.
     """
 
     pooling: str
     layer: int | None = None
-    normalize: bool = False
+    prompt: str = ""
+    max_length: int = 0
+    numbers: int | None = None
 
 
 class HuggingFaceEncoder:
-    """A transformers model whose hidden states are pooled to one vector per text.
+    """A transformers model whose hidden states become one vector per text, as its makers declare it.
 
-    The settings are those of `open_encoder` and `ReadingSettings`; `name` is the name in tables.
+    Args:
+        model: the transformer.
+        tokenizer: its tokenizer, with tokens for padding and the end of a text.
+        name: the name in tables.
+        pooling: as in `open_encoder`; a pooling that is given stands for everything that is declared behind the model.
+        layer: as in `open_encoder`.
+        prompt: as in `open_encoder`.
+        declared: what a sentence embedder declares.
+        own_tokenizer: the tokenizer as its makers left it, which reads the texts; `tokenizer` by default.
 
     Raises:
-        EncoderError: the model has no such layer, or the pooling does not fit it.
+        EncoderError: the model has no such layer or prompt, or what is declared does not fit it.
     """
 
     def __init__(
@@ -97,84 +85,150 @@ class HuggingFaceEncoder:
         name: str,
         pooling: str | None = None,
         layer: int | None = None,
-        normalize: bool = False,
+        prompt: str | None = None,
+        declared: Declaration | None = None,
+        own_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.settings = ReadingSettings(_pooling(model, pooling, name), _layer(model, layer, name), normalize)
-        self.name = name
-        self.width = int(model.config.hidden_size)
-        self.fingerprint = model_fingerprint(model, tokenizer, self.settings, self._bf16())
+        self.model, self.name = model.eval(), name
+        self.tokenizer, self._reader = tokenizer, own_tokenizer or tokenizer
+        self.declared, known = declared, declared or Declaration(Path())
+        layer = _layer(model, layer, name)
+        self.modules = nn.ModuleList(_modules(model, declared, pooling, layer, name))
+        self.settings = ReadingSettings(
+            "+".join(m for module in self.modules if isinstance(module, Pooling) for m in module.modes) or "features",
+            layer,
+            prompt_of(prompt, known.prompts, known.default_prompt, name),
+            _max_length(_text_part(model), self._reader, declared),
+            known.numbers if pooling is None else None,
+        )
+        self.width = self._checked_width()
+        self.fingerprint = self._fingerprint()
+
+    def _checked_width(self) -> int:
+        try:
+            return self.encode(["a"]).shape[1]
+        except (RuntimeError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+            raise EncoderError(
+                f"{self.name} cannot be read as declared ({reason_of(error)}); try --pooling mean, or another model."
+            ) from error
+
+    def _fingerprint(self) -> str:
+        parts = nn.ModuleDict({"model": self.model, "behind": self.modules})
+        return model_fingerprint(parts, self._reader, self.settings, repr(self.modules))
 
     def _bf16(self) -> bool:
         return self.model.num_parameters() >= _LARGE and wants_bf16("auto")
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> TextVectors:
-        """Return one vector per text, (texts, width); a text with more tokens than the model has positions is cut."""
+        """Return one vector per text, (texts, width); a text with more tokens than the model reads is cut."""
         parts = [self._vectors(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def _vectors(self, texts: Sequence[str]) -> TextVectors:
-        longest = int(getattr(self.model.config, "max_position_embeddings", 0) or 0)
-        batch = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=longest > 0,
-            max_length=longest or None,
-            return_tensors="pt",
-            verbose=False,
-            split_special_tokens=True,
+        features = self._states(self._tokens([self.settings.prompt + text for text in texts]))
+        if any(isinstance(module, Pooling) and not module.include_prompt for module in self.modules):
+            features["prompt_length"] = self._prompt_length()
+        for module in self.modules:
+            features = module(features)
+        return features[VECTOR][:, : self.settings.numbers].float().cpu()
+
+    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
+        limit = self.settings.max_length
+        return dict(
+            self._reader(
+                texts,
+                padding=True,
+                truncation=limit > 0,
+                max_length=limit or None,
+                return_tensors="pt",
+                return_attention_mask=True,
+                verbose=False,
+                # sentence-transformers reads words that look like special tokens as these
+                split_special_tokens=self.declared is None,
+            )
         )
+
+    def _prompt_length(self) -> int:
+        """Return the number of tokens before a text behind the prompt: the prompt's, and special ones at its start."""
+        if not self.settings.prompt:
+            return 0
+        ids = self._tokens([self.settings.prompt])["input_ids"][0].tolist()
+        return len(ids) - (ids[-1] in self._reader.all_special_ids)
+
+    def _states(self, batch: dict[str, Tensor]) -> Features:
+        """Return the features that the transformer gives."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if not ids.shape[1]:  # empty texts are read as an end-of-text token
             ids, mask = torch.full((len(ids), 1), eos_id(self.tokenizer)), torch.ones(len(ids), 1).long()
+        part, device = _text_part(self.model), self.model.device
         # an added padding token may lie beyond the embedding table; masked positions are not read
-        vocab_size = int(cast(Any, self.model.get_input_embeddings()).num_embeddings)
-        ids = ids.masked_fill((mask == 0) | (ids >= vocab_size), 0)
-        device = self.model.device
+        rows, pad = _vocabulary_rows(part), _text_config(self.model).pad_token_id
+        known = pad if isinstance(pad, int) and 0 <= pad < rows else 0
+        given = {"input_ids": ids.masked_fill(ids >= rows, known).to(device), "attention_mask": mask.to(device)}
+        kinds = batch.get("token_type_ids")
+        if kinds is not None and kinds.any():  # zeros are what a model assumes
+            given["token_type_ids"] = kinds.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16()):
-            output = cast(Any, self.model)(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                output_hidden_states=self.settings.layer is not None,
-            )
+            return self._features(part, given)
+
+    def _features(self, part: nn.Module, given: dict[str, Tensor]) -> Features:
+        if self.settings.pooling == "features":
+            found = cast(Any, self.model).get_text_features(**given)
+            return {VECTOR: (found if isinstance(found, Tensor) else found.pooler_output).float()}
         layer = self.settings.layer
+        layers = layer is not None or any(isinstance(module, WeightedLayerPooling) for module in self.modules)
+        output = cast(Any, part)(**given, output_hidden_states=layers)
         hidden = output.last_hidden_state if layer is None else output.hidden_states[layer]
-        vectors = POOLINGS[self.settings.pooling](hidden.float(), mask.to(device))
-        return (torch.nn.functional.normalize(vectors, dim=-1) if self.settings.normalize else vectors).cpu()
+        features: Features = {"token_embeddings": hidden.float(), "attention_mask": given["attention_mask"]}
+        return features | ({"all_layer_embeddings": output.hidden_states} if layers else {})
 
     def untrained(self, seed: int) -> HuggingFaceEncoder:
-        """Return an encoder of the same architecture with untrained weights."""
+        """Return an encoder of the same architecture and the same settings with untrained weights."""
         config = copy.deepcopy(self.model.config)
         vars(config).pop("quantization_config", None)
         torch.manual_seed(seed)
-        untrained = type(self.model)(config)
-        name = f"{self.name} (untrained)"
-        return HuggingFaceEncoder(untrained.float(), self.tokenizer, name=name, **asdict(self.settings))
+        twin = copy.copy(self)
+        twin.model, twin.modules = type(self.model)(config).float().eval(), untrained_modules(self.modules).eval()
+        twin.name = f"{self.name} (untrained)"
+        twin.fingerprint = twin._fingerprint()
+        return twin
 
 
 def open_encoder(
-    path_or_id: str, *, gguf_file: str | None = None, pooling: str | None = None, layer: int | None = None
-) -> MemoryEncoder | HuggingFaceEncoder:
-    """Open the encoder of a run, or any transformers model as an encoder.
+    path_or_id: str,
+    *,
+    gguf_file: str | None = None,
+    pooling: str | None = None,
+    layer: int | None = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
+) -> MemoryEncoder | HuggingFaceEncoder | SentenceTransformersEncoder:
+    """Open the encoder of a run, or any model of transformers or sentence-transformers as an encoder.
+
+    What files of sentence-transformers declare is read completely: modules, prompts, maximum length and lower case.
+    What memlm does not know of it is read by sentence-transformers where that is installed, and else refused.
 
     Args:
         path_or_id: a run folder, a model folder, or a Hub id.
         gguf_file: the name of a GGUF file inside the folder.
-        pooling: "last", "penultimate", "mean" or "cls". By default the model's own pooling, or else "penultimate" for
-            causal models and "mean" for others.
+        pooling: a key of POOLINGS, such as "last", "penultimate", "mean" or "cls", in place of what is declared. By
+            default the model's own pooling, or else "penultimate" for causal models and "mean" for others.
         layer: the layer whose hidden states are pooled, 0 for the embeddings; the last by default.
+        prompt: the name of a prompt that the model declares, or the text before every text; "" for none.
+        trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        EncoderError: there is no model, or it has no such layer or pooling.
+        EncoderError: there is no model; it has no such layer, pooling or prompt; it declares what is not known; or
+            weights are missing, no floating-point numbers, or in files that can run code.
         CheckpointError: the run folder holds no model with an encoder, or a damaged one.
         TokenizerError: there is no tokenizer.
     """
     folder = Path(path_or_id)
     if gguf_file is None and _is_run(folder):
-        if pooling is not None or layer is not None:
-            raise EncoderError(f"'{path_or_id}' has a bottleneck of its own; leave out --pooling and --layer.")
+        if any(option is not None for option in (pooling, layer, prompt)):
+            options = "--pooling, --layer and --prompt"
+            raise EncoderError(f"'{path_or_id}' has a bottleneck of its own; leave out {options}.")
         model, tokenizer = load_model(folder, TextAutoencoder, MemoryModelForCausalLM)
         encoder = encoder_of(model) if isinstance(model, TextAutoencoder) else model.encoder
         return MemoryEncoder(encoder, tokenizer, name=folder.name)
@@ -182,7 +236,17 @@ def open_encoder(
         raise EncoderError(f"no '{gguf_file}' in '{path_or_id}'; give the name of a GGUF file in that folder.")
     if gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise EncoderError(f"reading '{gguf_file}' needs the package gguf; pip install 'memlm[gguf]'.")
-    return _load(path_or_id, gguf_file=gguf_file, pooling=pooling, layer=layer)
+    place = local_folder(path_or_id, trust_remote_code=trust_remote_code, gguf_file=gguf_file)
+    try:
+        declared = read_declaration(place, modules=pooling is None) if gguf_file is None else None
+    except UnknownDeclarationError as error:
+        if pooling is not None or layer is not None:
+            raise
+        return SentenceTransformersEncoder.open(
+            place, error, name=folder.name, prompt=prompt, trust_remote_code=trust_remote_code
+        )
+    options = {"pooling": pooling, "layer": layer, "prompt": prompt}
+    return _load(place, declared, gguf_file=gguf_file, trust_remote_code=trust_remote_code, name=folder.name, **options)
 
 
 def _is_run(folder: Path) -> bool:
@@ -193,46 +257,68 @@ def _is_run(folder: Path) -> bool:
         return (folder / "run.json").is_file()
 
 
-def _load(path_or_id: str, *, gguf_file: str | None, pooling: str | None, layer: int | None) -> HuggingFaceEncoder:
+def _load(
+    place: Path, declared: Declaration | None, *, gguf_file: str | None, trust_remote_code: bool, **options: Any
+) -> HuggingFaceEncoder:
     """Load a transformers model in fp32 and its tokenizer."""
-    own = _sentence_settings(Path(path_or_id))
-    tokenizer = load_tokenizer(path_or_id, gguf_file=gguf_file)
-    extra = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        with no_shard_bars():
-            model = AutoModel.from_pretrained(path_or_id, dtype=torch.float32, **extra)
-    except Exception as error:  # the Hub, safetensors, GGUF and transformers raise different errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        message = f"cannot load an encoder from '{path_or_id}' ({reason}); give a folder or Hub id of a model."
-        raise EncoderError(message) from error
-    normalize = own is not None and own.normalize and pooling is None
-    pooling = pooling or (own.pooling if own else None)
-    name = Path(path_or_id).name
-    return HuggingFaceEncoder(model, tokenizer, name=name, pooling=pooling, layer=layer, normalize=normalize)
+    folder = place if declared is None else declared.transformer
+    code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    config = None if declared is None else dict(declared.config)
+    model = load_transformer(folder, declared=declared is not None, options=config, gguf_file=gguf_file, **code)
+    tokenizer = load_tokenizer(folder, gguf_file=gguf_file, **code)
+    if declared is None:
+        return HuggingFaceEncoder(model, tokenizer, **options)
+    own = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, **code))
+    for reader in (tokenizer, own):
+        _set_options(reader, declared, folder)
+    if own.pad_token_id is None:
+        own = tokenizer
+    return HuggingFaceEncoder(model, tokenizer, declared=declared, own_tokenizer=own, **options)
 
 
-def _sentence_settings(folder: Path) -> ReadingSettings | None:
-    """Return the pooling that a sentence-transformers folder declares, or None."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return None
-    found = _read_list(path, lambda modes: [name for key, name in _SENTENCE_POOLINGS.items() if modes.get(key)])
-    if len(found) != 1:
-        raise EncoderError(f"'{path}' declares {len(found)} known poolings, not one; give --pooling.")
-    modules = folder / "modules.json"
-    # packages and uploads may lose the empty folder of a Normalize module, so modules.json decides
-    if modules.is_file():
-        kinds = _read_list(modules, lambda listed: [str(module["type"]).rsplit(".", 1)[-1] for module in listed])
-        return ReadingSettings(found[0], None, normalize="Normalize" in kinds)
-    return ReadingSettings(found[0], None, normalize=any(folder.glob("*_Normalize")))
+def _set_options(tokenizer: PreTrainedTokenizerBase, declared: Declaration, folder: Path) -> None:
+    """Set what is declared of a tokenizer."""
+    for name, value in declared.tokenizer.items():
+        if name not in ("padding_side", "truncation_side") or value not in ("left", "right"):
+            raise EncoderError(f"'{folder}' declares {name} ({value!r}) of its tokenizer, which memlm does not know.")
+        setattr(tokenizer, name, value)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if declared.lower_case and backend is not None:
+        before = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = Normalizers([Lowercase(), *before])
 
 
-def _read_list(path: Path, select: Callable[[Any], list[str]]) -> list[str]:
-    """Return what a selection finds in a JSON file."""
-    try:
-        return select(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise EncoderError(f"cannot read '{path}' ({error}); restore it or give --pooling.") from error
+def _text_config(model: PreTrainedModel) -> Any:
+    """Return the configuration of the part that reads text."""
+    return model.config.get_text_config()
+
+
+def _text_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part that reads text, of a model with several kinds of input as CLIP."""
+    return cast(Any, model).text_model if _makes_features(model) and hasattr(model, "text_model") else model
+
+
+def _makes_features(model: PreTrainedModel) -> bool:
+    """Return True if the model makes vectors of texts by itself, to compare with those of images."""
+    return hasattr(model, "get_text_features")
+
+
+def _vocabulary_rows(part: PreTrainedModel) -> int:
+    return int(cast(Any, part.get_input_embeddings()).num_embeddings)
+
+
+def _max_length(part: nn.Module, tokenizer: PreTrainedTokenizerBase, declared: Declaration | None) -> int:
+    """Return the greatest number of tokens that is declared and that the model has positions for; 0 for any."""
+    own = min(int(tokenizer.model_max_length), 2**31)
+    positions = int(getattr(cast(Any, part).config.get_text_config(), "max_position_embeddings", 0) or 0)
+    limits = [declared.max_length if declared is not None and declared.max_length else own]
+    limits += [positions] if positions > 0 else []
+    for module in part.modules():
+        table, padding = getattr(module, "position_embeddings", None), getattr(module, "padding_idx", None)
+        if isinstance(table, nn.Embedding) and isinstance(padding, int):
+            # positions of RoBERTa and its kin begin behind that of padding
+            limits.append(table.num_embeddings - padding - 1)
+    return min(limits) if min(limits) < 2**31 else 0
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -241,9 +327,23 @@ def is_causal(model: PreTrainedModel) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def _pooling(model: PreTrainedModel, pooling: str | None, name: str) -> str:
-    if pooling is None:
-        return "penultimate" if is_causal(model) else "mean"
+def _modules(
+    model: PreTrainedModel, declared: Declaration | None, pooling: str | None, layer: int | None, name: str
+) -> list[nn.Module]:
+    """Return the modules behind the transformer."""
+    if pooling is not None:
+        return [Pooling([_checked_pooling(model, pooling, name)])]
+    if declared is None:
+        if _makes_features(model) and layer is None:
+            return []
+        return [Pooling(["penultimate" if is_causal(model) else "mean"])]
+    others = [m for m in declared.modules if not isinstance(m, Pooling | Normalize)]
+    if layer is not None and (others or declared.text_features):
+        raise EncoderError(f"{name} maps its own layer further; give --pooling with --layer.")
+    return list(declared.modules)
+
+
+def _checked_pooling(model: PreTrainedModel, pooling: str, name: str) -> str:
     if pooling not in POOLINGS:
         raise EncoderError(f"unknown pooling '{pooling}'. {did_you_mean(pooling, POOLINGS)}")
     if pooling == "cls" and is_causal(model):
@@ -253,7 +353,9 @@ def _pooling(model: PreTrainedModel, pooling: str | None, name: str) -> str:
 
 
 def _layer(model: PreTrainedModel, layer: int | None, name: str) -> int | None:
-    layers = int(model.config.num_hidden_layers)
-    if layer is not None and not -layers - 1 <= layer <= layers:
+    if layer is None:
+        return None
+    layers = int(_text_config(model).num_hidden_layers)
+    if not -layers - 1 <= layer <= layers:
         raise EncoderError(f"{name} has no layer {layer}; give one from 0 (embeddings) to {layers}.")
-    return None if layer is None else layer % (layers + 1)
+    return layer % (layers + 1)

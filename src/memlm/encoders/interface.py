@@ -1,10 +1,12 @@
-"""The interface of encoders, and encoders made of a function or of a memory model."""
+"""The interface of encoders, and encoders made of a function, of a memory model, or of sentence-transformers."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import chunk_texts, encode_texts, eos_id
+from memlm.encoders.declaration import UnknownDeclarationError, declared_files, module_folders, prompt_of
+from memlm.encoders.weights import check_code, check_complete, reason_of
 from memlm.errors import EncoderError
 from memlm.models import ChunkEncoder
 from memlm.models.runtime import weights_fingerprint
@@ -110,3 +114,63 @@ class MemoryEncoder:
         """Return an encoder of the same architecture with untrained weights."""
         torch.manual_seed(seed)
         return MemoryEncoder(ChunkEncoder(self.model.config), self.tokenizer, name=f"{self.name} (untrained)")
+
+
+class SentenceTransformersEncoder:
+    """A model that sentence-transformers reads, because it declares what memlm does not know.
+
+    Args:
+        model: a SentenceTransformer.
+        name: the name in tables.
+        prompt: the text before every text.
+        declared: everything that the model's files declare, for the fingerprint.
+    """
+
+    def __init__(self, model: Any, *, name: str, prompt: str = "", declared: str = "") -> None:
+        self.model, self.name, self.prompt = model.eval(), name, prompt
+        self.tokenizer: Any = getattr(model, "tokenizer", None)
+        self.width = self.encode(["a"]).shape[1]
+        rules = vocabulary_of(self.tokenizer) if isinstance(self.tokenizer, PreTrainedTokenizerBase) else ""
+        self.fingerprint = weights_fingerprint(model, before=f"{declared} {prompt!r}", after=rules)
+
+    @classmethod
+    def open(
+        cls, folder: Path, unknown: UnknownDeclarationError, *, name: str, prompt: str | None, trust_remote_code: bool
+    ) -> SentenceTransformersEncoder:
+        """Load a folder of which `unknown` is what memlm does not know.
+
+        Raises:
+            EncoderError: sentence-transformers is not installed or does not know it either; or the folder brings code
+                of its own, lacks weights, or holds them in files that can run code.
+        """
+        if unknown.needs_code and not trust_remote_code:
+            raise EncoderError(f"{unknown}; --trust-remote-code (trust_remote_code=True) runs it.") from unknown
+        if importlib.util.find_spec("sentence_transformers") is None:
+            raise EncoderError(f"{unknown}; pip install 'memlm[sentence-transformers]' to read it.") from unknown
+        places = module_folders(folder)
+        for place in places:
+            check_code(place, trust_remote_code=trust_remote_code)
+        from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
+
+        options = {
+            "trust_remote_code": trust_remote_code,
+            "model_kwargs": {"use_safetensors": True, "dtype": "float32"},
+        }
+        try:
+            model = SentenceTransformer(str(folder), device="cpu", **options)
+            for module, place in zip(model, places, strict=True):
+                check_complete(module, place)
+            text = prompt_of(prompt, model.prompts, model.default_prompt_name, name)
+            return cls(model, name=name, prompt=text, declared=declared_files(places))
+        except EncoderError:
+            raise
+        except Exception as error:  # sentence-transformers raises errors of many libraries
+            raise EncoderError(f"{unknown}, nor does sentence-transformers ({reason_of(error)}).") from error
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> TextVectors:
+        """Return one vector per text, (texts, numbers)."""
+        if not texts:
+            return torch.empty(0, self.width)
+        options = {"batch_size": _ROWS, "convert_to_tensor": True, "show_progress_bar": False}
+        return self.model.encode(list(texts), prompt=self.prompt, **options).float().cpu()
