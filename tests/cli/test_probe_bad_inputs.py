@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.cli.test_bad_inputs import refused
 from tests.conftest import speech
+from tests.encoders.embedders import with_code
 from tests.encoders.test_encoders import saved
 
 Make = Callable[[Path], list[str]]
@@ -99,14 +100,6 @@ def foreign_cache(folder: Path) -> list[str]:
         record.write_text(json.dumps({**values, "encoder": "b" * 64}))
     shutil.rmtree(folder / "o")
     return of_encoder("--no-controls", "--size", "small", "--steps", "1")(folder)
-
-
-def with_code(folder: Path) -> None:
-    """Turn a model into one of a kind that transformers does not know, with the code for it."""
-    config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "mystuff", "auto_map": {"AutoConfig": "conf.MyConfig", "AutoModel": "mod.MyModel"}}
-    (folder / "config.json").write_text(json.dumps(config | own))
-    (folder / "conf.py").write_text("raise SystemExit('the code of the folder has run')")
 
 
 SPLIT = {"split": "train"}

@@ -14,6 +14,7 @@ from memlm.cli import main
 from memlm.store.format.header import NAME, sealed_text
 from tests.cli.test_bad_inputs import Make, refused, write
 from tests.conftest import speech
+from tests.encoders.embedders import embedder, with_code
 
 
 def remember(*arguments: str) -> Make:
@@ -112,6 +113,22 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ],
         ("none",),
     ),
+    "a retrieval encoder with code of its own": (
+        lambda f: [
+            *remember(
+                "b.txt",
+                "--model",
+                str(f / "memory"),
+                "--retrieval",
+                with_code(Path(embedder(f / "coded", declared=False))),
+            )(f / "new")
+        ],
+        ("code of its own", "--trust-remote-code"),
+    ),
+    "a prompt without a retrieval encoder": (
+        lambda f: [*remember("b.txt")(f), "--prompt", "query"],
+        ("--prompt is for a retrieval encoder",),
+    ),
     "a store in place of a file": (
         lambda f: ["remember", "b.txt", "--store", str(f / "a.txt"), "--model", str(f / "memory")],
         ("a.txt",),
@@ -147,6 +164,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     ),
     "a model trained on": (on_store("recall", "a.txt", "--model", "run"), ("written by another encoder",)),
     # searching
+    "a prompt for memories": (on_store("search", "people", "--prompt", "q: "), ("takes no prompt ('q: ')",)),
     "an empty query": (on_store("search", ""), ("the query is empty",)),
     "no hits asked for": (on_store("search", "people", "-k", "0"), ("k (0)",)),
     "an unknown document to search": (on_store("search", "people", "--document", "x"), ("no document 'x'",)),

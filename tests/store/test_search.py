@@ -10,10 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from memlm.data import corpus as parts_module
-from memlm.encoders import FunctionEncoder
+from memlm.encoders import FunctionEncoder, open_encoder
 from memlm.errors import DamagedStoreError, MemoryShapeError, StoreError, UserError
 from memlm.store import ChunkCodec, StoreSearch, TextStore, dequantize, ingest
 from tests.conftest import speech
+from tests.encoders.embedders import POOL, embedder
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +76,31 @@ def test_an_own_encoder_is_searched_in_place_of_memories(codec: ChunkCodec, tmp_
     written(tmp_path / "plain", codec, texts).close()
     with pytest.raises(StoreError, match="searched by memories, not by this retrieval encoder"):
         TextStore.open(tmp_path / "plain", codec, retrieval=encoder)
+
+
+def test_prompts_of_a_retrieval_encoder_stand_before_documents_and_queries(codec: ChunkCodec, tmp_path: Path) -> None:
+    """Declared ones by default; a prompt that is given to a new store stays with it."""
+    folder = embedder(tmp_path / "model", POOL, vectors={"prompts": {"query": "query: ", "document": "passage: "}})
+    bare = open_encoder(folder, prompt="")
+    for prompt, before in ((None, "passage: "), ("title: ", "title: ")):
+        place = tmp_path / f"store {before[:2]}"
+        with TextStore.open(place, codec, write=True, retrieval=folder, prompt=prompt) as store:
+            list(store.add([("a", ["the people"])]))
+        with TextStore.open(place, codec, retrieval=folder) as store:
+            [document] = store.parts("a")
+            texts = [store.text_of(hit) for hit in sorted(store.search("peace", 9), key=lambda hit: hit.chunk)]
+            assert document.vectors is not None
+            kept, own = dequantize(document.vectors), bare.encode([before + text for text in texts])
+            assert F.cosine_similarity(kept, own).min() > 0.999
+            assert torch.allclose(store.query_vectors("peace"), bare.encode(["query: peace"]), atol=1e-6)
+            assert torch.allclose(store.query_vectors("peace", "to: "), bare.encode(["to: peace"]), atol=1e-6)
+            with pytest.raises(UserError, match="no prompt 'qurey'"):
+                store.search("peace", prompt="qurey")
+    with (
+        written(tmp_path / "plain", codec, {"a": "the people"}) as store,
+        pytest.raises(StoreError, match=r"takes no prompt \('query'\)"),
+    ):
+        store.search("peace", prompt="query")
 
 
 def test_parts_of_a_text_that_is_not_whole_are_not_found(

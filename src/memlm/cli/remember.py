@@ -51,6 +51,10 @@ class Remember:
     """Replace stored texts that have the same path and another content."""
     retrieval: str | None = None
     """In a new store, search vectors of this encoder (a folder or an id) instead of the memories."""
+    prompt: str | None = None
+    """In a new store, the prompt before each text for --retrieval: a name that it declares, or a text."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the retrieval encoder."""
     workers: int = 1
     """Number of processes that encode; they share the cores."""
     wait: float = 0.0
@@ -65,6 +69,8 @@ def run(arguments: list[str]) -> None:
 
     if options.workers < 1:
         raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
+    if options.prompt is not None and options.retrieval is None:
+        raise ConfigError("--prompt is for a retrieval encoder; give --retrieval, too.")
     if launched() and options.workers > 1:
         raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
     if int(os.environ.get("RANK", "0")):
@@ -82,6 +88,8 @@ def run(arguments: list[str]) -> None:
         write=True,
         bits=options.bits,
         retrieval=retrieval,
+        prompt=options.prompt,
+        trust_remote_code=options.trust_remote_code,
         tokens_per_memory=options.tokens_per_memory,
         wait=options.wait,
     ) as store:
@@ -119,8 +127,14 @@ def _parallel_encoder(store: TextStore, options: Remember, model: str) -> Encode
     if launched():
         return partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
     if workers > 1:
-        retrieval = header.retrieval_model
-        return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=workers)
+        return partial(
+            encode_with_workers,
+            model=model,
+            header=header,
+            retrieval=header.retrieval_model,
+            workers=workers,
+            trust_remote_code=options.trust_remote_code,
+        )
     return None
 
 
@@ -144,7 +158,9 @@ def _serve(options: Remember) -> None:
 
     if options.model is None:
         raise ConfigError("under torchrun every process needs the model; give --model RUN.")
-    retrieval = None if options.retrieval is None else open_encoder(options.retrieval)
+    trust, retrieval = options.trust_remote_code, None
+    if options.retrieval is not None:
+        retrieval = open_encoder(options.retrieval, prompt=options.prompt, trust_remote_code=trust)
     with joined():
         serve_rank(options.model, retrieval)
 

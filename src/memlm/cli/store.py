@@ -61,6 +61,11 @@ class Search(_StoreAndModel):
     """Number of chunks to print."""
     document: tuple[str, ...] = ()
     """Search only the documents with these ids."""
+    prompt: str | None = None
+    """Prompt before the query: a name that the store's retrieval encoder declares, or a text; by default its own for
+    queries."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the retrieval encoder."""
     json: bool = False
     """Print one JSON object per line."""
 
@@ -114,8 +119,9 @@ def recall(arguments: list[str]) -> None:
 def search(arguments: list[str]) -> None:
     """Print the nearest chunks."""
     options = parse(Search, arguments, command="search")
-    with open_texts(options.store, options.model, retrieval=True) as store:
-        for hit in store.search(options.query, options.k, documents=options.document or None):
+    trust = options.trust_remote_code
+    with open_texts(options.store, options.model, retrieval=True, trust_remote_code=trust) as store:
+        for hit in store.search(options.query, options.k, documents=options.document or None, prompt=options.prompt):
             text = store.text_of(hit)
             if options.json:
                 print(json.dumps({**asdict(hit), "text": text}))
@@ -255,12 +261,15 @@ def progress_view(total: int, noun: str) -> Generator[ProgressView]:
         view.stop()
 
 
-def open_texts(folder: str, model: str | None, *, retrieval: bool = False) -> TextStore:
+def open_texts(
+    folder: str, model: str | None, *, retrieval: bool = False, trust_remote_code: bool = False
+) -> TextStore:
     """Open a store for reading with the model in a folder, by default the one that it was made with."""
     from memlm.store import TextStore, read_header
 
     encoder = read_header(Path(folder)).retrieval_model if retrieval else None
-    return TextStore.open(folder, model or model_of(folder), retrieval=encoder)
+    place = model or model_of(folder)
+    return TextStore.open(folder, place, retrieval=encoder, trust_remote_code=trust_remote_code)
 
 
 def model_of(folder: str) -> str:

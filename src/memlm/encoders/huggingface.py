@@ -91,7 +91,7 @@ class HuggingFaceEncoder:
     ) -> None:
         self.model, self.name = model.eval(), name
         self.tokenizer, self._reader = tokenizer, own_tokenizer or tokenizer
-        self.declared, known = declared, declared or Declaration(Path())
+        self.declared, self._given, known = declared, prompt, declared or Declaration(Path())
         layer = _layer(model, layer, name)
         self.modules = nn.ModuleList(_modules(model, declared, pooling, layer, name))
         self.settings = ReadingSettings(
@@ -119,16 +119,31 @@ class HuggingFaceEncoder:
     def _bf16(self) -> bool:
         return self.model.num_parameters() >= _LARGE and wants_bf16("auto")
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> TextVectors:
         """Return one vector per text, (texts, width); a text with more tokens than the model reads is cut."""
-        parts = [self._vectors(texts[i : i + _TEXTS]) for i in range(0, len(texts), _TEXTS)]
+        return self._encode(texts, self.settings.prompt)
+
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> TextVectors:
+        """Return the vectors of queries, with this prompt (a name or a text) or the declared one."""
+        known = self.declared or Declaration(Path())
+        declared = known.prompts.get("query", self.settings.prompt)
+        return self._encode(texts, declared if prompt is None else prompt_of(prompt, known.prompts, None, self.name))
+
+    def encode_document(self, texts: Sequence[str]) -> TextVectors:
+        """Return the vectors of documents, with the given prompt or the declared one."""
+        prompts = {} if self.declared is None or self._given is not None else self.declared.prompts
+        names = [name for name in ("document", "passage", "corpus") if name in prompts]
+        return self._encode(texts, prompts[names[0]] if names else self.settings.prompt)
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[str], prompt: str) -> TextVectors:
+        parts = [self._vectors(texts[i : i + _TEXTS], prompt) for i in range(0, len(texts), _TEXTS)]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
-    def _vectors(self, texts: Sequence[str]) -> TextVectors:
-        features = self._states(self._tokens([self.settings.prompt + text for text in texts]))
+    def _vectors(self, texts: Sequence[str], prompt: str) -> TextVectors:
+        features = self._states(self._tokens([prompt + text for text in texts]))
         if any(isinstance(module, Pooling) and not module.include_prompt for module in self.modules):
-            features["prompt_length"] = self._prompt_length()
+            features["prompt_length"] = self._prompt_length(prompt)
         for module in self.modules:
             features = module(features)
         return features[VECTOR][:, : self.settings.numbers].float().cpu()
@@ -149,11 +164,11 @@ class HuggingFaceEncoder:
             )
         )
 
-    def _prompt_length(self) -> int:
+    def _prompt_length(self, prompt: str) -> int:
         """Return the number of tokens before a text behind the prompt: the prompt's, and special ones at its start."""
-        if not self.settings.prompt:
+        if not prompt:
             return 0
-        ids = self._tokens([self.settings.prompt])["input_ids"][0].tolist()
+        ids = self._tokens([prompt])["input_ids"][0].tolist()
         return len(ids) - (ids[-1] in self._reader.all_special_ids)
 
     def _states(self, batch: dict[str, Tensor]) -> Features:

@@ -167,10 +167,20 @@ class SentenceTransformersEncoder:
         except Exception as error:  # sentence-transformers raises errors of many libraries
             raise EncoderError(f"{unknown}, nor does sentence-transformers ({reason_of(error)}).") from error
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> TextVectors:
         """Return one vector per text, (texts, numbers)."""
+        return self._encode(texts, self.prompt)
+
+    def encode_query(self, texts: Sequence[str], prompt: str | None = None) -> TextVectors:
+        """Return the vectors of queries, with this prompt (a name or a text) or the declared one."""
+        declared = self.model.prompts.get("query") or self.prompt
+        return self._encode(
+            texts, declared if prompt is None else prompt_of(prompt, self.model.prompts, None, self.name)
+        )
+
+    @torch.inference_mode()
+    def _encode(self, texts: Sequence[str], prompt: str) -> TextVectors:
         if not texts:
             return torch.empty(0, self.width)
         options = {"batch_size": _ROWS, "convert_to_tensor": True, "show_progress_bar": False}
-        return self.model.encode(list(texts), prompt=self.prompt, **options).float().cpu()
+        return self.model.encode(list(texts), prompt=prompt, **options).float().cpu()

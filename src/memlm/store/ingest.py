@@ -17,7 +17,7 @@ import torch
 
 from memlm.data import decode_ids, decode_piece
 from memlm.data.corpus import parts_of
-from memlm.encoders import Encoder
+from memlm.encoders import Encoder, HuggingFaceEncoder
 from memlm.errors import StoreError
 from memlm.store.codec import Codec, WrittenChunks, chunk_sizes
 from memlm.store.corrections import pack
@@ -83,7 +83,8 @@ def encode_units(
         texts = [
             decode_piece(codec.tokenizer, ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)
         ]
-        vectors = quantize(retrieval.encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
+        encode = retrieval.encode_document if isinstance(retrieval, HuggingFaceEncoder) else retrieval.encode
+        vectors = quantize(encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
     documents: list[StoredDocument] = []
     first = 0
     for unit, ids in zip(units, tokens, strict=True):

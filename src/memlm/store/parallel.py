@@ -38,7 +38,13 @@ Submit = Callable[[bytes], Callable[[], bytes]]
 
 
 def encode_with_workers(
-    batches: Iterator[list[Unit]], *, model: Path | str, header: StoreHeader, retrieval: str | None, workers: int
+    batches: Iterator[list[Unit]],
+    *,
+    model: Path | str,
+    header: StoreHeader,
+    retrieval: str | None,
+    workers: int,
+    trust_remote_code: bool = False,
 ) -> Iterator[list[StoredDocument]]:
     """Encode lists of units with worker processes, which share this machine's cores; results come in order.
 
@@ -46,7 +52,7 @@ def encode_with_workers(
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    start = (str(model), header.model_dump_json(), retrieval, threads)
+    start = (str(model), header.model_dump_json(), retrieval, trust_remote_code, threads)
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start) as pool:
         try:
             yield from _in_order(batches, lambda m: pool.submit(_run_worker, m).result, header, workers * _AHEAD)
@@ -133,10 +139,12 @@ _worker: dict[str, EncodeMessage] = {}
 """The function of a worker process, set when it starts."""
 
 
-def _start_worker(model: str, header: str, retrieval: str | None, threads: int) -> None:
+def _start_worker(model: str, header: str, retrieval: str | None, trust_remote_code: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     known = StoreHeader.model_validate_json(header)
-    encoder = None if retrieval is None else open_encoder(retrieval)
+    encoder: Encoder | None = None
+    if retrieval is not None:
+        encoder = open_encoder(retrieval, prompt=known.retrieval_prompt, trust_remote_code=trust_remote_code)
     _worker["encode"] = _encoder(open_codec(model, known), known.bits, encoder)
 
 

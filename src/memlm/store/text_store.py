@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memlm.data import decode_ids, decode_piece
-from memlm.encoders import Encoder, open_encoder
+from memlm.encoders import Encoder, HuggingFaceEncoder, SentenceTransformersEncoder, open_encoder
 from memlm.errors import DamagedStoreError, StoreError, UserError
 from memlm.store.codec import Codec
 from memlm.store.codecs import open_codec, place_of
@@ -60,6 +60,8 @@ class TextStore:
         write: bool = False,
         bits: Bits | None = None,
         retrieval: Encoder | str | None = None,
+        prompt: str | None = None,
+        trust_remote_code: bool = False,
         tokens_per_memory: int | float | None = None,
         wait: float = 0.0,
     ) -> TextStore:
@@ -75,6 +77,9 @@ class TextStore:
             bits: bits of a number in a new store, 8 by default; an existing store must have as many.
             retrieval: an encoder, or its folder or id. A new store keeps its vectors of the chunks' texts, and search
                 compares them instead of the memories. An existing store needs the encoder that it was made with.
+            prompt: of documents in a new store, the name of a prompt that `retrieval` declares, or a text; by default
+                the declared one. An existing store keeps its own.
+            trust_remote_code: run Python code that comes with `retrieval`.
             tokens_per_memory: of a decoder's slots in a new store, 8 by default; an existing store must have as many.
             wait: seconds to wait for another writer.
 
@@ -86,12 +91,16 @@ class TextStore:
         stored = read_header(Path(folder)) if Path(folder).exists() else None
         slots = None if stored is None else stored.slots
         codec = open_codec(model, stored, tokens_per_memory=tokens_per_memory) if named else model
-        encoder = open_encoder(retrieval) if isinstance(retrieval, str) else retrieval
+        prompt = prompt if stored is None else stored.retrieval_prompt
+        encoder: Encoder | None = None if isinstance(retrieval, str) else retrieval
+        if isinstance(retrieval, str):
+            encoder = open_encoder(retrieval, prompt=prompt, trust_remote_code=trust_remote_code)
         created = write and not Path(folder).exists()
         if created:
             values: dict[str, object] = {
                 "model": place_of(model) if named else None,
                 "retrieval_model": retrieval if isinstance(retrieval, str) else None,
+                "retrieval_prompt": prompt if isinstance(retrieval, str) else None,
             }
             if encoder is not None:
                 values |= {"retrieval": encoder.fingerprint, "retrieval_numbers": encoder.width}
@@ -196,11 +205,14 @@ class TextStore:
         for inner in self.store.part_ids(self.store.entry(name)) or [name]:
             yield self.store.read(inner)
 
-    def search(self, query: str, k: int = 10, *, documents: Sequence[str] | None = None) -> list[Hit]:
+    def search(
+        self, query: str, k: int = 10, *, documents: Sequence[str] | None = None, prompt: str | None = None
+    ) -> list[Hit]:
         """Return the `k` chunks nearest to a text by exact cosine, best first, in all or only these documents.
 
         A query of several chunks finds the chunks nearest to any of them. The first search reads all vectors; they are
-        reused until the store changes.
+        reused until the store changes. `prompt` stands before the query of a retrieval encoder, by default the one that
+        it declares for queries.
 
         Raises:
             UserError: the query is empty, or k is below 1.
@@ -209,24 +221,32 @@ class TextStore:
         """
         if not query:
             raise UserError("the query is empty; give at least one character.")
-        vectors = self.query_vectors(query)
+        vectors = self.query_vectors(query, prompt)
         commits, chosen = self.store.commits, None if documents is None else tuple(documents)
         if self._search is None or self._search[:2] != (commits, chosen):
             self._search = (commits, chosen, StoreSearch(self.store, documents=chosen))
         return self._search[2].nearest(vectors, k)
 
-    def query_vectors(self, query: str) -> Float[Tensor, "queries numbers"]:
+    def query_vectors(self, query: str, prompt: str | None = None) -> Float[Tensor, "queries numbers"]:
         """Return the vectors of a text that are compared with the store's.
 
         Raises:
-            StoreError: the store has vectors of a retrieval encoder and none was given.
+            StoreError: the store has vectors of a retrieval encoder and none was given, or a prompt is for no encoder.
         """
         if self.store.header.retrieval is None:
+            self._check_no_prompt(prompt)
             # a codec of slots raises
             return self.codec.encode(self.codec.tokens([query])).flatten(1)
         if self.retrieval is None:
             raise StoreError(f"'{self.store.folder}' is searched by a retrieval encoder; give that encoder.")
+        if isinstance(self.retrieval, HuggingFaceEncoder | SentenceTransformersEncoder):
+            return self.retrieval.encode_query([query], prompt)
+        self._check_no_prompt(prompt)
         return self.retrieval.encode([query])
+
+    def _check_no_prompt(self, prompt: str | None) -> None:
+        if prompt is not None:
+            raise StoreError(f"the search of '{self.store.folder}' takes no prompt ('{prompt}'); leave it out.")
 
     def text_of(self, hit: Hit) -> str:
         """Return the exact text of a chunk that was found; a character may be cut at either end.

@@ -67,14 +67,16 @@ class StoreHeader(BaseModel):
     """Numbers in one of its vectors; each has `bits` bits."""
     retrieval_model: Annotated[str, Field(max_length=4096)] | None = None
     """Folder or id of that encoder when the store was made."""
+    retrieval_prompt: Annotated[str, Field(max_length=4096)] | None = None
+    """Prompt of the documents, where one was given to that encoder."""
     slots: SlotFormat | None = None
     """Settings of slots, in a store of keys and values."""
 
 
 def write_header(folder: Path, header: StoreHeader) -> None:
     """Write a header together with its hash."""
-    # an older memlm knows no slots
-    left_out = {"slots"} if header.slots is None else None
+    # an older memlm knows no slots and no prompts
+    left_out = {name for name in ("slots", "retrieval_prompt") if getattr(header, name) is None}
     write_file_atomic(folder / NAME, sealed_text(header.model_dump(mode="json", exclude=left_out), indent=2))
 
 
