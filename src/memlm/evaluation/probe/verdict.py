@@ -1,4 +1,4 @@
-"""What readings of a vector say: something was found, nothing was found, or the reading itself did not work.
+"""Verdicts of the readings of a vector: something was found, nothing was found, or the reading itself did not work.
 
 A reading counts as a find where its interval lies above those of all controls: blank vectors (or a guess that needs no
 vector), other texts' vectors, and the vectors of an untrained encoder. Without a find, nothing was found only if the
@@ -38,7 +38,7 @@ _CONTROLS = ("blank_memory", "shuffled_memory", "untrained")
 
 @dataclass(frozen=True)
 class Reading:
-    """What one kind of reading found.
+    """The finding of one kind of reading.
 
     Attributes:
         kind: of the reading.
