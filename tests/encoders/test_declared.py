@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BartModel, CLIPModel, T5EncoderModel
 
-from memlm.encoders import HuggingFaceEncoder, open_encoder
+from memlm.encoders import HuggingFaceEncoder, SentenceTransformersEncoder, open_encoder
 from memlm.errors import EncoderError, UserError
 from tests.encoders.embedders import (
     CASES,
@@ -448,3 +449,18 @@ def test_a_hub_id_is_read_as_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert encoder.name == "small"
     with pytest.raises(EncoderError, match="cannot load an encoder from 'me/absent'"):
         open_encoder("me/absent")
+
+
+def test_a_module_that_only_sentence_transformers_knows_is_read_by_it(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    inner = library.SentenceTransformer(embedder(tmp_path / "inner", POOL), device="cpu")[0]
+    rare = modules.CNN(WIDTH, 8, kernel_sizes=[1, 3])
+    model = library.SentenceTransformer(modules=[inner, rare, modules.Pooling(WIDTH, "mean")], device="cpu")
+    model.save(str(tmp_path / "whole"))
+    encoder = open_encoder(str(tmp_path / "whole"))
+    assert isinstance(encoder, SentenceTransformersEncoder)
+    assert torch.allclose(encoder.encode(TEXTS), model.encode(TEXTS, convert_to_tensor=True), atol=1e-5)
+    bin_weights(tmp_path / "whole" / "1_CNN")
+    with pytest.raises(EncoderError, match="can run code"):
+        open_encoder(str(tmp_path / "whole"))
