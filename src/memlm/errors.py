@@ -19,6 +19,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+LONGEST_LIST: Final = 16
+"""The greatest number of choices that a message lists."""
+_LONGEST_WORD: Final = 200
+_COMPARED: Final = 10_000
+"""Choices that a word is compared with; a comparison takes about 20 microseconds."""
 
 
 class MemlmError(Exception):
@@ -66,11 +73,25 @@ class MemoryShapeError(UserError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return a sentence that suggests the nearest choice, or lists all choices.
+    """Return a sentence that suggests the nearest choice, or lists the choices, at most LONGEST_LIST of them.
 
     >>> did_you_mean("autoencoder-tinny", ["autoencoder-tiny", "autoencoder-small"])
     "Did you mean 'autoencoder-tiny'?"
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"Did you mean '{near[0]}'?" if near else f"Choose from: {', '.join(known)}."
+    short = [choice for choice in known[:_COMPARED] if len(choice) <= _LONGEST_WORD]
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], short, n=1)
+    if near:
+        return f"Did you mean '{near[0]}'?"
+    shown = short[:LONGEST_LIST] if len(known) > LONGEST_LIST else short
+    others = len(known) - len(shown)
+    return f"Choose from: {', '.join(shown)}{f' and {others} others' if others else ''}."
+
+
+def one_line(text: str) -> str:
+    r"""Return a text on one line without characters that move the cursor or change colours of a terminal.
+
+    >>> one_line("red:\x1b[31m\nnext")
+    'red:\\x1b[31m next'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

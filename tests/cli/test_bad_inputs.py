@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "not UTF-8": (train_on("a.txt", "caf\xe9 ".encode("latin-1") * 99), ("a.txt", "byte 3")),
     "text shorter than a chunk": (train_on("a.txt", "too short " * 3), ("1 document", "at least 3")),
     "held-out text shorter than a chunk": (train_on("a.txt", "brief " * 90), ("fewer than one chunk of 64",)),
-    "malformed JSONL": (train_on("a.jsonl", '{"text": "a"}\n{oops\n'), ("a.jsonl:2", "is not JSON")),
+    "malformed JSONL": (train_on("a.jsonl", '{"text": "a"}\n{oops\n', "--strict"), ("a.jsonl:2", "is not JSON")),
     "JSONL without the field": (train_on("a.jsonl", '{"body": "a"}\n'), ("'text'", "body")),
     "truncated gzip": (train_on("a.txt.gz", b"\x1f\x8b\x08\0cut"), ("cannot unpack",)),
     "false Parquet": (train_on("a.parquet", b"PAR1nope"), ("a.parquet", "Parquet")),

@@ -77,7 +77,11 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     # writing
     "no files": (remember(), ("no files",)),
     "a file that is not there": (remember("none.txt"), ("'none.txt' is not there",)),
-    "a folder in place of a file": (remember("memory"), ("'memory' is a folder; give its files",)),
+    "a folder without texts": (
+        lambda f: ((f / "nothing").mkdir(), remember("nothing")(f))[1],
+        ("'nothing' is a folder without texts",),
+    ),
+    "a run in place of a folder of texts": (remember("memory"), ("memory/", "has no field 'text'")),
     "a file that is not UTF-8": (
         lambda f: remember(Path(write(f / "bad.txt", b"good \xff")).name)(f),
         ("'bad.txt' is not UTF-8 near byte 5",),
@@ -178,7 +182,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "an unknown document to read": (generate("--store", "{folder}/s", "--read", "x"), ("no document 'x'",)),
     "a file to read that is not there": (
         generate("--model", "{folder}/memory", "--read", "none.txt"),
-        ("cannot read 'none.txt'",),
+        ("no text at 'none.txt'",),
     ),
     "a fidelity that cannot be": (generate("--model", "{folder}/memory", "--fidelity", "2"), ("fidelity (2.0)",)),
     "a session that is none": (generate("--model", "{folder}/memory", "--session", "{folder}/s"), ("session.json",)),

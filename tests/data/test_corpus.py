@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memlm.data import Document, bundled_notice, fingerprint, load_documents, pieces_of, split_documents
-from memlm.data import corpus as corpus_module
+from memlm.data import records as records_module
 from memlm.errors import DataError
 
 
@@ -54,7 +54,7 @@ def test_folders_and_globs_in_a_stable_order(tmp_path: Path) -> None:
         ("blank.txt", b" \n", "holds no text"),
         ("binary.txt", b"ab\0cd", "is not text: byte 2 is NUL"),
         ("latin.txt", "gr\xfcn".encode("latin-1"), "is not UTF-8 at byte 2"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text"', r"broken.jsonl:2 is not JSON"),
+        ("broken.jsonl", b'{"text": "a"', r"broken.jsonl:1 is not JSON"),
         ("list.jsonl", b"[1]\n", "holds a list, not an object"),
         ("field.jsonl", b'{"txt": "a"}\n', r"has no field 'text'. Did you mean 'txt'"),
         ("number.jsonl", b'{"text": 3}\n', "field 'text' is a int, not text"),
@@ -102,7 +102,7 @@ def test_a_parquet_file_with_damaged_pages(tmp_path: Path) -> None:
 def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = tmp_path / "bomb.txt.gz"
     bomb.write_bytes(gzip.compress(b"a" * 5000))
-    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(records_module, "MAX_DOCUMENT_BYTES", 1000)
     with pytest.raises(DataError, match="is larger than 1000 bytes"):
         load_documents(str(bomb))
 

@@ -5,15 +5,19 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
-from memlm.errors import MemlmError, UserError, did_you_mean
+from memlm.errors import MemlmError, UserError, did_you_mean, one_line
 from memlm.version import __version__
 
+_LONGEST = 2000
+"""The greatest number of characters of an error that is shown in full."""
 _LATER = 3.0
 """Seconds in which a launcher notices that its first process has ended."""
 STORE_COMMANDS = ("stats", "verify", "recall", "search", "forget", "compact")
@@ -73,10 +77,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"memlm {__version__}")
         return 0
     try:
-        _command(given[0])(given[1:])
+        with _notes_on_stderr():
+            _command(given[0])(given[1:])
     except (MemlmError, KeyboardInterrupt, OSError, SystemExit) as error:
         return _exit_code(error)
     return 0
+
+
+@contextmanager
+def _notes_on_stderr() -> Generator[None]:
+    """Print what the library logs, such as the number of items that were left out, as lines on stderr."""
+    logger, handler = logging.getLogger("memlm"), _Notes(logging.WARNING)
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a note; of several processes, the first one does."""
+        if os.environ.get("RANK", "0") == "0":
+            print(f"memlm: note: {_fitting(record.getMessage())}", file=sys.stderr)
+
+
+def _fitting(message: str) -> str:
+    """Return a message in one line that moves no cursor, without its middle where it is very long."""
+    line = one_line(message)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
@@ -100,7 +131,8 @@ def _exit_code(error: BaseException) -> int:
         return 130
     if isinstance(error, OSError):
         # a full disk, or a folder in place of a file: the system's message is the best one
-        print(f"memlm: error: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        message = f"{error.filename or 'writing'}: {error.strerror or error}"
+        print(f"memlm: error: {_fitting(message)}", file=sys.stderr)
         return 2
-    print(f"memlm: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"memlm: error: {_fitting(str(error))}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 130

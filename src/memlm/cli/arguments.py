@@ -9,13 +9,43 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from typing import Annotated, Any, TypeVar, cast
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
 from memlm.errors import ConfigError, did_you_mean
 
 Parsed = TypeVar("Parsed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How a command reads text; every command that takes a source of text takes these options."""
+
+    text_field: str | None = None
+    """Field of records (JSONL, JSON, CSV, Parquet) that holds the text; a dotted name reaches into records within it.
+    By default the field that the run was trained on, or "text"."""
+    strict: bool = False
+    """Stop at the first item that cannot be read, instead of leaving it out and counting it."""
+
+
+def text_field_of(options: TextOptions, folder: str | None) -> str:
+    """Return the field that holds the text of records.
+
+    Args:
+        options: of a command.
+        folder: a run, or any other folder or name of a model.
+    """
+    if options.text_field is not None:
+        return options.text_field
+    if folder is None or not (Path(folder) / "run.json").is_file():
+        return "text"
+    from memlm.training.run_folder import RunFolder
+
+    return RunFolder.open(folder).config().data.text_field
+
+
 _FLAG = re.compile(r"--?[A-Za-z][\w.\-]*")
 
 
@@ -32,6 +62,7 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Pars
     if any(a in ("-h", "--help") for a in arguments):
         read(args=["--help"])
     _check_unknown_flags(kind, arguments, command)
+    arguments = _with_positionals_first(kind, arguments)
     shown = io.StringIO()
     try:
         with redirect_stderr(shown), redirect_stdout(shown):
@@ -49,6 +80,42 @@ def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str
         if _FLAG.fullmatch(name) and name not in known:
             shown = [flag for flag in sorted(known) if not flag.startswith("--no-")]
             raise ConfigError(f"unknown flag '{name}' of memlm {command}. {did_you_mean(name, shown)}")
+
+
+def _with_positionals_first(kind: type[Any], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with those values first that a flag of many values would take for its own.
+
+    `--read a.txt "A prompt"` ends with a prompt where none stands before. A flag keeps at least one value.
+    """
+    hints = {_flag_of(name): _unwrapped(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    missing = sum(positional and not many for _, positional, many in hints.values())
+    last: list[int] = []
+    flag, values = "", 0
+    for index, argument in enumerate(arguments):
+        name = argument.partition("=")[0].replace("_", "-")
+        if _FLAG.fullmatch(name):
+            plain, _, many = hints.get(name, (bool, False, False))
+            flag, values = name, 0 if plain is bool or "=" in argument else -1 if many else 1
+            last = [] if many else last
+        elif values < 0:
+            last.append(index)
+        elif values:
+            values -= 1
+        else:
+            missing -= 1
+    moved = last[max(1, len(last) - missing) :] if flag and missing > 0 else []
+    return [arguments[i] for i in moved] + [a for i, a in enumerate(arguments) if i not in moved]
+
+
+def _flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _unwrapped(hint: Any) -> tuple[Any, bool, bool]:
+    """Return a field's type, and whether it is positional and whether it takes many values."""
+    marks = getattr(hint, "__metadata__", ())
+    plain = get_args(hint)[0] if marks else hint
+    return plain, any("Positional" in str(mark) for mark in marks), get_origin(plain) is tuple
 
 
 def _sentences(box: str) -> str:

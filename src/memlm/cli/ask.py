@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
-from memlm.cli.store import one_line, open_texts
-from memlm.errors import ConfigError
+from memlm.cli.arguments import TextOptions, parse, text_field_of
+from memlm.cli.store import open_texts
+from memlm.errors import ConfigError, one_line
 from memlm.models.runtime import Device, device_of
 from memlm.reports import write_reading
 from memlm.session.reading_plan import AskSettings
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents(AskSettings):
+class Documents(AskSettings, TextOptions):
     """Documents, the decoder that reads them, and how it does."""
 
     model: str | None = None
     """Folder or Hub id of a decoder, or folder of a run that trained one to write memories; by default the model of
     the store."""
     text: tuple[str, ...] = ()
-    """Files, folders, globs or JSONL to read."""
+    """Files (text, JSONL, JSON, CSV, Parquet), folders or globs to read."""
     store: str | None = None
     """Folder of a store whose documents are read."""
     read: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Ask(Documents):
     question: Positional[str | None] = None
     """The question."""
     questions: str | None = None
-    """JSONL file with a "question" in each line, instead; an "id" is passed on."""
+    """File of records with a "question" each (JSONL, CSV, ...), instead; an "id" is passed on."""
     json: bool = False
     """Print one JSON object for each answer."""
     page: str | None = None
@@ -95,7 +95,7 @@ def _questions(options: Ask) -> Iterable[dict[str, Any]]:
         return [{"question": options.question}]
     from memlm.data import load_documents
 
-    documents = load_documents(options.questions, text_field="question")
+    documents = load_documents(options.questions, text_field="question", strict=options.strict)
     return [{"id": document.id, "question": document.text} for document in documents]
 
 
@@ -116,7 +116,8 @@ def open_documents(options: Documents) -> Generator[DocumentSession]:
             raise ConfigError("no model; give --model PATH_OR_HUB_ID, a decoder.")
         from memlm.data import load_documents
 
-        documents = [document for source in options.text for document in load_documents(source)]
+        field, strict = text_field_of(options, options.model), options.strict
+        documents = load_documents(options.text, text_field=field, strict=strict)
         decoder = MemoryDecoder.from_pretrained(options.model, device_map=device_of(options.device))
         session = DocumentSession(decoder, options.settings())
         for document in documents:

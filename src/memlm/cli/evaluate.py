@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import TextOptions, parse
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(TextOptions):
     """Measure a trained run on its held-out text (and training, foreign and random text), or on yours."""
 
     directory: Positional[str]
     """Folder of a trained run."""
     text: str | None = None
-    """Measure this text instead: file, folder, glob, JSONL, Parquet, Hub id."""
+    """Measure this text instead: file, folder, glob, JSONL, JSON, CSV, Parquet, Hub id."""
     probe: bool = True
     """Train a probe on the memories of a memory run too, which takes most of the time."""
     rows: int | None = None
@@ -36,8 +36,16 @@ def run(arguments: list[str]) -> None:
     options = parse(Evaluate, arguments, command="evaluate")
     if options.rows is not None and options.rows < 1:
         raise ConfigError(f"--rows ({options.rows}) must be at least 1.")
+    if options.text is None and (options.text_field is not None or options.strict):
+        raise ConfigError("--text-field and --strict are for --text; a run's own text is read as in its training.")
     evaluation = measured(
-        options.directory, text=options.text, quiet=options.json, probe=options.probe, rows=options.rows
+        options.directory,
+        text=options.text,
+        text_field=options.text_field,
+        strict=options.strict,
+        quiet=options.json,
+        probe=options.probe,
+        rows=options.rows,
     )
     from memlm.measurement import to_json_lines
 
@@ -52,7 +60,14 @@ def run(arguments: list[str]) -> None:
 
 
 def measured(
-    directory: str, *, text: str | None = None, quiet: bool = False, probe: bool = True, rows: int | None = None
+    directory: str,
+    *,
+    text: str | None = None,
+    text_field: str | None = None,
+    strict: bool = False,
+    quiet: bool = False,
+    probe: bool = True,
+    rows: int | None = None,
 ) -> Evaluation:
     """An evaluation, its measurements added to the run's journal."""
     from rich.console import Console
@@ -65,7 +80,13 @@ def measured(
     console = Console(stderr=True)
     with console.status("measuring ...") as status:
         evaluation = evaluate_run(
-            directory, text=text, report=lambda what: status.update(f"{what} ..."), probe=probe, rows=rows
+            directory,
+            text=text,
+            text_field=text_field,
+            strict=strict,
+            report=lambda what: status.update(f"{what} ..."),
+            probe=probe,
+            rows=rows,
         )
     append_journal(folder.measurements_path, evaluation.measurements)
     if not quiet:

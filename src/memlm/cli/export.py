@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import TextOptions, parse
 from memlm.cli.generate import Generate, memory_session
 from memlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(TextOptions):
     """Write a memory model's decoder as a plain Hugging Face model, and memories as embeddings of a prompt.
 
     `memlm export RUN OUT` writes the decoder and its tokenizer. With --prompt-embeds the folder also holds the
@@ -31,7 +31,7 @@ class Export:
     store: str | None = None
     """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
-    """Ids of documents of the store, or paths of files without --store."""
+    """Ids of documents of the store, or without --store files, folders or globs."""
     fidelity: float = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
 
@@ -50,7 +50,13 @@ def run(arguments: list[str]) -> None:
         print(f"decoder and tokenizer: {options.out}")
         return
     reading = Generate(
-        options.prompt_embeds, options.run, store=options.store, read=options.read, fidelity=options.fidelity
+        options.prompt_embeds,
+        options.run,
+        store=options.store,
+        read=options.read,
+        fidelity=options.fidelity,
+        text_field=options.text_field,
+        strict=options.strict,
     )
     session = memory_session(reading)
     session.read(options.prompt_embeds)

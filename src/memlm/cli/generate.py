@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import TextOptions, parse, text_field_of
 from memlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(TextOptions):
     """Continue a text after documents of a store, files or a saved session, which are read as memories.
 
     memlm generate "The moral of this is" --model runs/memory --read book.txt
@@ -30,7 +30,7 @@ class Generate:
     store: str | None = None
     """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
-    """Ids of documents of the store, or paths of files without --store; they are read before the prompt."""
+    """Ids of documents of the store, or without --store files, folders or globs; they are read before the prompt."""
     session: str | None = None
     """Folder of a session; it is continued if it exists, and saved in any case."""
     max_new_tokens: int = 128
@@ -91,7 +91,6 @@ def memory_session(options: Generate) -> MemorySession:
         ConfigError: neither a model nor a store is given.
     """
     from memlm.cli.store import open_texts
-    from memlm.data.corpus import stream_file
     from memlm.session import MemorySession
 
     model = _model(options)
@@ -100,8 +99,7 @@ def memory_session(options: Generate) -> MemorySession:
     else:
         session = MemorySession(model, fidelity=options.fidelity)
     if options.store is None:
-        for name in options.read:
-            session.read(stream_file(Path(name)))
+        _read_sources(session, options, model)
         return session
     with open_texts(options.store, model) as store:
         for name in options.read:
@@ -109,8 +107,16 @@ def memory_session(options: Generate) -> MemorySession:
     return session
 
 
+def _read_sources(session: MemorySession | SlotSession, options: Generate, model: str) -> None:
+    from memlm.data import stream_documents
+
+    if options.read:
+        field = text_field_of(options, model)
+        for _, text in stream_documents(options.read, text_field=field, strict=options.strict):
+            session.read(text)
+
+
 def _decoder_session(options: Generate, model: str) -> SlotSession:
-    from memlm.data.corpus import stream_file
     from memlm.session import SlotSession
     from memlm.store import SlotCodec, TextStore, read_header
 
@@ -121,8 +127,7 @@ def _decoder_session(options: Generate, model: str) -> SlotSession:
         ratio = options.tokens_per_memory or (8 if slots is None else slots.tokens_per_memory)
         session = SlotSession(model, tokens_per_memory=ratio, beyond=options.beyond)
     if options.store is None:
-        for name in options.read:
-            session.read(stream_file(Path(name)))
+        _read_sources(session, options, model)
         return session
     if slots is None:
         raise ConfigError(f"'{options.store}' holds no memories of a decoder; leave --model {model} out.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memlm.cli.arguments import options_of, parse
+from memlm.cli.arguments import TextOptions, options_of, parse, text_field_of
 from memlm.data import load_documents
 from memlm.encoders import MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
@@ -22,7 +22,7 @@ from memlm.training.schema import checked
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(TextOptions):
     """Train a decoder to reconstruct texts from a frozen encoder's vectors, and measure how much the vectors retain.
 
     Controls give the measurement its scale: an untrained encoder of the same architecture, and blank and shuffled
@@ -49,11 +49,12 @@ class Probe:
     embeddings: str | None = None
     """File of existing vectors: .safetensors or .npy, one row per text."""
     texts: str | None = None
-    """With --embeddings: their texts as JSON lines with "text" and optionally "document" and "split"."""
+    """With --embeddings: their texts as records (JSONL, JSON, CSV, Parquet) with "text" and optionally "document",
+    "split" and "id"."""
     tokenizer: str | None = None
     """With --embeddings: tokenizer of the texts; by default a BPE trained on the training texts."""
     text: str = "sotu"
-    """With --encoder: the texts, a bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """With --encoder: the texts, a bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
     lengths: str | None = None
     """Tokens per passage, one number or several as in 16,32,64; by default 32, or the chunk of an encoder of memlm."""
     size: Size = "medium"
@@ -100,7 +101,8 @@ def _check_options(options: Probe) -> None:
 
 def _probed_vectors(options: Probe, out: Path) -> Retention:
     settings, path = _settings(options, default=32), options.embeddings or ""
-    ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed)
+    field = options.text_field or "text"
+    ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed, text_field=field)
     return Retention.measure_vectors(
         ready, name=Path(path).stem, tokenizer=options.tokenizer, settings=settings, out=out, progress=True
     )
@@ -124,7 +126,9 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
             f"--lengths ({max(settings.lengths)}) is more than {encoder.name} reads into one chunk ({chunk}); "
             f"give {chunk} or less."
         )
-    documents, export_to = load_documents(options.text), None if options.export is None else Path(options.export)
+    field = text_field_of(options, options.encoder)
+    documents = load_documents(options.text, text_field=field, strict=options.strict)
+    export_to = None if options.export is None else Path(options.export)
     return Retention.measure(encoder, documents, out=out, settings=settings, progress=True, export_to=export_to)
 
 

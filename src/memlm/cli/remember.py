@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import TextOptions, parse, text_field_of
 from memlm.cli.store import model_of, progress_view, ratio_of
 from memlm.errors import ConfigError, DataError
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remember:
-    """Store text files as memories, with the corrections that make every file exact.
+class Remember(TextOptions):
+    """Store texts as memories, with the corrections that make every text exact.
 
-    The path of a file is its id in the store. Files that are stored already are not encoded again, and the same command
-    continues where an earlier one was stopped. Under torchrun, on one machine or several, all processes encode; the
+    The path of a file is its id in the store; the id of a record (JSONL, JSON, CSV, Parquet) is its file's path and
+    its own id. Texts that are stored already are not encoded again, and the same command continues where an earlier
+    one was stopped. Under torchrun, on one machine or several, all processes encode; the
     files and the store are those of the first process.
 
     A decoder's memories give no text back, so that its stores keep the texts themselves, too.
@@ -38,7 +39,7 @@ class Remember:
     """
 
     paths: Positional[tuple[str, ...]]
-    """Text files in UTF-8."""
+    """Files (UTF-8 text, JSONL, JSON, CSV, Parquet, also compressed), folders or globs."""
     store: str = "memories.mem"
     """Folder of the store; it is created if it does not exist."""
     model: str | None = None
@@ -76,7 +77,7 @@ def run(arguments: list[str]) -> None:
     if int(os.environ.get("RANK", "0")):
         _serve(options)
         return
-    paths = _files(options.paths)
+    size = _checked_size(options.paths)
     stored = read_header(Path(options.store)) if Path(options.store).exists() else None
     model = options.model or (model_of(options.store) if stored else None)
     retrieval = options.retrieval or (stored.retrieval_model if stored else None)
@@ -93,7 +94,7 @@ def run(arguments: list[str]) -> None:
         tokens_per_memory=options.tokens_per_memory,
         wait=options.wait,
     ) as store:
-        outcomes = _add(store, paths, options, model)
+        outcomes = _add(store, size, options, model)
         stats = store.store.stats()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
     slots = store.store.header.slots
@@ -101,15 +102,15 @@ def run(arguments: list[str]) -> None:
     print(f"{counts}; {stats.documents} documents in {options.store}, {kept}")
 
 
-def _add(store: TextStore, paths: list[Path], options: Remember, model: str) -> dict[str, int]:
-    from memlm.data.corpus import stream_file
+def _add(store: TextStore, size: int, options: Remember, model: str) -> dict[str, int]:
+    from memlm.data import stream_documents
     from memlm.training import Interrupted
     from memlm.training.loop.distributed import joined
 
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
-    documents = ((str(path), stream_file(path)) for path in paths)
+    field = text_field_of(options, model)
+    documents = stream_documents(options.paths, text_field=field, strict=options.strict)
     add = partial(store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model))
-    size = sum(path.stat().st_size for path in paths)
     try:
         with progress_view(size, "byte") as view, joined(), closing(add(progress=_speed(view))) as results:
             for result in results:
@@ -165,11 +166,21 @@ def _serve(options: Remember) -> None:
         serve_rank(options.model, retrieval)
 
 
-def _files(names: tuple[str, ...]) -> list[Path]:
-    if not names:
+def _checked_size(sources: tuple[str, ...]) -> int:
+    """Return the bytes of all files.
+
+    Raises:
+        DataError: a source that is not there; such a name never goes to the Hub.
+    """
+    from memlm.data.records import LeftOut
+    from memlm.data.sources import BUNDLED, find_files
+
+    if not sources:
         raise DataError("no files; give at least one text file.")
-    paths = [Path(name) for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"'{path}' is {'a folder; give its files' if path.is_dir() else 'not there'}.")
-    return paths
+    size = 0
+    for source in sources:
+        files = find_files(source, LeftOut())
+        if not files and source not in BUNDLED and not source.startswith("hub:"):
+            raise DataError(f"'{source}' is {'a folder without texts' if Path(source).is_dir() else 'not there'}.")
+        size += sum(path.stat().st_size for path in files)
+    return size

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 
 from memlm.cli.arguments import parse
-from memlm.errors import DamagedStoreError, StoreError
+from memlm.errors import DamagedStoreError, StoreError, one_line
 
 if TYPE_CHECKING:
     from memlm.store import TextStore
@@ -127,7 +127,7 @@ def search(arguments: list[str]) -> None:
                 print(json.dumps({**asdict(hit), "text": text}))
                 continue
             chunk = str(hit.chunk) if hit.part is None else f"{hit.part}:{hit.chunk}"
-            print(f"{hit.score:.4f}  {hit.id} {chunk}  {one_line(text)}")
+            print(f"{hit.score:.4f}  {one_line(hit.id)} {chunk}  {one_line(text)}")
 
 
 def stats(arguments: list[str]) -> None:
@@ -286,8 +286,3 @@ def model_of(folder: str) -> str:
     if hint is None or not (of_hub or Path(hint).is_dir()):
         raise StoreError(f"the model of '{folder}' is not at '{hint}'; say where it is (--model RUN).")
     return hint
-
-
-def one_line(text: str) -> str:
-    """Return a text on one line without characters that move the cursor or change colours of a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

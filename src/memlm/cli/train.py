@@ -35,7 +35,11 @@ class Train:
     config: str | None = None
     """YAML file with settings that replace the recipe's."""
     text: str | None = None
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """Bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
+    text_field: str | None = None
+    """Field of records that holds the text (data.text_field)."""
+    strict: bool = False
+    """Stop at the first item of the text that cannot be read, instead of leaving it out (data.strict)."""
     objective: str | None = None
     """Objective of a memory recipe: next_token, copy, blank_copy, token_dropout or reconstruction in one stage, or
     mixture."""
@@ -86,7 +90,7 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
         if not options.out:
             raise ConfigError("--resume needs --out: the run folder to go on with.")
         others = (options.recipe, options.config, options.text, options.objective, options.encoder, options.steps)
-        if any((*others, options.decoder, options.adapter)) or changes:
+        if any((*others, options.decoder, options.adapter, options.text_field, options.strict)) or changes:
             raise ConfigError(f"--resume goes on with the settings kept in '{options.out}'; give no others beside it.")
         return RunConfig(), options.out
     if not options.recipe and not options.config:
@@ -96,8 +100,9 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
         read = read_changes(options.config)
         config = make_run_config(read) if config is None else merge_run(config, read)
     config = _memory_options(options, config or RunConfig())
-    if options.text is not None:
-        changes.setdefault("data", {})["text"] = options.text
+    given = {"text": options.text, "text_field": options.text_field, "strict": options.strict or None}
+    if given := {name: value for name, value in given.items() if value is not None}:
+        changes["data"] = {**changes.get("data", {}), **given}
     config = merge_run(config, changes)
     if options.steps is not None:
         if options.steps < 1:

@@ -5,13 +5,13 @@ from memlm.data.corpus import (
     TrainValTestSplit,
     bundled_notice,
     fingerprint,
-    load_documents,
     pieces_of,
     split_documents,
     texts_fingerprint,
 )
 from memlm.data.packing import PackedRows, chunk_texts, pack, shorten_rows
 from memlm.data.passages import Passages, SeenVocabulary, cut_passages, near_duplicates, passage_rows
+from memlm.data.sources import load_documents, stream_documents
 from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
     check_vocabulary,
@@ -59,6 +59,7 @@ __all__ = [
     "random_rows",
     "shorten_rows",
     "split_documents",
+    "stream_documents",
     "texts_fingerprint",
     "token_byte_lengths",
     "train_tokenizer",

@@ -87,7 +87,14 @@ _PROBED = ("token_accuracy", "retention/unigram", "token_accuracy/unigram")
 
 
 def evaluate_run(
-    path: str, *, text: str | None = None, report: Report | None = None, probe: bool = True, rows: int | None = None
+    path: str,
+    *,
+    text: str | None = None,
+    text_field: str | None = None,
+    strict: bool = False,
+    report: Report | None = None,
+    probe: bool = True,
+    rows: int | None = None,
 ) -> Evaluation:
     """Measure a trained run on its held-out documents, or on another text.
 
@@ -99,6 +106,8 @@ def evaluate_run(
     Args:
         path: a finished run folder.
         text: another source to measure instead of the run's held-out documents (its name becomes the split).
+        text_field: the field of that source's records that holds the text; by default the run's own.
+        strict: raise at the first item of that source which cannot be read.
         report: called with the name of each part of the evaluation.
         probe: train a probe on the memories of a memory run, which takes most of the time.
         rows: of a memory run, so many rows of the text, drawn at random; all by default.
@@ -111,8 +120,13 @@ def evaluate_run(
     folder.require_model()
     say = report or (lambda _: None)
     config = folder.config()
+    given: Sequence[Document] | None = None
+    if text is not None:
+        given = load_documents(text, text_field=text_field or config.data.text_field, strict=strict)
+    # the name, not the path: measurements may be published
+    name = "held_out" if text is None else Path(text).name
     if isinstance(config.model, SlotWriterConfig):
-        return _evaluate_writer(folder, text, say, rows)
+        return _evaluate_writer(folder, given, name, say, rows)
     if config.is_autoencoder:
         memory = TextMemory.from_pretrained(path)
         counts = torch.tensor(folder.data()["unigram_counts"])
@@ -120,9 +134,8 @@ def evaluate_run(
     else:
         model, tokenizer = load_model(folder.path, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)
         kind = _ReaderEvaluation(model, tokenizer, folder, say, probe, rows)
-    if text is not None:
-        # the name, not the path: measurements may be published
-        return kind.measure(load_documents(text), Path(text).name)
+    if given is not None:
+        return kind.measure(given, name)
     say("reading the text")
     data = prepare_data(config.data, chunk_length=kind.row_length, seed=config.training.seed, tokenizer=kind.tokenizer)
     before = folder.data()
@@ -269,13 +282,12 @@ class _ReaderEvaluation:
         return rows if self.most is None else rows.sample(self.most, seed=0)
 
 
-def _evaluate_writer(folder: RunFolder, text: str | None, say: Report, rows: int | None) -> Evaluation:
+def _evaluate_writer(
+    folder: RunFolder, given: Sequence[Document] | None, split: str, say: Report, rows: int | None
+) -> Evaluation:
     """Measure the share of the full-context gain, on few rows by default, since each is read many times."""
     model = MemoryDecoder.from_pretrained(str(folder.path))
-    documents, split = _held_out_documents(folder), "held_out"
-    if text is not None:
-        # the name, not the path: measurements may be published
-        documents, split = load_documents(text), Path(text).name
+    documents = _held_out_documents(folder) if given is None else given
     settings = replace(_writer_settings(model), rows=rows or _WRITER_ROWS)
     say(f"reading {settings.rows} rows of {split}")
     found = context_gain(

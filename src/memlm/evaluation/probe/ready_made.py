@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memlm.data import Document, Passages, split_documents
-from memlm.errors import DataError
+from memlm.data.corpus import has_surrogates
+from memlm.data.records import LeftOut, Value, read_values, text_of
+from memlm.errors import CheckpointError, DataError, one_line
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset
 from memlm.files import read_tensors
 
-MAX_TEXTS_BYTES = 2**31
+_FIELDS = ("document", "split", "id")
+"""Fields of a record beside its text."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +34,34 @@ class ReadyMade:
     vectors: dict[str, Float[Tensor, "_ numbers"]]
 
 
-def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed: int) -> ReadyMade:
-    """Read vectors from a .safetensors or .npy file, and their texts from a JSONL file of as many lines.
+def read_ready_made(
+    vectors_path: str, texts_path: str, *, held_out: float, seed: int, text_field: str = "text"
+) -> ReadyMade:
+    """Read vectors from a .safetensors or .npy file, and their texts from a file of as many records.
 
-    Each line is {"text": ...} with, where known, "document" (the texts of a document stay in one part) and "split"
-    ("train", "validation" or "held_out", in every line or in none).
+    Each record is {"text": ...} with, where known, "document" (the texts of a document stay in one part) and "split"
+    ("train", "validation" or "held_out", in every record or in none). Vectors pair with texts by "id" where a
+    .safetensors file holds one array for each id, and otherwise in order; shards are joined by their numbers.
 
     Args:
         vectors_path: file of vectors.
         texts_path: file of texts.
         held_out: share of documents that are held out where no line has a split.
         seed: seed of that split.
+        text_field: the field of a record that holds the text.
 
     Raises:
         DataError: files that cannot be read or do not match, or vectors that are constant or not finite.
     """
-    vectors = read_vectors(vectors_path)
-    records = _read_texts(Path(texts_path))
+    arrays = _read_arrays(vectors_path)
+    records = _read_records(Path(texts_path), text_field)
+    vectors = _by_id(records, arrays, vectors_path)
+    if vectors is None:
+        vectors = _joined(arrays, vectors_path)
     if len(records) != len(vectors):
         raise DataError(
             f"'{vectors_path}' holds {len(vectors)} vectors and '{texts_path}' {len(records)} texts; "
-            "they must match line by line."
+            "they must match one by one."
         )
     _check_vectors(vectors, vectors_path)
     chosen = _rows_by_part(records, texts_path, held_out=held_out, seed=seed)
@@ -58,40 +69,101 @@ def read_ready_made(vectors_path: str, texts_path: str, *, held_out: float, seed
     return ReadyMade(passages, {part: vectors[torch.tensor(rows)] for part, rows in chosen.items()})
 
 
+def _by_id(
+    records: Sequence[dict[str, str]], arrays: dict[str, Tensor], path: str
+) -> Float[Tensor, "texts numbers"] | None:
+    """Return the vectors in the order of the texts where a file names one for each text's id, else None."""
+    names = [record["id"] for record in records]
+    shapes = {tuple(a.shape) for a in arrays.values()}
+    if set(names) != arrays.keys() or len(arrays) != len(names) or len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        return None
+    return torch.stack([_in_fp32(arrays[name], path) for name in names])
+
+
 def read_vectors(path: str) -> Float[Tensor, "texts numbers"]:
-    """Return the two-dimensional arrays of a file, concatenated in the order of their names, in fp32.
+    """Return the two-dimensional arrays of a file in fp32; several are shards, joined in the order of their numbers.
 
     Raises:
-        DataError: no such file, another format, no such array, or arrays of different widths.
+        DataError: no such file, another format, no such array, arrays of different widths, or shards without an order.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"no vectors at '{path}'; give a .safetensors or .npy file.")
-    if file.suffix == ".npy":
-        tensors = {"array": _read_npy(file)}
-    elif file.suffix == ".safetensors":
-        tensors = read_tensors(file)
-    else:
-        raise DataError(f"'{path}' is neither .safetensors nor .npy; save the vectors as one of them.")
-    arrays = [tensors[name] for name in sorted(tensors)]
-    shapes = [tuple(a.shape) for a in arrays]
+    return _joined(_read_arrays(path), path)
+
+
+def _joined(arrays: dict[str, Tensor], path: str) -> Float[Tensor, "texts numbers"]:
+    shapes = [tuple(a.shape) for a in arrays.values()]
     if not arrays or any(len(shape) != 2 for shape in shapes):
         raise DataError(f"'{path}' holds arrays of shapes {shapes[:4]}; each must be (texts, numbers).")
-    widths = sorted({a.shape[1] for a in arrays})
+    widths = sorted({shape[1] for shape in shapes})
     if len(widths) > 1:
         raise DataError(
             f"'{path}' holds vectors of {widths[0]} and of {widths[1]} numbers; give one encoder's at a time."
         )
-    return torch.cat([a.float() for a in arrays])
+    return torch.cat([_in_fp32(a, path) for a in _shards(arrays, path)])
+
+
+def _read_arrays(path: str) -> dict[str, Tensor]:
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no vectors at '{path}'; give a .safetensors or .npy file.")
+    if file.suffix.lower() == ".npy":
+        return {"array": _read_npy(file)}
+    if file.suffix.lower() == ".safetensors":
+        try:
+            return read_tensors(file)
+        except CheckpointError as error:
+            raise DataError(
+                f"cannot read '{path}' ({one_line(str(error.__cause__))}); it is damaged, write it again."
+            ) from error
+    raise DataError(f"'{path}' is neither .safetensors nor .npy; save the vectors as one of them.")
+
+
+def _shards(arrays: dict[str, Tensor], path: str) -> list[Tensor]:
+    """Return arrays in the order of the one number in which their names differ.
+
+    Raises:
+        DataError: the names differ in something else, or a number is missing.
+    """
+    if len(arrays) < 2:
+        return list(arrays.values())
+    parts = {name: re.split(r"([0-9]+)", name) for name in arrays}
+    first = next(iter(parts.values()))
+    alike = all(len(p) == len(first) and p[::2] == first[::2] for p in parts.values())
+    differing = [i for i in range(1, len(first), 2) if alike and len({int(p[i]) for p in parts.values()}) > 1]
+    if len(differing) != 1:
+        names = ", ".join(sorted(arrays)[:3])
+        raise DataError(
+            f"the arrays of '{path}' ({names}, ...) have no order; number them (shard0, shard1), or join them."
+        )
+    place = {int(p[differing[0]]): name for name, p in parts.items()}
+    numbers = sorted(place)
+    if len(place) < len(arrays) or numbers[-1] - numbers[0] != len(numbers) - 1 or numbers[0] > 1:
+        missing = next((n for n in range(1, numbers[-1]) if n not in place), numbers[0])
+        raise DataError(
+            f"shard {missing} of '{path}' is missing or there twice; give all shards, numbered from 0 or 1."
+        )
+    return [arrays[place[number]] for number in numbers]
+
+
+def _in_fp32(vectors: Tensor, path: str) -> Tensor:
+    if vectors.is_complex() or vectors.dtype == torch.bool:
+        raise DataError(f"'{path}' holds {str(vectors.dtype).removeprefix('torch.')} vectors; give real numbers.")
+    return vectors.float()
 
 
 def _read_npy(file: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(file, allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"cannot read '{file}' ({str(error).splitlines()[0]}); save plain numbers with numpy.save."
-        ) from error
+        # a map has the size that the file has, whatever the file says of itself
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
+            kind = f"{array.dtype} values" if isinstance(array, np.ndarray) else "several arrays"
+            raise DataError(f"'{file}' holds {kind}, not real numbers; save one array of them with numpy.save.")
+        with np.errstate(over="ignore"):  # a value beyond fp32 becomes infinite, which is refused by name
+            return torch.from_numpy(array.astype(np.float32))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"cannot read '{file}' ({reason}); save plain numbers with numpy.save.") from error
 
 
 def _check_vectors(vectors: Tensor, path: str) -> None:
@@ -102,30 +174,29 @@ def _check_vectors(vectors: Tensor, path: str) -> None:
         raise DataError(f"all {len(vectors)} vectors in '{path}' are the same; they contain nothing of their texts.")
 
 
-def _read_texts(path: Path) -> list[dict[str, str]]:
+def _read_records(path: Path, text_field: str) -> list[dict[str, str]]:
+    """Return the records of texts; none is left out, since each belongs to a vector."""
     if not path.is_file():
-        raise DataError(f"no texts at '{path}'; give JSON lines, each with a field 'text'.")
-    if path.stat().st_size > MAX_TEXTS_BYTES:
-        raise DataError(f"'{path}' has {path.stat().st_size} bytes, more than {MAX_TEXTS_BYTES}; give fewer texts.")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 at byte {error.start}; convert it first.") from error
-    return [_record(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        raise DataError(
+            f"no texts at '{path}'; give records (JSONL, JSON, CSV, Parquet), each with a field '{text_field}'."
+        )
+    values = read_values(path, LeftOut(strict=True), columns=(text_field, *_FIELDS))
+    return [_record(value, text_field) for value in values]
 
 
-def _record(line: str, place: str) -> dict[str, str]:
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is not JSON ({error}); every line must be one JSON object.") from error
-    if not isinstance(value, dict) or not isinstance(cast("dict[str, Any]", value).get("text"), str):
-        raise DataError(f"{place} has no field 'text' that is a text; every line needs one.")
-    fields = cast("dict[str, Any]", value)
-    split = fields.get("split", "")
+def _record(value: Value, text_field: str) -> dict[str, str]:
+    text = text_of(value, text_field)
+    fields = cast("dict[str, Any]", value.value) if isinstance(value.value, dict) else {}
+    split, document, key = (fields.get(name) for name in ("split", "document", "id"))
+    split = split or ""
     if split not in ("", *PARTS):
-        raise DataError(f"{place}: split '{split}' is none of {', '.join(PARTS)}.")
-    return {"text": fields["text"], "document": str(fields.get("document", place)), "split": split}
+        raise DataError(f"{value.place}: split '{split}' is none of {', '.join(PARTS)}.")
+    return {
+        "text": text,
+        "document": value.place if document in (None, "") else str(document),
+        "split": split,
+        "id": "" if key is None else str(key),
+    }
 
 
 def _rows_by_part(records: Sequence[dict[str, str]], path: str, *, held_out: float, seed: int) -> dict[str, list[int]]:
@@ -171,6 +242,7 @@ def export(dataset: ProbeDataset, vectors: dict[str, Float[Tensor, "_ numbers"]]
         for part in PARTS:
             passages = dataset.passages[part]
             for text, index in zip(passages.texts, passages.document_index.tolist(), strict=True):
-                line = {"text": text, "document": passages.document_ids[index], "split": part}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                record = {"text": text, "document": passages.document_ids[index], "split": part}
+                line = json.dumps(record, ensure_ascii=False)
+                file.write((json.dumps(record) if has_surrogates(line) else line) + "\n")
     dataset.tokenizer.save_pretrained(folder / "tokenizer")

@@ -24,6 +24,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
+from memlm.data.corpus import UniqueIds
 from memlm.encoders import Encoder
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
 from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
@@ -90,7 +91,9 @@ class Retention:
             RunFolderError: the folder belongs to another measurement.
         """
         chosen = settings or ProbeSettings()
-        documents = [t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts)]
+        ids = UniqueIds()
+        named = (t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts))
+        documents = [Document(ids.of(document.id), document.text) for document in named]
         split = split_documents(documents, held_out=chosen.held_out, validation=chosen.held_out, seed=chosen.seed)
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in split.train])
         counts = (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages)

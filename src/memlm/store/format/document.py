@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from dataclasses import dataclass
 
 import torch
@@ -124,7 +125,7 @@ def check_id(name: str) -> None:
     """Check that an id fits on one line and is not too long; an id never becomes a path.
 
     Raises:
-        StoreError: the id is empty, too long, or has characters that cannot be printed.
+        StoreError: the id is empty, too long, or has control characters (category Cc of Unicode).
     """
     try:
         size = len(name.encode())
@@ -132,7 +133,7 @@ def check_id(name: str) -> None:
         raise StoreError(f"id {ascii(name)[:60]} is not valid Unicode; give it another.") from None
     if not 1 <= size <= LONGEST_ID:
         raise StoreError(f"an id of {size} bytes; ids have 1 to {LONGEST_ID}.")
-    if not name.isprintable():  # _PART is not, either
+    if any(unicodedata.category(character) == "Cc" for character in name):  # _PART holds some
         raise StoreError(f"id {ascii(name)[:60]} holds control characters; give it another.")
 
 
