@@ -18,12 +18,15 @@ Any other exception is a defect of memlm.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 LONGEST_LIST: Final = 16
 """The greatest number of choices that a message lists."""
 _LONGEST_WORD: Final = 200
+_LONGEST_NUMBER: Final = 40
 _COMPARED: Final = 10_000
 """Choices that a word is compared with; a comparison takes about 20 microseconds."""
 
@@ -70,6 +73,39 @@ class DamagedStoreError(StoreError):
 
 class MemoryShapeError(UserError):
     """Memories have another shape than the model's, or values that are not finite."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """The range of a number from outside, with both ends.
+
+    >>> Within(0, 1).check("fidelity", 2.0)
+    Traceback (most recent call last):
+    memlm.errors.ConfigError: fidelity (2.0) must be a number from 0 to 1.
+    """
+
+    low: float
+    high: float
+
+    def check(self, name: str, value: float | str, *, whole: bool = False) -> None:
+        """Check a number, or a word that should be one.
+
+        Args:
+            name: of the option or the argument.
+            value: a number, or its text.
+            whole: the number must be whole.
+
+        Raises:
+            ConfigError: it is no number, not finite, or out of the range.
+        """
+        try:
+            number = value if not isinstance(value, str) else int(value) if whole else float(value)
+        except ValueError:
+            number = math.nan
+        if not self.low <= number <= self.high:
+            shown = str(value)[:_LONGEST_NUMBER] + ("..." if len(str(value)) > _LONGEST_NUMBER else "")
+            kind = "whole number" if whole else "number"
+            raise ConfigError(f"{name} ({shown}) must be a {kind} from {self.low} to {self.high}.")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

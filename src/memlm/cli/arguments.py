@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type
 
 from pydantic import BaseModel
 
-from memlm.errors import ConfigError, did_you_mean
+from memlm.errors import ConfigError, Within, did_you_mean
 
 Parsed = TypeVar("Parsed")
 
@@ -46,6 +46,16 @@ def text_field_of(options: TextOptions, folder: str | None) -> str:
     return RunFolder.open(folder).config().data.text_field
 
 
+_ANY_NUMBER = Within(-(2**63), 2**63 - 1)
+MOST = 2**31 - 1
+"""The greatest number of tokens, rows, seconds and the like."""
+Positive = Annotated[int, Within(1, MOST)]
+NotNegative = Annotated[int, Within(0, MOST)]
+Share = Annotated[float, Within(0, 1)]
+Seconds = Annotated[float, Within(0, MOST)]
+Seed = Annotated[int, Within(0, 2**63 - 1)]
+Workers = Annotated[int, Within(1, 1024)]
+TokensPerMemory = Annotated[float | None, Within(1, MOST)]
 _FLAG = re.compile(r"--?[A-Za-z][\w.\-]*")
 
 
@@ -62,6 +72,7 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Pars
     if any(a in ("-h", "--help") for a in arguments):
         read(args=["--help"])
     _check_unknown_flags(kind, arguments, command)
+    _check_numbers(kind, arguments)
     arguments = _with_positionals_first(kind, arguments)
     shown = io.StringIO()
     try:
@@ -69,6 +80,26 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Pars
             return read(args=list(arguments))
     except SystemExit:
         raise ConfigError(f"{_sentences(shown.getvalue())} See `{program} --help`.") from None
+
+
+def _check_numbers(kind: type[Any], arguments: Sequence[str]) -> None:
+    """Check every number against the range that its field declares, before anything else reads it.
+
+    Raises:
+        ConfigError: no number, or one out of its range.
+    """
+    hints = {_flag_of(name): hint for name, hint in get_type_hints(kind, include_extras=True).items()}
+    for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, given, value = argument.partition("=")
+        flag = f"-{flag}" if len(flag) == len("-k") else flag.replace("_", "-")
+        hint = hints.get(flag)
+        value = value if given else behind
+        types = {_unwrapped(hint)[0], *get_args(_unwrapped(hint)[0])}
+        is_number = types & {int, float} and str not in types and not any(get_origin(t) is tuple for t in types)
+        if is_number and not _FLAG.fullmatch(value) and not (value == "None" and type(None) in types):
+            marks = getattr(hint, "__metadata__", ())
+            within = next((mark for mark in marks if isinstance(mark, Within)), _ANY_NUMBER)
+            within.check(flag, value, whole=float not in types)
 
 
 def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str) -> None:

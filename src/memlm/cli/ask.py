@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import TextOptions, parse, text_field_of
+from memlm.cli.arguments import NotNegative, Positive, TextOptions, parse, text_field_of
 from memlm.cli.store import open_texts
 from memlm.errors import ConfigError, one_line
 from memlm.models.runtime import Device, device_of
@@ -38,9 +38,9 @@ class Documents(AskSettings, TextOptions):
     """Folder of a store whose documents are read."""
     read: tuple[str, ...] = ()
     """Ids of the store's documents; all by default."""
-    max_new_tokens: int = 64
+    max_new_tokens: Positive = 64
     """Greatest number of tokens of an answer."""
-    show: int = 3
+    show: NotNegative = 3
     """Passages to cite."""
     device: Device = "auto"
     """Where the decoder computes; by default on a GPU where there is one."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import TextOptions, parse
-from memlm.errors import ConfigError
+from memlm.cli.arguments import MOST, TextOptions, parse
+from memlm.errors import ConfigError, Within
 
 if TYPE_CHECKING:
     from memlm.evaluation import Evaluation
@@ -25,7 +25,7 @@ class Evaluate(TextOptions):
     """Measure this text instead: file, folder, glob, JSONL, JSON, CSV, Parquet, Hub id."""
     probe: bool = True
     """Train a probe on the memories of a memory run too, which takes most of the time."""
-    rows: int | None = None
+    rows: Annotated[int | None, Within(1, MOST)] = None
     """Read only so many rows of the text of a memory run, drawn at random (a large decoder is slow)."""
     json: bool = False
     """Print measurements as JSON lines on stdout, and nothing else there."""
@@ -34,8 +34,6 @@ class Evaluate(TextOptions):
 def run(arguments: list[str]) -> None:
     """Parse, measure, write the journal, print."""
     options = parse(Evaluate, arguments, command="evaluate")
-    if options.rows is not None and options.rows < 1:
-        raise ConfigError(f"--rows ({options.rows}) must be at least 1.")
     if options.text is None and (options.text_field is not None or options.strict):
         raise ConfigError("--text-field and --strict are for --text; a run's own text is read as in its training.")
     evaluation = measured(

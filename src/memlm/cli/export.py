@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import TextOptions, parse
+from memlm.cli.arguments import Share, TextOptions, parse
 from memlm.cli.generate import Generate, memory_session
 from memlm.errors import ConfigError
 
@@ -32,7 +32,7 @@ class Export(TextOptions):
     """Folder of a store whose documents --read names."""
     read: tuple[str, ...] = ()
     """Ids of documents of the store, or without --store files, folders or globs."""
-    fidelity: float = 0.98
+    fidelity: Share = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens."""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import TextOptions, parse, text_field_of
-from memlm.errors import ConfigError
+from memlm.cli.arguments import NotNegative, Seed, Share, TextOptions, TokensPerMemory, parse, text_field_of
+from memlm.errors import ConfigError, Within
 
 if TYPE_CHECKING:
     from memlm.session import MemorySession, SlotSession
@@ -33,17 +33,17 @@ class Generate(TextOptions):
     """Ids of documents of the store, or without --store files, folders or globs; they are read before the prompt."""
     session: str | None = None
     """Folder of a session; it is continued if it exists, and saved in any case."""
-    max_new_tokens: int = 128
+    max_new_tokens: NotNegative = 128
     """Greatest number of tokens to generate."""
     sample: bool = False
     """Sample each token; by default the most likely token is taken."""
-    temperature: float = 1.0
-    """Temperature of sampling."""
-    seed: int = 0
+    temperature: Annotated[float, Within(0, 100)] = 1.0
+    """Temperature of sampling; 0 takes the most likely token."""
+    seed: Seed = 0
     """Seed of sampling."""
-    fidelity: float = 0.98
+    fidelity: Share = 0.98
     """Chunks whose memories give back a smaller share of their tokens are read as tokens (memory models)."""
-    tokens_per_memory: float | None = None
+    tokens_per_memory: TokensPerMemory = None
     """Tokens for each memory (decoders); by default those of the store, or 8. A store's memories are made fewer where
     they are more than that."""
     beyond: Literal["forget", "overlap"] = "forget"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from memlm.cli.arguments import TextOptions, parse, text_field_of
+from memlm.cli.arguments import Seconds, TextOptions, TokensPerMemory, Workers, parse, text_field_of
 from memlm.cli.store import model_of, progress_view, ratio_of
 from memlm.errors import ConfigError, DataError
 
@@ -44,7 +44,7 @@ class Remember(TextOptions):
     """Folder of the store; it is created if it does not exist."""
     model: str | None = None
     """Folder of a trained run, or folder or Hub id of a decoder; by default the one that the store was made with."""
-    tokens_per_memory: float | None = None
+    tokens_per_memory: TokensPerMemory = None
     """Tokens for each memory of a decoder in a new store; 8 by default."""
     bits: Literal[16, 8, 4] | None = None
     """Bits of a stored number in a new store; 8 by default."""
@@ -56,9 +56,9 @@ class Remember(TextOptions):
     """In a new store, the prompt before each text for --retrieval: a name that it declares, or a text."""
     trust_remote_code: bool = False
     """Run Python code that comes with the retrieval encoder."""
-    workers: int = 1
+    workers: Workers = 1
     """Number of processes that encode; they share the cores."""
-    wait: float = 0.0
+    wait: Seconds = 0.0
     """Seconds to wait while another process writes to the store."""
 
 
@@ -68,8 +68,6 @@ def run(arguments: list[str]) -> None:
     from memlm.store import TextStore, read_header
     from memlm.training.loop.distributed import launched
 
-    if options.workers < 1:
-        raise ConfigError(f"--workers ({options.workers}) must be at least 1.")
     if options.prompt is not None and options.retrieval is None:
         raise ConfigError("--prompt is for a retrieval encoder; give --retrieval, too.")
     if launched() and options.workers > 1:
@@ -172,7 +170,7 @@ def _checked_size(sources: tuple[str, ...]) -> int:
     Raises:
         DataError: a source that is not there; such a name never goes to the Hub.
     """
-    from memlm.data.records import LeftOut
+    from memlm.data.corpus import LeftOut
     from memlm.data.sources import BUNDLED, find_files
 
     if not sources:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import Positive, Seconds, Share, parse
 from memlm.errors import DamagedStoreError, StoreError, one_line
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _StoreAndModel(_Store):
 
 @dataclass(frozen=True, kw_only=True)
 class _WaitingStore(_Store):
-    wait: float = 0.0
+    wait: Seconds = 0.0
     """Seconds to wait while another process writes to the store."""
 
 
@@ -57,7 +57,7 @@ class Search(_StoreAndModel):
 
     query: Positional[str]
     """The text to search for. A long text finds the chunks that are nearest to any of its own chunks."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    k: Annotated[Positive, tyro.conf.arg(aliases=["-k"])] = 10
     """Number of chunks to print."""
     document: tuple[str, ...] = ()
     """Search only the documents with these ids."""
@@ -74,7 +74,7 @@ class Search(_StoreAndModel):
 class Stats(_Store):
     """Print the size of a store, the fidelity of its memories, and the bytes it needs per byte of text."""
 
-    fidelity: float = 0.98
+    fidelity: Share = 0.98
     """Count chunks whose memories give back a smaller share of their tokens; sessions read these as tokens."""
     compare: bool = False
     """Recall all texts and also print their size under gzip, xz and zstd."""

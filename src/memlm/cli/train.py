@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from memlm.cli.arguments import parse, settings_help, take_settings
-from memlm.errors import ConfigError, did_you_mean
+from memlm.cli.arguments import MOST, parse, settings_help, take_settings
+from memlm.errors import ConfigError, Within, did_you_mean
 
 if TYPE_CHECKING:
     from memlm.training import RunConfig
@@ -43,7 +43,7 @@ class Train:
     objective: str | None = None
     """Objective of a memory recipe: next_token, copy, blank_copy, token_dropout or reconstruction in one stage, or
     mixture."""
-    steps: int | None = None
+    steps: Annotated[int | None, Within(1, MOST)] = None
     """Updates in all; the stages of a memory recipe keep their shares of them."""
     encoder: str | None = None
     """Run whose encoder a memory recipe uses, frozen, with its tokenizer, text and split."""
@@ -105,8 +105,6 @@ def _config(options: Train, changes: dict[str, Any]) -> tuple[RunConfig, str]:
         changes["data"] = {**changes.get("data", {}), **given}
     config = merge_run(config, changes)
     if options.steps is not None:
-        if options.steps < 1:
-            raise ConfigError(f"--steps ({options.steps}) must be at least 1.")
         config = with_steps(config, options.steps)
     return config, options.out or f"runs/{config.recipe}"
 

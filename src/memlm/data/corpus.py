@@ -1,10 +1,11 @@
-"""Documents: their split into training, validation and held-out parts, their fingerprint, and long texts in parts."""
+"""Documents: what a reader left out, their split into three parts, their fingerprint, and long texts in parts."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -40,6 +41,57 @@ class UniqueIds:
             self._times[name] += 1
         self._times[other] = 1
         return other
+
+
+class LeftOut:
+    """What a reader left out, counted by reason.
+
+    Args:
+        strict: raise the first error of an item that cannot be read, instead of counting it.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+        self.counts: Counter[str] = Counter()
+        self.ids = UniqueIds()
+        self._first: dict[bool, DataError] = {}
+
+    def add(self, kind: str, error: DataError, *, expected: bool = False) -> None:
+        """Count one item.
+
+        Args:
+            kind: a word for the count, such as "unreadable".
+            error: what is wrong with the item.
+            expected: sources hold such items as a rule (hidden folders, empty files), so that strict readers pass, too.
+
+        Raises:
+            DataError: `error`, where the reader is strict and the item is not expected.
+        """
+        if self.strict and not expected:
+            raise error
+        self.counts[kind] += 1
+        self._first.setdefault(expected, error)
+
+    @property
+    def reason(self) -> DataError | None:
+        """The first error, if possible of an item that cannot be read."""
+        return self._first.get(False) or self._first.get(True)
+
+    def sentence(self, source: str, *, read: int) -> str:
+        """Return what was left out of a source in one line, or "" if everything was read.
+
+        Args:
+            source: the name of the source.
+            read: the number of documents that were read.
+        """
+        parts: list[str] = []
+        if total := self.counts.total():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
+            reason = f". The first: {str(self._first[False]).rstrip('.')}" if False in self._first else ""
+            parts.append(f"left out {total} of {total + read} items of '{source}': {kinds}{reason}.")
+        if self.ids.repeated:
+            parts.append(f"{self.ids.repeated} ids of '{source}' repeat and got a number.")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True)

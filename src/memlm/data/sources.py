@@ -15,8 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, cast
 
-from memlm.data.corpus import Document, has_surrogates, stream_file
-from memlm.data.records import LeftOut, Value, field_of, is_plain, read_values, shown_path, text_of
+from memlm.data.corpus import Document, LeftOut, has_surrogates, stream_file
+from memlm.data.records import Value, field_of, is_plain, read_values, shown_path, text_of
 from memlm.errors import DataError, did_you_mean
 
 BUNDLED: Final = {"sotu": "sotu.jsonl.xz"}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from memlm.data.tokenizer import gguf_option
-from memlm.errors import CheckpointError, ConfigError
+from memlm.errors import CheckpointError, ConfigError, Within
 
 Device = Literal["auto", "cpu", "cuda"]
 """Where a model computes; `auto` is the GPU where there is one."""
@@ -30,6 +30,24 @@ def device_of(device: Device) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device (cuda) is not here: PyTorch sees no GPU; leave it out, or give cpu.")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def sampling_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of `generate()` in which temperature 0 means the most likely token.
+
+    Raises:
+        ConfigError: a temperature that is not a number from 0 to 100.
+    """
+    temperature = options.get("temperature")
+    if temperature is None:
+        return options
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise ConfigError(f"temperature ({temperature!r}) must be a number from 0 to 100.")
+    Within(0, 100).check("temperature", temperature)
+    if temperature:
+        return options
+    sampling = ("temperature", "do_sample", "top_k", "top_p", "min_p", "typical_p")
+    return {name: value for name, value in options.items() if name not in sampling} | {"do_sample": False}
 
 
 @contextmanager

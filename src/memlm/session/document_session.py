@@ -22,6 +22,7 @@ from memlm.data.conversation import Turn, behind_passages, prompt_ids
 from memlm.data.corpus import parts_of
 from memlm.errors import StoreError, UserError
 from memlm.measurement import PartRead
+from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.answers import score_answers
 from memlm.session.blocks import Block, side_by_side
@@ -319,7 +320,7 @@ class DocumentSession:
     ) -> list[int]:
         end = eos_id(self.model.tokenizer)
         inputs = self.model.inputs([self._behind_first(prompt, memories)], memories)
-        options = {"pad_token_id": end, "do_sample": False, **options}
+        options = {"pad_token_id": end, "do_sample": False, **sampling_options(options)}
         decoder = cast(Any, self.model.decoder)
         found = decoder.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **options)
         new = found[0, inputs["input_ids"].shape[1] :].tolist()

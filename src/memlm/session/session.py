@@ -25,6 +25,7 @@ from memlm.errors import UserError
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import span_of
+from memlm.models.runtime import sampling_options
 from memlm.session.history import History, load_session, save_session
 from memlm.store.codec import ROWS
 from memlm.store.quantize import dequantize
@@ -196,6 +197,7 @@ class MemorySession:
 
         Arguments and errors are those of `generate`.
         """
+        options = sampling_options(options)
         self._check_options(options, streamer, max_new_tokens)
         remaining = [max_new_tokens] * len(self.histories)
         written: list[list[int]] = [[] for _ in self.histories]

@@ -26,6 +26,7 @@ from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
 from memlm.errors import CheckpointError, StoreError, UserError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
+from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.memories import LayerSlots
 from memlm.session.blocks import Block, side_by_side
@@ -242,7 +243,7 @@ class SlotSession:
         memories = self.memories(behind=len(self.newest) + max_new_tokens)
         first = [self.model.reader.first_token_id] if memories is None else []
         inputs = self.model.inputs([[*first, *self.newest]], memories)
-        options = {"pad_token_id": eos_id(self.model.tokenizer), "do_sample": False, **options}
+        options = {"pad_token_id": eos_id(self.model.tokenizer), "do_sample": False, **sampling_options(options)}
         found = cast(Any, self.model.decoder).generate(
             **inputs, max_new_tokens=max_new_tokens, streamer=streamer, **options
         )

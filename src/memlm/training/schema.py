@@ -11,20 +11,23 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memlm.errors import ConfigError, did_you_mean
+from memlm.errors import ConfigError, Within, did_you_mean
 from memlm.files import read_plain_yaml
 
 MAX_CONFIG_BYTES = 2**20
 """Largest settings file that is read."""
 
+_ANY_NUMBER = Within(-(2**63), 2**63 - 1)
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class Settings(BaseModel):
     """Base class of all settings; unknown keys are refused and values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, defer_build=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 Checked = TypeVar("Checked", bound=Settings)
@@ -36,12 +39,25 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
     Raises:
         ConfigError: the first value that does not fit, in one line.
     """
+    _check_sizes(values, "")
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error, kind)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
+
+
+def _check_sizes(value: Any, name: str) -> None:
+    """Check that every number is finite and fits 64 bits, which all libraries below take."""
+    if isinstance(value, dict):
+        for key, inner in cast("dict[str, Any]", value).items():
+            _check_sizes(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for inner in cast("list[Any]", value):
+            _check_sizes(inner, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _ANY_NUMBER.check(name, value)
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:

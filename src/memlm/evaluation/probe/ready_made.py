@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memlm.data import Document, Passages, split_documents
-from memlm.data.corpus import has_surrogates
-from memlm.data.records import LeftOut, Value, read_values, text_of
+from memlm.data.corpus import LeftOut, has_surrogates
+from memlm.data.records import Value, read_values, text_of
 from memlm.errors import CheckpointError, DataError, one_line
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset
 from memlm.files import read_tensors
