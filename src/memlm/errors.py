@@ -84,10 +84,10 @@ class Within:
     memlm.errors.ConfigError: fidelity (2.0) must be a number from 0 to 1.
     """
 
-    low: float
-    high: float
+    low: int | float
+    high: int | float
 
-    def check(self, name: str, value: float | str, *, whole: bool = False) -> None:
+    def check(self, name: str, value: int | float | str, *, whole: bool = False) -> None:
         """Check a number, or a word that should be one.
 
         Args:

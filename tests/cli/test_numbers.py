@@ -19,7 +19,9 @@ COMMANDS = {
     **{flag: ["generate", "x", "--model", "none"] for flag in ("--fidelity", "--tokens-per-memory")},
     **{flag: ["remember", "a", "--store", "s"] for flag in ("--workers", "--wait")},
     **{flag: ["ask", "q", "--text", "t", "--model", "none"] for flag in ("--max-new-tokens", "--show")},
-    **{"--rows": ["evaluate", "run"], "--steps": ["train", "autoencoder-tiny"], "-k": ["search", "s", "q"]},
+    "--rows": ["evaluate", "run"],
+    "--steps": ["train", "autoencoder-tiny"],
+    "-k": ["search", "s", "q"],
 }
 
 

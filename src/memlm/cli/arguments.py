@@ -56,7 +56,7 @@ Seconds = Annotated[float, Within(0, MOST)]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 Workers = Annotated[int, Within(1, 1024)]
 TokensPerMemory = Annotated[float | None, Within(1, MOST)]
-_FLAG = re.compile(r"--?[A-Za-z][\w.\-]*")
+_FLAG = re.compile(r"(?!-inf$|-nan$)--?[A-Za-z][\w.\-]*")
 
 
 def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Parsed:
