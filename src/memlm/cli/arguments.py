@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -89,7 +90,7 @@ def _check_numbers(kind: type[Any], arguments: Sequence[str]) -> None:
         ConfigError: no number, or one out of its range.
     """
     hints = {_flag_of(name): hint for name, hint in get_type_hints(kind, include_extras=True).items()}
-    for argument, behind in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, behind in pairwise([*arguments, ""]):
         flag, given, value = argument.partition("=")
         flag = f"-{flag}" if len(flag) == len("-k") else flag.replace("_", "-")
         hint = hints.get(flag)
