@@ -99,7 +99,7 @@ class Within:
             ConfigError: it is no number, not finite, or out of the range.
         """
         try:
-            number = value if not isinstance(value, str) else int(value) if whole else float(value)
+            value = number = value if not isinstance(value, str) else int(value) if whole else float(value)
         except ValueError:
             number = math.nan
         if not self.low <= number <= self.high:

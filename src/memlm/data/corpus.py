@@ -44,7 +44,7 @@ class UniqueIds:
 
 
 class LeftOut:
-    """What a reader left out, counted by reason.
+    """Items that a reader left out, counted by reason.
 
     Args:
         strict: raise the first error of an item that cannot be read, instead of counting it.
