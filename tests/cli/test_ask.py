@@ -88,7 +88,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["ask", "--questions", "q.jsonl", *ASK, "--page", "x.html"],
         "--page shows one question",
     ),
-    "a support that is no number": (["ask", "Who?", *ASK, "--least-support", "nan"], "least_support (nan) must be"),
+    "a support that is no number": (
+        ["ask", "Who?", *ASK, "--least-support", "nan"],
+        "least-support (nan) must be a number",
+    ),
     "no question": (["ask", *ASK], "give one question, or --questions"),
     "an empty question": (["ask", "", *ASK], "the question is empty"),
     "two kinds of questions": (["ask", "Who?", "--questions", "q.jsonl", *ASK], "give one question"),
@@ -105,7 +108,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a budget of 0": (["ask", "Who?", *ASK, "--slots", "0"], "slots (0) must be"),
     "a huge budget": (["ask", "Who?", *ASK, "--slots", str(2**70)], "slots"),
     "no room for the answer": (["ask", "Who?", *ASK[:-1], "5000"], "leaves no room for documents"),
-    "an answer of no token": (["ask", "Who?", *ASK[:-1], "0"], "max_new_tokens (0)"),
+    "an answer of no token": (["ask", "Who?", *ASK[:-1], "0"], "--max-new-tokens (0) must be a whole number from 1 to"),
     "a flag that is none": (["ask", "Who?", *ASK, "--slot", "3"], "--slots"),
     "chat without documents": (["chat", "--model", "decoder"], "give documents"),
 }

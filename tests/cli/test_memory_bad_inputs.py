@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("num_chunks (3)", "even", "copy"),
     ),
     "one chunk and blanks": (train("--model.num_chunks", "1"), ("num_chunks (1)", "at least 2")),
-    "no steps at all": (train("--steps", "0"), ("--steps (0)", "at least 1")),
+    "no steps at all": (train("--steps", "0"), ("--steps (0)", "a whole number from 1 to")),
     "an encoder's width beside its heads": (
         train("--model.encoder.hidden_size", "100"),
         ("hidden_size (100)", "num_heads (16)"),
