@@ -18,7 +18,7 @@ class Decoder:
     decoder: str
     """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
     device: Device = "auto"
-    """Where it computes; by default on a GPU where there is one."""
+    """Device of the decoder; a GPU where there is one by default."""
 
     def load(self, path: str | None = None, **options: Any) -> MemoryDecoder:
         """Return the decoder, or that of another path, with weights in fp32 unless options say otherwise."""

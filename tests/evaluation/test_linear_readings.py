@@ -135,7 +135,7 @@ def test_a_verdict_rests_on_controls(values: dict[str, float], passages: int, st
     assert [reading.status for reading in found] == [status]
     assert reason in found[0].reason
     said = headline(found, encoder="e", numbers=4, length=8, passages=passages)
-    assert {"found": "At least 50.0%", "nothing found": "Nothing was found", "inconclusive": "Inconclusive"}[
+    assert {"found": "At least 50.0 %", "nothing found": "Nothing was found", "inconclusive": "Inconclusive"}[
         status
     ] in said
 

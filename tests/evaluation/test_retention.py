@@ -81,7 +81,7 @@ def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer:
     assert {"token_accuracy/larger", "token_accuracy/autoencoder"} <= found.keys()
     assert "token_accuracy/untrained" not in found
     assert any("not available" in fact for _, fact in result.notes)
-    said = r"At least 9\d.\d% of the tokens.* can be read from one 40-number vector of linear"
+    said = r"At least 9\d\.\d % of the tokens.* can be read from one 40-number vector of linear"
     assert re.search(said, result.sentence())
     assert found["position_accuracy"] > 0.9
     assert {reading.status for reading in result.readings()} == {"found"}

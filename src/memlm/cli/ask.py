@@ -43,7 +43,7 @@ class Documents(AskSettings, TextOptions):
     show: NotNegative = 3
     """Passages to cite."""
     device: Device = "auto"
-    """Where the decoder computes; by default on a GPU where there is one."""
+    """Device of the decoder; a GPU where there is one by default."""
 
     def settings(self) -> AskSettings:
         """Return how documents are read."""

@@ -57,7 +57,7 @@ class EvalHarness:
     batch_size: int = 8
     """Requests in a batch."""
     device: Device = "auto"
-    """Where a pretrained decoder computes; by default on a GPU where there is one."""
+    """Device of a pretrained decoder; a GPU where there is one by default."""
     hf: str | None = None
     """A plain model, scored by the harness's own class; the largest difference to `all tokens` is printed."""
     out: str | None = None

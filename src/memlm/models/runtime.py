@@ -18,7 +18,7 @@ from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError, ConfigError, Within
 
 Device = Literal["auto", "cpu", "cuda"]
-"""Where a model computes; `auto` is the GPU where there is one."""
+"""The device of a model; `auto` is the GPU where there is one."""
 
 
 def device_of(device: Device) -> str:

@@ -1,8 +1,7 @@
 """Linear readings of a vector, in closed form: which words its text has, and which token stands at each position.
 
-Words are read by ridge regression, and tokens by linear discriminant analysis, from standardised vectors. Both take
-seconds, need no training that could fail, and what they find on held-out documents is a lower bound of what the vectors
-hold.
+Words are read by ridge regression, and tokens by linear discriminant analysis, from standardised vectors. Neither needs
+a training that could fail, and what they find on held-out documents is a lower bound of what the vectors hold.
 """
 
 from __future__ import annotations

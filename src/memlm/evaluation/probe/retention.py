@@ -31,7 +31,7 @@ from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
-from memlm.evaluation.probe.verdict import Reading, headline, readings
+from memlm.evaluation.probe.verdict import Reading, headline, percent, readings
 from memlm.measurement import Measurement, Passage
 from memlm.store import rounded
 
@@ -179,11 +179,7 @@ class Retention:
             if gain > _GAIN
             else "so a larger probe would hardly gain from these passages (more passages might)"
         )
-        return f"The next larger probe gets {_percent(last.controls['larger'])} ({100 * gain:+.1f} points), {verdict}."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+        return f"The next larger probe gets {percent(last.controls['larger'])} ({100 * gain:+.1f} points), {verdict}."
 
 
 def _vocabulary_of(encoder: Encoder, settings: ProbeSettings, texts: list[str]) -> PreTrainedTokenizerBase:

@@ -33,6 +33,13 @@ KINDS = (
     Kind("position_accuracy", "of the tokens, by a linear reading", "unigram"),
     Kind("word_f1", "of the content words (F1)", "guess"),
 )
+_CONTROL_WORDS = {
+    "unigram": "guessing the commonest token",
+    "guess": "guessing common words",
+    "blank_memory": "a blank vector",
+    "shuffled_memory": "another text's vector",
+    "untrained": "an untrained encoder",
+}
 _CONTROLS = ("blank_memory", "shuffled_memory", "untrained")
 
 
@@ -57,7 +64,8 @@ class Reading:
     def __str__(self) -> str:
         name, share = self.control
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.value:.1%} {self.kind.what}; {_CONTROL_WORDS[name]} {share:.1%}: {self.status}{reason}"
+        beside = f"{percent(self.value)} {self.kind.what}; {_CONTROL_WORDS[name]} gives {percent(share)}"
+        return f"{beside}: {self.status}{reason}"
 
     @property
     def margin(self) -> float:
@@ -94,25 +102,21 @@ def _controls(kind: Kind, found: Mapping[str, Measurement]) -> Iterator[tuple[st
 def _status(
     value: Measurement, controls: Mapping[str, Measurement], positive: Measurement | None, passages: int
 ) -> tuple[Status, str]:
-    ends = [_high(control) for control in controls.values()]
+    ends = [control.high for control in controls.values()]
     if value.low is None or any(end is None for end in ends):
         return "inconclusive", value.interval_note or "no interval"
     if value.low > max(end for end in ends if end is not None):
         return "found", ""
-    without_vector = [_high(control) or 0.0 for name, control in controls.items() if name != "untrained"]
-    if value.low > max(without_vector):
+    if value.low > max(control.high or 0.0 for name, control in controls.items() if name != "untrained"):
         return "inconclusive", "an untrained encoder's vectors give as much"
     if positive is not None and positive.value < _WORKS:
-        return "inconclusive", f"the probe did not learn: of vectors that hold their text it reads {positive.value:.1%}"
+        read = percent(positive.value)
+        return "inconclusive", f"the probe did not learn: it reads {read} of vectors that hold their text"
     if passages < _FEW:
         return "inconclusive", f"{passages} training passages are too few"
     if positive is None:
         return "inconclusive", "no positive control was measured"
     return "nothing found", ""
-
-
-def _high(measurement: Measurement) -> float | None:
-    return measurement.value if measurement.high is None and measurement.value == 0 else measurement.high
 
 
 def headline(found: Sequence[Reading], *, encoder: str, numbers: int, length: int, passages: int) -> str:
@@ -122,22 +126,18 @@ def headline(found: Sequence[Reading], *, encoder: str, numbers: int, length: in
     if first.status == "found":
         name, share = first.control
         return (
-            f"At least {first.value:.1%} {first.kind.what} of a {length}-token passage can be read from {vector}; "
-            f"{_CONTROL_WORDS[name]} {share:.1%}."
+            f"At least {percent(first.value)} {first.kind.what} of a {length}-token passage can be read from {vector}; "
+            f"{_CONTROL_WORDS[name]} gives {percent(share)}."
         )
     unsure = [reading for reading in found if reading.status == "inconclusive"]
     if not unsure:
-        return f"Nothing was found: {vector} reads like {_CONTROL_WORDS[first.control[0]].removesuffix(' gives')}."
+        return f"Nothing was found: {vector} gives no more than {_CONTROL_WORDS[first.control[0]]}."
     return (
         f"Inconclusive: nothing can be said of {vector} ({unsure[0].reason}; {passages} training passages); try more "
         "passages, more steps or a larger probe."
     )
 
 
-_CONTROL_WORDS = {
-    "unigram": "guessing the commonest token gives",
-    "guess": "guessing common words gives",
-    "blank_memory": "a blank vector gives",
-    "shuffled_memory": "another text's vector gives",
-    "untrained": "an untrained encoder gives",
-}
+def percent(share: float) -> str:
+    """Return a share in percent with one digit."""
+    return f"{100 * share:.1f} %"

@@ -102,7 +102,7 @@ class SlotWriterConfig(MemlmConfig):
 
     @property
     def asks_for_facts(self) -> bool:
-        """Whether some training rows ask for facts."""
+        """True if some training rows ask for facts."""
         return self.fact_share + self.chat_share > 0
 
     @property
