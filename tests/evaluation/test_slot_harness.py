@@ -28,6 +28,7 @@ from lm_eval.tasks import TaskManager
 
 from memlm.data import Document
 from memlm.evaluation.lm_eval.compare import _scores, compare_readings, largest_difference, open_tasks
+from memlm.evaluation.lm_eval.ruler import TASKS as RULER
 from memlm.evaluation.lm_eval.ruler import ruler_task
 from memlm.evaluation.lm_eval.slot_reader import SlotLM
 from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
@@ -187,23 +188,22 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
 
 
-def test_contexts_of_ruler_are_counted_by_the_models_own_tokenizer(words: PreTrainedTokenizerFast) -> None:
-    pytest.importorskip("wonderwords", reason="RULER's generators need wonderwords (lm-eval[ruler])")
-    try:
-        import nltk
-
-        nltk.data.find("tokenizers/punkt_tab")
-    except LookupError:
-        pytest.skip("RULER's generators need a list of sentence ends, which nltk fetches")
-    task = ruler_task("ruler_vt", TaskManager(), words, [1024])
+@pytest.mark.parametrize("name", RULER)
+def test_contexts_of_ruler_are_counted_by_the_models_own_tokenizer(
+    name: str, words: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nltk.downloader.Downloader.download", lambda *args, **kwargs: pytest.fail("it downloads"))
+    task = ruler_task(name, words, [1024])
     lengths = [len(words(row["input"])["input_ids"]) for row in list(task.test_docs())[:20]]
     assert max(lengths) <= 1024
     assert min(lengths) > 600
     # a score for each length that was asked for, and none for the others
-    assert list(_scores(DummyLM(), task, TaskManager(), limit=2)) == ["1024"]
+    model = DummyLM()
+    model.__dict__["tokenizer"] = words  # its own is fetched
+    assert list(_scores(model, task, TaskManager(include_defaults=False), limit=2)) == ["1024"]
 
 
 @pytest.mark.parametrize("lengths", [[], [200], [4096, 1023]])
 def test_contexts_of_ruler_have_room_for_an_example(words: PreTrainedTokenizerFast, lengths: list[int]) -> None:
     with pytest.raises(ConfigError, match="at least 1024 tokens"):
-        ruler_task("ruler_vt", TaskManager(), words, lengths)
+        ruler_task("ruler_vt", words, lengths)

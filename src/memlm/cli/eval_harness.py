@@ -48,7 +48,7 @@ class EvalHarness:
     questions: int = 64
     """Questions of each memlm task."""
     ruler_lengths: tuple[int, ...] = (1024, 4096)
-    """Tokens of the contexts of RULER's niah_single_1, niah_multikey_2 and ruler_vt (pip install 'lm-eval[ruler]')."""
+    """Tokens of the contexts of RULER's niah_single_1, niah_multikey_2 and ruler_vt (pip install 'memlm[harness]')."""
     seed: int = 0
     """Seed of the facts."""
     text: str | None = None

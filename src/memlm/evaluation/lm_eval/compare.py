@@ -104,7 +104,7 @@ def compare_readings(
     found: list[TaskScores] = []
     for name in names:
         row = TaskScores(name)
-        task = ruler_task(name, manager, model.tokenizer, lengths) if name in RULER else name
+        task = ruler_task(name, model.tokenizer, lengths) if name in RULER else name
         for reading in readings:
             say(f"{name}, old context read as: {reading}")
             model.reset()
