@@ -123,3 +123,15 @@ def test_bad_inputs(case: str, place: Path, capsys: pytest.CaptureFixture[str]) 
     assert message in told
     assert len([line for line in told.splitlines() if line]) == 1
     assert {path: path.read_bytes() for path in place.glob("*.*")} == before
+
+
+def test_vectors_of_a_store_are_searched_too(place: Path, memory_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", "s", "--model", "decoder"]
+    assert main(["remember", "a.txt", *store, "--tokens-per-memory", "4", "--retrieval", str(memory_run)]) == 0
+    found = {}
+    for flag in ("--retrieval", "--no-retrieval"):
+        assert main(["ask", "Xyzzy?", "--json", "--max-new-tokens", "1", "--store", "s", flag]) == 0
+        found[flag] = json.loads(capsys.readouterr().out.splitlines()[-1])["passages"]
+    # a word that no text has finds nothing, and the nearest vector always something
+    assert found["--retrieval"]
+    assert not found["--no-retrieval"]

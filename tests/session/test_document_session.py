@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from memlm.data import encode_texts
 from memlm.data.conversation import Turn, prompt_ids
+from memlm.encoders import FunctionEncoder
 from memlm.errors import StoreError, UserError
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 from memlm.session import AskSettings, DocumentSession
 from memlm.session.blocks import Block, side_by_side
-from memlm.session.document_chunks import ChunkSearch, cut_chunks
+from memlm.session.document_chunks import ChunkSearch, cut_chunks, fused
 from memlm.session.reading_plan import plan_reading, slots_of
 from memlm.store import SlotCodec, TextStore
 from tests.models.test_slots import FAMILIES, decoder_of, full_context
@@ -190,6 +194,46 @@ def test_stored_documents_answer_as_read_ones(tokenizer: PreTrainedTokenizerFast
         one, other = (session.ask(QUESTION, max_new_tokens=4) for session in (stored, read))
         assert (one.memories, one.passages) == (other.memories, other.passages)
         assert stored.nats(QUESTION, ["salt"]) == pytest.approx(read.nats(QUESTION, ["salt"]), rel=0.05)
+
+
+_MEANT = {"whale": 0, "animal": 0, "violin": 1, "instrument": 1}
+
+
+def _meanings(texts: list[str]) -> Tensor:
+    """Return vectors in which words of one meaning are one number, and all texts share the last."""
+    rows = [
+        [*(float(any(word in text for word, m in _MEANT.items() if m == n)) for n in (0, 1)), 0.1] for text in texts
+    ]
+    return torch.tensor(rows)
+
+
+def test_vectors_of_a_store_find_what_no_word_does(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = MemoryDecoder(decoder_of("llama"), tokenizer, SETTINGS)
+    encoder = FunctionEncoder(_meanings, name="meanings", fingerprint="1")
+    texts = {"a": "A whale swam by. Rain fell for days and days.", "b": "A violin was sold to a farmer at the fair."}
+    with TextStore.open(tmp_path / "s", SlotCodec(model), write=True, retrieval=encoder) as store:
+        list(store.add([(name, [text]) for name, text in texts.items()]))
+    for retrieval in (encoder, None):
+        with TextStore.open(tmp_path / "s", SlotCodec(model), retrieval=retrieval) as store:
+            session = session_of(tokenizer, dense_chunks=1, dense_tokens_per_memory=1)
+            for name in texts:
+                session.read_stored(store, name)
+            for question, word in (("Which animal?", "whale"), ("Which instrument?", "violin")):
+                found = session.passages(question)
+                assert (word in found[0].text) if retrieval else not found
+                best = max(session.fork().ask(question, max_new_tokens=1).parts, key=lambda p: word in p.text)
+                assert best.shown == (retrieval is not None)
+            # text that no store holds is found by its words
+            session.read("The hill of Arden.", name="c")
+            assert session.passages("Which hill?")[0].document == "c"
+
+
+def test_words_weigh_twice_as_much_as_vectors() -> None:
+    words, cosines = np.array([4.0, 2.0, 0.0, 0.0, 1.0]), np.array([0.1, 0.5, 0.3, 0.1, math.nan])
+    assert fused(words, cosines).tolist() == pytest.approx([1.0, 0.5 + 0.5, 0.25, 0.0, 0.25])
+    # without a common word vectors decide; one vector alone says nothing
+    assert fused(words * 0, cosines).argmax() == 1
+    assert fused(words, np.full(5, 0.3)).argmax() == 0
 
 
 def test_a_store_of_other_chunks_is_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Documents(AskSettings, TextOptions):
     """Folder of a store whose documents are read."""
     read: tuple[str, ...] = ()
     """Ids of the store's documents; all by default."""
+    retrieval: bool = True
+    """Search by the vectors of the store's retrieval encoder, too, where it has one; otherwise by words only."""
     max_new_tokens: Positive = 64
     """Greatest number of tokens of an answer."""
     show: NotNegative = 3
@@ -124,7 +126,7 @@ def open_documents(options: Documents) -> Generator[DocumentSession]:
             session.read(document.text, name=document.id)
         yield session
         return
-    with _decoders_store(options.store, options.model) as store:
+    with _decoders_store(options) as store:
         session = DocumentSession(store.codec.model, options.settings())  # pyright: ignore
         for name in options.read or [entry.id for entry in store.store.documents()]:
             session.read_stored(store, name)
@@ -132,10 +134,11 @@ def open_documents(options: Documents) -> Generator[DocumentSession]:
 
 
 @contextmanager
-def _decoders_store(folder: str, model: str | None) -> Generator[TextStore]:
+def _decoders_store(options: Documents) -> Generator[TextStore]:
     from memlm.store import SlotCodec
 
-    with open_texts(folder, model) as store:
+    folder = options.store or ""
+    with open_texts(folder, options.model, retrieval=options.retrieval) as store:
         if not isinstance(store.codec, SlotCodec):
             raise ConfigError(f"'{folder}' holds no memories of a decoder; make one with memlm remember.")
         yield store

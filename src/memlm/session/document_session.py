@@ -3,8 +3,9 @@
     documents      chunk 0    chunk 1    chunk 2    chunk 3      the question, behind passages and earlier turns
     read as        sparse     dense      left out   sparse       tokens
 
-A search by words finds the chunks that share most with the question. These are read densely, and their best passages
-stand in the prompt as tokens, too. The decoder itself, its chat template and its `generate` are unchanged.
+A search by words, and by vectors where a store has them, finds the chunks that share most with the question. These are
+read densely, and their best passages stand in the prompt as tokens, too. The decoder itself, its chat template and its
+`generate` are unchanged.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from numpy import ndarray
 from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.conversation import Turn, behind_passages, prompt_ids
 from memlm.data.corpus import parts_of
+from memlm.encoders import Encoder
 from memlm.errors import StoreError, UserError
 from memlm.measurement import PartRead
 from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.models.slots.answers import score_answers
 from memlm.session.blocks import Block, side_by_side
-from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks
+from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks, fused
 from memlm.session.parts_read import parts_read
 from memlm.session.reading_plan import AskSettings, ChunkReading, plan_reading, slots_of
 from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
 
+_CITED = 3
+"""Passages that are looked for inside a chunk which was found by its vector alone."""
 _HELD = 2**14
 """Slots of chunks that are kept for later questions."""
 
@@ -163,8 +170,14 @@ class DocumentSession:
         self._search = None
 
     def passages(self, question: str) -> list[Passage]:
-        """Return the passages of documents that share words with a question, best first, one for each chunk."""
-        return self._searched().passages_for(question)
+        """Return the passages of documents that the search finds for a question, best first, one for each chunk."""
+        search = self._searched()
+        found = search.passages_for(question, self._scores(question))
+        shown = max(self.settings.passages, _CITED)
+        return [
+            passage if passage.score else self._nearest(question, search.passages_of(passage))
+            for passage in found[:shown]
+        ] + found[shown:]
 
     def ask(
         self,
@@ -240,6 +253,27 @@ class DocumentSession:
             self._search = ChunkSearch(self.chunks, self.chunk_length)
         return self._search
 
+    def _scores(self, question: str) -> Float[ndarray, " chunks"]:
+        """Return how well the search ranks each chunk, by words and by the vectors of stores; 0 for not at all."""
+        words, cosines = self._searched().scores(question), np.full(len(self.chunks), np.nan)
+        for store in self._stores():
+            places = [n for n, source in enumerate(self._sources) if source is not None and source.store is store]
+            inner = [(source.part, source.number) for source in map(self._sources.__getitem__, places) if source]
+            cosines[places] = store.cosines(question, inner, sorted({self.chunks[n].document for n in places}))
+        return words if np.isnan(cosines).all() else fused(words, cosines)
+
+    def _stores(self) -> list[TextStore]:
+        """Return the stores of documents that are opened with their retrieval encoders."""
+        every = {id(source.store): source.store for source in self._sources if source is not None}
+        return [store for store in every.values() if store.retrieval is not None]
+
+    def _nearest(self, question: str, passages: list[Passage]) -> Passage:
+        """Return the passage whose vector is nearest to that of the question."""
+        store = self._stores()[0]
+        query = store.query_vectors(question)
+        vectors = cast(Encoder, store.retrieval).encode([passage.text for passage in passages])
+        return passages[int(torch.cosine_similarity(vectors, query[:1]).argmax())]
+
     def _prompt(self, question: str, found: list[Passage]) -> list[int]:
         shown = [passage.text.strip() for passage in found[: self.settings.passages]]
         return prompt_ids(self.model.tokenizer, self.turns, behind_passages(shown, question))
@@ -252,7 +286,7 @@ class DocumentSession:
                 "positions, which leaves no room for documents; shorten them, or begin a new session."
             )
         sizes = [len(chunk.tokens) for chunk in self.chunks]
-        plan = plan_reading(sizes, self._searched().scores(question).tolist(), self.settings)
+        plan = plan_reading(sizes, self._scores(question).tolist(), self.settings)
         if not plan:
             return _Reading(None, plan)
         rotary, blocks = self.model.reader.rotary, list[Block]()

@@ -70,6 +70,7 @@ class StoreSearch:
                     numbers = dequantize(rows_of(stored, rows)).flatten(1)
                     self.vectors[row : row + len(rows)] = F.normalize(numbers, dim=-1)
                     row += len(rows)
+        self._row_of = {owner.id: first for owner, first in zip(self._owners, self._first, strict=True)}
         if row != count:
             raise StoreError(f"'{store.folder}' was compacted while it was read; search again.")
 
@@ -86,16 +87,26 @@ class StoreSearch:
         """
         if k < 1:
             raise UserError(f"k ({k}) must be at least 1.")
+        scores = self.cosines(query)
+        best = scores.topk(min(k, len(self)))
+        return [self._hit(row, score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def cosines(self, query: Float[Tensor, "queries numbers"]) -> Float[Tensor, " chunks"]:
+        """Return each chunk's cosine to the nearest of the query's vectors; see `row_of` for their order.
+
+        Raises:
+            MemoryShapeError: the vectors have another width, or values that are not finite.
+        """
         if query.ndim != 2 or query.shape[1] != self.vectors.shape[1] or not len(query):
             numbers = self.vectors.shape[1]
             raise MemoryShapeError(f"a query of shape {tuple(query.shape)} does not fit vectors of {numbers} numbers.")
         if not bool(torch.isfinite(query).all()):
             raise MemoryShapeError("the query holds values that are NaN or infinite; encode it again.")
-        if not len(self):
-            return []
-        scores = (self.vectors @ F.normalize(query.float(), dim=-1).T).amax(1)
-        best = scores.topk(min(k, len(self)))
-        return [self._hit(row, score) for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return (self.vectors @ F.normalize(query.float(), dim=-1).T).amax(1)
+
+    def row_of(self, part: str, chunk: int) -> int:
+        """Return the row of a chunk of a document or of its part, by the inner id that `TextStore.parts` gives."""
+        return self._row_of[part] + chunk
 
     def _hit(self, row: int, score: float) -> Hit:
         owner = bisect_right(self._first, row) - 1

@@ -221,11 +221,27 @@ class TextStore:
         """
         if not query:
             raise UserError("the query is empty; give at least one character.")
-        vectors = self.query_vectors(query, prompt)
+        return self._searched(documents).nearest(self.query_vectors(query, prompt), k)
+
+    def cosines(self, query: str, chunks: Sequence[tuple[str, int]], documents: Sequence[str]) -> list[float]:
+        """Return the cosine of each of some chunks to a text.
+
+        Args:
+            query: a text.
+            chunks: the inner id of a document or of its part, as `parts` gives it, and the number of the chunk in it.
+            documents: ids of the documents that the chunks belong to.
+
+        Raises:
+            StoreError: a document does not exist, or the store's retrieval encoder is missing.
+        """
+        search, vectors = self._searched(documents), self.query_vectors(query)
+        return search.cosines(vectors)[[search.row_of(part, chunk) for part, chunk in chunks]].tolist()
+
+    def _searched(self, documents: Sequence[str] | None) -> StoreSearch:
         commits, chosen = self.store.commits, None if documents is None else tuple(documents)
         if self._search is None or self._search[:2] != (commits, chosen):
             self._search = (commits, chosen, StoreSearch(self.store, documents=chosen))
-        return self._search[2].nearest(vectors, k)
+        return self._search[2]
 
     def query_vectors(self, query: str, prompt: str | None = None) -> Float[Tensor, "queries numbers"]:
         """Return the vectors of a text that are compared with the store's.
