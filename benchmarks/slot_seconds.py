@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -23,7 +23,7 @@ from memlm.evaluation.memory.reading_seconds import paired_seconds, prefill
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings, adapters_active
 from memlm.models.runtime import load_decoder
-from memlm.models.slots import SlotMemories
+from memlm.models.slots import MemoryDecoder, SlotMemories
 from memlm.training.memory.distillation import DistillationBatches
 
 Run = Callable[[], object]
@@ -49,6 +49,8 @@ class Options(Decoder):
     """Tokens of a chunk."""
     num_chunks: int = 3
     """Chunks of a training row."""
+    new_tokens: int = 16
+    """Tokens that are generated."""
     repeats: int = 3
     """Pairs that are measured, behind one that is not counted."""
 
@@ -104,6 +106,12 @@ def cache_bytes(memories: SlotMemories) -> int:
     return sum(x.numel() * x.element_size() for layer in memories.layers for x in (layer.keys, layer.values))
 
 
+def new_tokens(model: MemoryDecoder, prompt: list[int], memories: SlotMemories, count: int) -> Tensor:
+    """Return tokens that a decoder generates, as many as are asked for."""
+    options: dict[str, Any] = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False}
+    return cast(Any, model.decoder).generate(**model.inputs([prompt], memories), **options)
+
+
 @torch.no_grad()
 def main(options: Options) -> None:
     """Measure and print."""
@@ -125,12 +133,19 @@ def main(options: Options) -> None:
     for mode in ("chunks", "joint"):
         encode = lambda mode=mode: model.memories([text], tokens_per_memory=ratio, mode=mode)  # noqa: E731
         print(paired(f"encode, {mode} / prefill", encode, lambda: prefill(model, text), options.repeats), flush=True)
-    memories = model.memories([text], tokens_per_memory=ratio, mode="chunks")
+    encode_chunks = lambda: model.memories([text], tokens_per_memory=ratio, mode="chunks")  # noqa: E731
+    memories = encode_chunks()
     behind = lambda: model.decoder(**model.inputs([prompt], memories), logits_to_keep=1)  # noqa: E731
     print(
         paired("first token behind memories / all", behind, lambda: prefill(model, [*text, *prompt]), options.repeats)
     )
+    both = lambda: model.decoder(**model.inputs([prompt], encode_chunks()), logits_to_keep=1)  # noqa: E731
+    name = "encode, chunks, and first token / prefill of all"
+    print(paired(name, both, lambda: prefill(model, [*text, *prompt]), options.repeats), flush=True)
     whole = model.memories([text], tokens_per_memory=1, mode="chunks")
+    write = lambda kept: lambda: new_tokens(model, prompt, kept, options.new_tokens)  # noqa: E731
+    name = f"{options.new_tokens} new tokens behind memories / all"
+    print(paired(name, write(memories), write(whole), options.repeats), flush=True)
     print(f"cache: {cache_bytes(memories):,} bytes behind memories, {cache_bytes(whole):,} behind all tokens")
 
 

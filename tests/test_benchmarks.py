@@ -131,10 +131,10 @@ def test_seconds_of_slots_are_measured(
     corpus: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sizes = {"tokens": 64, "prompt": 4, "chunk_length": 16, "num_chunks": 2, "repeats": 1}
+    sizes = {"tokens": 64, "prompt": 4, "chunk_length": 16, "num_chunks": 2, "new_tokens": 2, "repeats": 1}
     seconds_of_slots(SlotOptions(str(decoder), text=str(corpus), **sizes))
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 5
+    assert sum(line.startswith("| ") for line in lines) == 7
     # two layers with keys and values of 8 numbers in fp32, and a slot for the first token
     assert f"cache: {2 * 2 * 8 * 4 * 9:,} bytes behind memories, {2 * 2 * 8 * 4 * 65:,} behind all" in lines[-1]
 
