@@ -1,100 +1,107 @@
-"""Atomic writes of files and folders, and readers that never unpickle."""
+"""Readers and writers of tensors, JSON and YAML that never unpickle, and that turn every damage into one line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
+import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from memlm.errors import CheckpointError, ConfigError, UserError
+from memlm.durable import REMEDY, check_format, checksums_are_ignored, draft_file
+from memlm.durable import append_text as append_text
+from memlm.durable import create_folder as create_folder
+from memlm.durable import write_file_atomic as write_file_atomic
+from memlm.durable import write_folder_atomic as write_folder_atomic
+from memlm.errors import CheckpointError, ConfigError, MemlmError, UserError
+
+_FORMAT: Final = 1
+"""The newest format of files of tensors."""
+_FORMAT_KEY, _HASH_KEY = "memlm_format", "sha256"
+_DAMAGED = "it is damaged, remove its folder and resume from the one before"
 
 
-def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Create or replace a folder atomically: `write` fills a draft, which then takes the name of `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
-        write(draft)
-        for file in draft.rglob("*"):
-            _flush(file)
-        _flush(draft)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    _flush(folder.parent)
+@contextmanager
+def one_error(path: str | Path, error: type[UserError], remedy: str) -> Generator[None]:
+    """Turn every error of a library that reads a file into one line that names the file.
 
-
-def create_folder(folder: str | Path, write: Callable[[Path], None], error: type[UserError]) -> None:
-    """Create a folder atomically as `write_folder_atomic` does, and raise `error` if it exists or cannot be written."""
-    path = Path(folder)
-    if path.exists():
-        raise error(f"'{folder}' exists already; give another folder.")
-    try:
-        write_folder_atomic(path, write)
-    except OSError as reason:
-        raise error(f"cannot write to '{folder}' ({reason.strerror or reason}).") from reason
-
-
-def write_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Create or replace a safetensors file atomically."""
-    draft = path.with_name(f".{path.name}.draft")
-    save_file(tensors, draft)
-    _flush(draft)
-    draft.replace(path)
-
-
-def write_file_atomic(path: Path, text: str) -> None:
-    """Create or replace a text file atomically."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    _flush(draft)
-    draft.replace(path)
-
-
-def append_text(path: Path, text: str) -> None:
-    """Append whole lines to a text file in one write, which is on the disk before this returns.
-
-    Where a crash cut the last line short, the new lines begin behind a line end.
+    Args:
+        path: the file or folder.
+        error: the error to raise; errors of memlm pass.
+        remedy: the end of the sentence.
     """
-    cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(("\n" if cut_short else "") + text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except MemlmError:
+        raise
+    except Exception as reason:  # files from outside make libraries raise errors of many types
+        raise error(f"cannot read '{path}' ({reason_of(reason)}); {remedy}.") from reason
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of another library's error as a part of one line."""
+    if isinstance(error, KeyError) and error.args:
+        return f"it lacks '{error.args[0]}'"[:200]
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def disk_errors() -> Generator[None]:
+    """Raise the errors of safetensors while it writes, such as a full disk, as OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found.group(1)) if found else 5  # EIO
+        raise OSError(number, os.strerror(number) if found else reason_of(error)) from error
+
+
+def write_tensors_atomic(path: Path, tensors: dict[str, Tensor], *, sealed: bool = True) -> None:
+    """Create or replace a safetensors file atomically, by default with the hash of what it holds.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    marks = {_FORMAT_KEY: str(_FORMAT), _HASH_KEY: tensors_hash(tensors)} if sealed else None
+    with draft_file(path) as draft, disk_errors():
+        save_file(tensors, draft, metadata=marks)
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
+    """Read the tensors of a safetensors file, and check their hash where the file has one.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or of another kind.
+        CheckpointError: the file is missing, cut short, of another kind, of a newer format, or not what was written.
     """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        message = f"cannot read '{path}' ({reason}); it is damaged, remove its folder and resume from the one before."
-        raise CheckpointError(message) from error
+    with one_error(path, CheckpointError, _DAMAGED):
+        with safe_open(path, "pt") as file:
+            marks = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
+        if _FORMAT_KEY in marks:
+            check_format(path, int(marks[_FORMAT_KEY]), _FORMAT)
+        if _HASH_KEY in marks and not checksums_are_ignored() and tensors_hash(tensors) != marks[_HASH_KEY]:
+            raise CheckpointError(f"'{path}' is damaged: it is not what was written (its hash differs); {REMEDY}")
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,13 +110,32 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, cut short, or not an object.
     """
-    try:
+    with one_error(path, CheckpointError, "it is damaged or missing"):
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read '{path}' ({error}); it is damaged or missing.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not an object; it was not written by memlm.")
     return cast("dict[str, Any]", value)
+
+
+def sealed_text(values: dict[str, Any], *, indent: int | None = None) -> str:
+    """Return values as JSON together with their hash."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**values, "sha256": digest}, indent=indent) + "\n"
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read values that were written as `sealed_text`; a file without a hash was written by an older memlm.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, not an object, or not what was written.
+    """
+    values = read_json(path)
+    sealed = values.pop("sha256", None)
+    if sealed is None or checksums_are_ignored():
+        return values
+    if sealed != hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest():
+        raise CheckpointError(f"'{path}' is damaged: it is not what was written (its hash differs); {REMEDY}")
+    return values
 
 
 _IMPLICIT: Final = {

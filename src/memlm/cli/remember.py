@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from memlm.cli.arguments import Seconds, TextOptions, TokensPerMemory, Workers, parse, text_field_of
 from memlm.cli.store import model_of, progress_view, ratio_of
+from memlm.durable import is_vacant
 from memlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def run(arguments: list[str]) -> None:
         _serve(options)
         return
     size = _checked_size(options.paths)
-    stored = read_header(Path(options.store)) if Path(options.store).exists() else None
+    stored = None if is_vacant(Path(options.store)) else read_header(Path(options.store))
     model = options.model or (model_of(options.store) if stored else None)
     retrieval = options.retrieval or (stored.retrieval_model if stored else None)
     if model is None:

@@ -29,8 +29,9 @@ from memlm.encoders.modules import (
     WeightedLayerPooling,
     untrained_modules,
 )
-from memlm.encoders.weights import load_transformer, local_folder, reason_of
+from memlm.encoders.weights import load_transformer, local_folder
 from memlm.errors import EncoderError, did_you_mean
+from memlm.files import reason_of
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import wants_bf16

@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
 from memlm.errors import EncoderError
+from memlm.files import reason_of
 from memlm.models.runtime import no_shard_bars
 
 
@@ -28,11 +29,6 @@ def inside(path: Path, name: str) -> str:
     if parts.is_absolute() or ".." in parts.parts:
         raise EncoderError(f"'{path}' names a place outside of its folder ('{name}'); do not use this model.")
     return name
-
-
-def reason_of(error: Exception) -> str:
-    """Return the message of another library's error as a part of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_settings(path: Path) -> dict[str, Any]:

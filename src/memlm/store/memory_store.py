@@ -8,6 +8,7 @@ segments/0000000000.safetensors memories and corrections (format/segments.py)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,23 +16,16 @@ from typing import TypeVar
 
 from filelock import FileLock
 
+from memlm.durable import file_hash, is_vacant
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import create_folder
 from memlm.store.format.document import StoredDocument, check_id, is_part, memories_of, named_parts, vectors_of
 from memlm.store.format.header import StoreHeader, read_header, write_header
 from memlm.store.format.index import Index, write_seal
-from memlm.store.format.segments import (
-    FOLDER,
-    Entry,
-    Segment,
-    file_hash,
-    read_entry,
-    read_segment,
-    segment_path,
-    write_segment,
-)
+from memlm.store.format.segments import FOLDER, Entry, Segment, read_entry, read_segment, segment_path, write_segment
 from memlm.store.format.transaction import (
     Progress,
+    VanishedStoreError,
     lock_store,
     recover,
     remove_files,
@@ -96,7 +90,7 @@ class MemoryStore:
 
     @staticmethod
     def create(folder: str | Path, header: StoreHeader) -> None:
-        """Create an empty store; on failure nothing remains.
+        """Create an empty store, in a new or an empty folder; on failure nothing remains.
 
         Raises:
             StoreError: the folder exists already, or cannot be written.
@@ -108,7 +102,7 @@ class MemoryStore:
             Index.create(draft)
             write_seal(draft, 0, settled=True)
 
-        create_folder(folder, fill, StoreError)
+        create_folder(folder, fill, StoreError, sealed=False)
 
     @classmethod
     def open(cls, folder: str | Path, *, write: bool = False, wait: float = 0.0) -> MemoryStore:
@@ -133,6 +127,30 @@ class MemoryStore:
                 lock.release()
             raise
         return cls(path, header, index, lock)
+
+    @classmethod
+    def open_or_create(
+        cls, folder: str | Path, header: StoreHeader | None, *, wait: float = 0.0
+    ) -> tuple[MemoryStore, bool]:
+        """Open a store, as its only writer where a header is given, with which it is created if it does not exist.
+
+        Of several processes that do so, one creates the store and the others open it.
+
+        Returns:
+            The store, and whether this call created it.
+        """
+        while header is not None:
+            created = False
+            if is_vacant(Path(folder)):
+                try:
+                    cls.create(folder, header)
+                    created = True
+                except StoreError:
+                    if is_vacant(Path(folder)):
+                        raise
+            with suppress(VanishedStoreError):  # it is created anew
+                return cls.open(folder, write=True, wait=wait), created
+        return cls.open(folder), False
 
     def __enter__(self) -> MemoryStore:
         """Return the store itself."""

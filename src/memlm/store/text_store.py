@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memlm.data import decode_ids, decode_piece
+from memlm.durable import is_vacant
 from memlm.encoders import Encoder, HuggingFaceEncoder, SentenceTransformersEncoder, open_encoder
 from memlm.errors import DamagedStoreError, StoreError, UserError
 from memlm.store.codec import Codec
@@ -88,24 +89,22 @@ class TextStore:
             DamagedStoreError: a file is not what was written.
         """
         named = isinstance(model, str | Path)
-        stored = read_header(Path(folder)) if Path(folder).exists() else None
+        stored = None if write and is_vacant(Path(folder)) else read_header(Path(folder))
         slots = None if stored is None else stored.slots
         codec = open_codec(model, stored, tokens_per_memory=tokens_per_memory) if named else model
         prompt = prompt if stored is None else stored.retrieval_prompt
         encoder: Encoder | None = None if isinstance(retrieval, str) else retrieval
         if isinstance(retrieval, str):
             encoder = open_encoder(retrieval, prompt=prompt, trust_remote_code=trust_remote_code)
-        created = write and not Path(folder).exists()
-        if created:
-            values: dict[str, object] = {
-                "model": place_of(model) if named else None,
-                "retrieval_model": retrieval if isinstance(retrieval, str) else None,
-                "retrieval_prompt": prompt if isinstance(retrieval, str) else None,
-            }
-            if encoder is not None:
-                values |= {"retrieval": encoder.fingerprint, "retrieval_numbers": encoder.width}
-            MemoryStore.create(folder, codec.header(bits or 8).model_copy(update=values))
-        store = MemoryStore.open(folder, write=write, wait=wait)
+        values: dict[str, object] = {
+            "model": place_of(model) if named else None,
+            "retrieval_model": retrieval if isinstance(retrieval, str) else None,
+            "retrieval_prompt": prompt if isinstance(retrieval, str) else None,
+        }
+        if encoder is not None:
+            values |= {"retrieval": encoder.fingerprint, "retrieval_numbers": encoder.width}
+        header = codec.header(bits or 8).model_copy(update=values)
+        store, created = MemoryStore.open_or_create(folder, header if write else None, wait=wait)
         try:
             if bits is not None and bits != store.header.bits:
                 raise StoreError(f"'{folder}' keeps numbers in {store.header.bits} bits, not {bits}; leave bits out.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from dataclasses import dataclass
 
@@ -185,12 +184,3 @@ def vectors_of(tensors: dict[str, Tensor], header: StoreHeader) -> QuantizedMemo
     if header.retrieval_numbers is None:
         return None
     return QuantizedMemories(tensors["vectors"], tensors.get("vector_scale"), header.bits, header.retrieval_numbers)
-
-
-def data_hash(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of a document's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

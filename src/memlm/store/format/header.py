@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.files import write_file_atomic
+from memlm.files import reason_of, sealed_text, write_file_atomic
 
 FORMAT = 2
 """The newest version of the format; a store has the oldest that can describe it. Version 2 added slots."""
@@ -100,12 +99,6 @@ def read_header(folder: Path) -> StoreHeader:
         raise StoreError(f"'{path}' is not a store's header ({error.errors()[0]['msg']}).") from error
 
 
-def sealed_text(values: dict[str, Any], *, indent: int | None = None) -> str:
-    """Return values as JSON together with their hash."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**values, "sha256": digest}, indent=indent) + "\n"
-
-
 def read_sealed(path: Path, *, indent: int | None = None) -> dict[str, Any]:
     """Read values that were written as `sealed_text`.
 
@@ -116,9 +109,8 @@ def read_sealed(path: Path, *, indent: int | None = None) -> dict[str, Any]:
         text = path.read_bytes()
         values: Any = json.loads(text)
         del values["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise DamagedStoreError(f"'{path}' is damaged or missing ({reason}); restore it.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedStoreError(f"'{path}' is damaged or missing ({reason_of(error)[:80]}); restore it.") from error
     # the hash covers values, not spaces, so the exact text is compared
     if text != sealed_text(values, indent=indent).encode():
         raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it.")

@@ -16,10 +16,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from memlm.data.corpus import has_surrogates
+from memlm.durable import file_hash
 from memlm.errors import DamagedStoreError, StoreError
-from memlm.files import write_file_atomic
-from memlm.store.format.header import read_sealed, sealed_text
-from memlm.store.format.segments import Entry, Segment, file_hash
+from memlm.files import sealed_text, write_file_atomic
+from memlm.store.format.header import read_sealed
+from memlm.store.format.segments import Entry, Segment
 
 NAME, SEAL = "index.sqlite", "seal.json"
 _SUMS = 2**256

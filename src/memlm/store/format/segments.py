@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from memlm.durable import file_hash
 from memlm.errors import DamagedStoreError
-from memlm.files import write_tensors_atomic
-from memlm.store.format.document import StoredDocument, data_hash, document_of, tensors_of
+from memlm.files import reason_of, tensors_hash, write_tensors_atomic
+from memlm.store.format.document import StoredDocument, document_of, tensors_of
 from memlm.store.format.header import StoreHeader
 
 FOLDER = "segments"
@@ -84,7 +84,8 @@ def write_segment(
     """Write documents as one file, atomically; return the index's rows, the first document with this order."""
     parts = [tensors_of(document) for document in documents]
     path = segment_path(folder, number)
-    write_tensors_atomic(path, {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]})
+    joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+    write_tensors_atomic(path, joined, sealed=False)  # the index holds the hash of the file
     entries: list[Entry] = []
     chunk = byte = 0
     for document, part in zip(documents, parts, strict=True):
@@ -100,7 +101,7 @@ def write_segment(
             text_bytes=document.text_bytes,
             tokens=int(document.tokens.sum()),
             num_correct=int(document.num_correct.sum()),
-            data_sha256=data_hash(part),
+            data_sha256=tensors_hash(part),
         )
         entries.append(entry)
         chunk, byte = chunk + entry.chunks, byte + entry.num_bytes
@@ -117,10 +118,10 @@ def read_segment(folder: Path, number: int, *, chunks: slice, corrections: slice
     try:
         with safe_open(path, "pt") as file:
             names: list[str] = list(file.keys())
-            return {name: file.get_slice(name)[corrections if name == _BYTES else chunks] for name in names}
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedStoreError(f"'{path}' cannot be read ({reason}); restore it from a copy.") from error
+            # copies, since a slice keeps the whole file mapped
+            return {name: file.get_slice(name)[corrections if name == _BYTES else chunks].clone() for name in names}
+    except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+        raise DamagedStoreError(f"'{path}' cannot be read ({reason_of(error)}); restore it from a copy.") from error
 
 
 def read_entry(folder: Path, header: StoreHeader, entry: Entry) -> StoredDocument:
@@ -135,13 +136,7 @@ def read_entry(folder: Path, header: StoreHeader, entry: Entry) -> StoredDocumen
         chunks=slice(entry.first_chunk, entry.first_chunk + entry.chunks),
         corrections=slice(entry.first_byte, entry.first_byte + entry.num_bytes),
     )
-    if data_hash(tensors) != entry.data_sha256:
+    if tensors_hash(tensors) != entry.data_sha256:
         name = f"document {ascii(entry.id)[:80]} in '{folder}'"
         raise DamagedStoreError(f"{name} is damaged; restore the store from a copy, or delete the document.")
     return document_of(tensors, header, name=entry.id, text_sha256=entry.text_sha256, text_bytes=entry.text_bytes)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

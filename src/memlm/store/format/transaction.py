@@ -12,14 +12,21 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from memlm.durable import file_hash
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.store.format.header import NAME as HEADER
 from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.index import NAME as INDEX
 from memlm.store.format.index import SEAL, Index, read_seal, write_seal
-from memlm.store.format.segments import FOLDER, file_hash, read_entry, segment_path
+from memlm.store.format.segments import FOLDER, read_entry, segment_path
 
 _LOCK = "writer.lock"
+
+
+class VanishedStoreError(StoreError):
+    """The process that created a store failed, and removed it again."""
+
+
 Progress = Callable[[int, int], None]
 """A callback that receives the number of documents done and of documents in all."""
 _MOST_NAMED = 5
@@ -30,7 +37,7 @@ def lock_store(folder: Path, wait: float) -> FileLock:
     """Acquire the lock of a store's only writer, and wait so many seconds for another writer.
 
     Raises:
-        StoreError: another process holds the lock, or it cannot be created.
+        StoreError: another process holds the lock, removed the store, or the lock cannot be created.
     """
     lock = FileLock(folder / _LOCK)
     try:
@@ -38,7 +45,11 @@ def lock_store(folder: Path, wait: float) -> FileLock:
     except Timeout:
         raise StoreError(f"another process writes to '{folder}'; wait for it (--wait SECONDS).") from None
     except OSError as error:
-        raise write_error(folder, error) from error
+        if folder.is_dir():
+            raise write_error(folder, error) from error
+    if not (folder / HEADER).is_file():
+        lock.release()
+        raise VanishedStoreError(f"another process removed '{folder}' while this one waited for it; try again.")
     return lock
 
 
