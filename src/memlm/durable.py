@@ -111,7 +111,7 @@ def require_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not a folder; give another folder.")
-    written = _written(folder)
+    written = written_files(folder)
     foreign = sorted(name for name in _files(folder) if name not in written)
     if foreign:
         raise UserError(
@@ -163,7 +163,7 @@ def seal_folder(folder: Path, names: Iterable[str] | None = None) -> None:
     mode = _usual_mode(folder)
     for name in found:
         (folder / name).chmod(mode)
-    before = {} if names is None else _written(folder)
+    before = {} if names is None else written_files(folder)
     add_sums(folder, before | {name: file_hash(folder / name) for name in found})
 
 
@@ -354,7 +354,7 @@ def _remove(folder: Path, *, owned: bool) -> None:
     if owned:
         return shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError, UserError):
-        written = _written(folder)
+        written = written_files(folder)
         for name in [name for name in _files(folder) if name in written and name != SUMS]:
             (folder / name).unlink(missing_ok=True)
         if _files(folder) <= {SUMS}:
@@ -373,7 +373,7 @@ def _files(folder: Path) -> set[str]:
     return found - {SUMS}
 
 
-def _written(folder: Path) -> dict[str, str]:
+def written_files(folder: Path) -> dict[str, str]:
     """Return the hashes of the files that memlm wrote into a folder, none where it does not say so."""
     with suppress(CheckpointError):
         return _sums(folder) if (folder / SUMS).is_file() else {}
@@ -381,7 +381,7 @@ def _written(folder: Path) -> dict[str, str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    written = _written(folder)
+    written = written_files(folder)
     return bool(written) and written.keys() <= _files(folder)
 
 

@@ -119,6 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def sealed_text(values: dict[str, Any], *, indent: int | None = None) -> str:
     """Return values as JSON together with their hash."""
+    values = json.loads(json.dumps(values))  # as they will be read
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return json.dumps({**values, "sha256": digest}, indent=indent) + "\n"
 

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,6 +17,7 @@ from importlib import import_module
 from memlm.errors import MemlmError, UserError, did_you_mean, one_line
 from memlm.version import __version__
 
+_IGNORE = "--ignore-checksums"
 _LONGEST = 2000
 """The greatest number of characters of an error that is shown in full."""
 _LATER = 3.0
@@ -59,6 +61,8 @@ usage: memlm COMMAND [--help]
   export      write a memory model's decoder, or a prompt of memories, for other programs
   bench       time a decoder behind memories against one that reads the full context
 
+  --ignore-checksums, with any command, reads runs and sessions that are not what was written
+
 a first look:
   memlm demo --quick
   memlm train autoencoder-tiny --text 'notes/*.md' --out runs/notes
@@ -68,7 +72,7 @@ a first look:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0 on success, 2 on an error of the user's, 130 on Ctrl-C."""
+    """Run a command; return 0 on success, 2 on an error, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
@@ -76,10 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         print(f"memlm {__version__}")
         return 0
+    if _IGNORE in given:
+        given.remove(_IGNORE)
+        os.environ["MEMLM_IGNORE_CHECKSUMS"] = "1"  # the processes that this one starts read it, too
     try:
         with _notes_on_stderr():
             _command(given[0])(given[1:])
-    except (MemlmError, KeyboardInterrupt, OSError, SystemExit) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if os.environ.get("MEMLM_TRACEBACK") == "1" and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
         return _exit_code(error)
     return 0
 
@@ -133,6 +142,10 @@ def _exit_code(error: BaseException) -> int:
         # a full disk, or a folder in place of a file: the system's message is the best one
         message = f"{error.filename or 'writing'}: {error.strerror or error}"
         print(f"memlm: error: {_fitting(message)}", file=sys.stderr)
+        return 2
+    if not isinstance(error, MemlmError):
+        reason = "the memory is full" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        print(f"memlm: error: {_fitting(reason)} (MEMLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
     print(f"memlm: error: {_fitting(str(error))}", file=sys.stderr)
     return 2 if isinstance(error, UserError) else 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, cast, get_origin
 
 import torch
@@ -14,7 +15,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from memlm.durable import seal_folder
 from memlm.errors import ConfigError, did_you_mean
+from memlm.files import disk_errors
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """Name of the key-value cache in transformers' arguments and outputs: `cache` since 5.24, `past_key_values` before."""
@@ -125,6 +128,11 @@ def require_divisible(config: PreTrainedConfig, dividend: str, divisor: str) -> 
         raise ConfigError(f"{dividend} ({whole}) must be divisible by {divisor} ({part}).")
 
 
+def is_model_file(file: Path) -> bool:
+    """Return whether a file is one of those that hold a model's settings and weights."""
+    return file.name in ("config.json", "generation_config.json") or file.name.startswith("model")
+
+
 TRAINABLE_PARTS = ("all", "decoder", "readout")
 
 
@@ -135,6 +143,12 @@ class MemlmModel(PreTrainedModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules = ["MixerBlock", "LlamaDecoderLayer"]  # noqa: RUF012  (transformers reads a plain class attribute)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the model as transformers does, with the checksums of its files (`memlm.durable`)."""
+        with disk_errors():
+            super().save_pretrained(save_directory, *args, **kwargs)
+        seal_folder(Path(save_directory), [file.name for file in Path(save_directory).iterdir() if is_model_file(file)])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

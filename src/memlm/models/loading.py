@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import load_tokenizer
 from memlm.data.tokenizer import gguf_option
+from memlm.durable import check_folder
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import (
     MemoryModelConfig,
@@ -42,7 +43,7 @@ def kind_of(folder: Path) -> str:
     config = folder / "config.json"
     try:
         return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"'{config}' is not a model's settings ({error}); restore it or train again.") from error
 
 
@@ -79,6 +80,7 @@ def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, Pre
         if kind in RUN_MODELS:
             advice = "give another memlm run"
         raise CheckpointError(f"'{directory}' holds a model of kind '{kind}', not '{kinds}'; {advice}.")
+    check_folder(folder)
     model = _weights(folder, by_kind[kind])
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(

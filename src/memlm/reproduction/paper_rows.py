@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, eos_id, pad_id
 from memlm.evaluation.probe.settings import ProbeTraining
+from memlm.files import read_tensors, write_tensors_atomic
 from memlm.models import PassageEncoder, PassageEncoderConfig, TextAutoencoder, TextAutoencoderConfig
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import next_token
@@ -127,7 +127,7 @@ def train_encoder(
         model.load_state_dict(first.state_dict())
     finished = folder / row.folder_name(seed) / "encoder.safetensors"
     if finished.is_file():
-        model.load_state_dict(load_file(finished))
+        model.load_state_dict(read_tensors(finished))
         return model.eval()
     finished.parent.mkdir(parents=True, exist_ok=True)
     autoencoder = row.trained == "autoencoder" and not row.retrieval
@@ -139,9 +139,7 @@ def train_encoder(
     if autoencoder:
         encoder = {k: v for k, v in trained.state_dict().items() if k.startswith(("embed_tokens.", "encoder."))}
         model.load_state_dict({**model.state_dict(), **encoder})
-    draft = finished.with_name(".encoder.draft")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, draft)
-    draft.replace(finished)
+    write_tensors_atomic(finished, {k: v.contiguous() for k, v in model.state_dict().items()})
     return model.eval()
 
 

@@ -35,7 +35,7 @@ def export_decoder(
         plain_decoder(model.decoder, merged=merged).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
-    create_folder(folder, fill, CheckpointError)
+    create_folder(folder, fill, CheckpointError, sealed=False)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from memlm.durable import check_format, read_folder
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models import MemoryModelConfig
@@ -94,7 +95,11 @@ class SessionFile(BaseModel):
 
 
 def save_session(folder: Path, histories: list[History], *, model: str, fidelity: float, max_positions: int) -> None:
-    """Write a session to a folder; an existing folder is replaced."""
+    """Write a session to a folder; an older session there is replaced.
+
+    Raises:
+        UserError: the folder holds something else, which is left as it is.
+    """
     rows: list[_Row] = []
     memories: list[Tensor] = []
     for history in histories:
@@ -121,19 +126,10 @@ def load_session(
     Raises:
         CheckpointError: the session is missing or damaged, has a newer format, or belongs to another model.
     """
-    values = read_json(folder / _JSON)
-    newer = values.get("format")
-    if isinstance(newer, int) and newer > FORMAT:
-        raise CheckpointError(f"'{folder}' has format {newer}, this memlm reads up to {FORMAT}; install a newer memlm.")
-    try:
-        file = SessionFile(**values)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise CheckpointError(f"'{folder / _JSON}' is not a saved session ({reason}); save it again.") from error
+    file, memories = read_folder(folder, _read_files)
     if file.model != model:
         models = f"({file.model[:12]}) than this one ({model[:12]})"
         raise CheckpointError(f"'{folder}' was saved with another model {models}; give that one.")
-    memories = read_tensors(folder / _TENSORS).get("memories")
     expected = sum(chunk is None for row in file.rows for chunk in row.chunks)
     if memories is None or len(memories) != expected or (expected and tuple(memories.shape[1:]) != shape):
         raise CheckpointError(f"'{folder / _TENSORS}' does not hold the session's {expected} memories; save it again.")
@@ -147,3 +143,14 @@ def load_session(
         History([next(remaining) if c is None else c for c in row.chunks], row.newest, row.forgotten)
         for row in file.rows
     ]
+
+
+def _read_files(folder: Path) -> tuple[SessionFile, Tensor | None]:
+    values = read_json(folder / _JSON)
+    check_format(folder, values.get("format"), FORMAT)
+    try:
+        file = SessionFile.model_validate(values)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise CheckpointError(f"'{folder / _JSON}' is not a saved session ({reason}); save it again.") from error
+    return file, read_tensors(folder / _TENSORS).get("memories")

@@ -218,7 +218,11 @@ class MemorySession:
         return written
 
     def save(self, folder: str | Path) -> None:
-        """Save what was read to a folder; an existing folder is replaced."""
+        """Save what was read to a folder; an older session there is replaced.
+
+        Raises:
+            UserError: the folder holds something else, which is left as it is.
+        """
         save_session(
             Path(folder),
             self.histories,

@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
+from memlm.durable import check_format, read_folder
 from memlm.errors import CheckpointError, StoreError, UserError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.runtime import sampling_options
@@ -35,6 +36,8 @@ from memlm.store.text_store import TextStore
 
 _JSON, _TENSORS = "slot_session.json", "slots.safetensors"
 _NAMES = ("keys", "values", "bias", "positions", "lengths", "counts")
+FORMAT = 1
+"""The newest format of a saved session."""
 _MOST = 2**20
 _BEYOND = ("forget", "overlap")
 _CHUNKS = 8
@@ -61,7 +64,7 @@ class SlotStats(NamedTuple):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: Literal[1] = 1
+    format: Literal[1] = FORMAT
     model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
     window: Annotated[int, Field(ge=1, le=_MOST)]
@@ -266,9 +269,6 @@ class SlotSession:
         Raises:
             UserError: the folder holds something else.
         """
-        place = Path(folder)
-        if place.exists() and not (place / _JSON).is_file():
-            raise UserError(f"'{folder}' holds something else than a session; give another folder.")
         file = _File(
             model=self.model.fingerprint(),
             tokens_per_memory=self.tokens_per_memory,
@@ -287,7 +287,7 @@ class SlotSession:
             write_file_atomic(draft / _JSON, file.model_dump_json(indent=1) + "\n")
             write_tensors_atomic(draft / _TENSORS, tensors)
 
-        write_folder_atomic(place, fill)
+        write_folder_atomic(Path(folder), fill)
 
     @classmethod
     def load(cls, folder: str | Path, model: MemoryDecoder | str | Path) -> SlotSession:
@@ -296,10 +296,7 @@ class SlotSession:
         Raises:
             CheckpointError: the folder holds no session, a damaged one, or one of another model.
         """
-        try:
-            file = _File.model_validate(read_json(Path(folder) / _JSON))
-        except ValidationError as error:
-            raise CheckpointError(f"'{folder}' is no session: {error.errors()[0]['msg']}; save it again.") from error
+        file, tensors = read_folder(Path(folder), _read_files)
         settings = {name: getattr(file, name) for name in ("tokens_per_memory", "window", "max_positions", "beyond")}
         session = cls(model, **settings)
         found = session.model.fingerprint()
@@ -312,7 +309,6 @@ class SlotSession:
             raise CheckpointError(
                 f"'{folder}' has token {max(file.newest)}, the decoder {words} tokens; save it again."
             )
-        tensors = read_tensors(Path(folder) / _TENSORS)
         try:
             session.blocks = [Block(session._slots(tensors, i, x), x) for i, x in enumerate(file.starts)]
         except (KeyError, ValueError) as error:
@@ -343,6 +339,16 @@ class SlotSession:
             raise ValueError(f"lengths {lengths.tolist()} and counts {counts.tolist()} do not fit a block")
         found = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
         return SlotMemories(found, lengths, counts)
+
+
+def _read_files(folder: Path) -> tuple[_File, dict[str, Tensor]]:
+    values = read_json(folder / _JSON)
+    check_format(folder, values.get("format"), FORMAT)
+    try:
+        file = _File.model_validate(values)
+    except ValidationError as error:
+        raise CheckpointError(f"'{folder}' is no session: {error.errors()[0]['msg']}; save it again.") from error
+    return file, read_tensors(folder / _TENSORS)
 
 
 def _tensors(block: SlotMemories) -> dict[str, Tensor]:

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import eos_id, load_tokenizer, pad_id
+from memlm.durable import SUMS, add_sums, flush, flush_tree, seal_folder, written_files
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
-from memlm.files import read_json
+from memlm.files import read_sealed_json
 from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriterConfig, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
@@ -121,13 +122,15 @@ def train_run(
         CheckpointError: the encoder's run has changed since this one began.
         Interrupted: Ctrl-C.
     """
-    with distributed.joined():
+    # the first process keeps other trainings out of the folder
+    with distributed.joined(), ExitStack() as stack, no_shard_bars():
         if resume:
             folder = RunFolder.open(out)
             config = folder.config()
             if folder.finished():
                 return folder
             data = _prepared(config)
+            distributed.first_does(lambda: stack.enter_context(folder.locked()))
         else:
             distributed.first_does(lambda: RunFolder.require_room(out, overwrite=overwrite))
             _check_decoder(config)
@@ -136,24 +139,22 @@ def train_run(
                 say(f"{config.decoder.path}: {found}", shown=progress)
             # the folder is touched only when the new run's text and tokenizer are known to be good
             data = _prepared(config)
-            distributed.first_does(lambda: RunFolder.create(out, config, overwrite=overwrite))
+            claim = RunFolder.claimed(out, config, overwrite=overwrite)
+            distributed.first_does(lambda: stack.enter_context(claim))
             folder = RunFolder(Path(out))
         distributed.require_same("settings", config.model_dump_json())
         distributed.require_same("text", json.dumps(data.record))
-        with ExitStack() as stack, no_shard_bars():
-            # the first process keeps other trainings out of the folder
-            distributed.first_does(lambda: stack.enter_context(folder.locked()))
-            if (folder.path / "data.json").is_file():
-                _check_changed_text(folder, data)
-            distributed.first_does(lambda: _write_records(folder, data))
-            try:
-                model = _train(config, folder, data, progress=progress)
-            except RuntimeError as error:
-                if not distributed.is_loss_of_another(error):
-                    raise
-                again = f"go on with: memlm train --resume --out {folder.path}"
-                raise Interrupted(f"another process has ended; {again}") from error
-            distributed.first_does(lambda: _finish(folder, model))
+        if (folder.path / "data.json").is_file():
+            _check_changed_text(folder, data)
+        distributed.first_does(lambda: _write_records(folder, data))
+        try:
+            model = _train(config, folder, data, progress=progress)
+        except RuntimeError as error:
+            if not distributed.is_loss_of_another(error):
+                raise
+            again = f"go on with: memlm train --resume --out {folder.path}"
+            raise Interrupted(f"another process has ended; {again}") from error
+        distributed.first_does(lambda: _finish(folder, model))
     return folder
 
 
@@ -238,7 +239,7 @@ def _check_changed_encoder(folder: RunFolder, fingerprint: str) -> None:
     path = folder.path / "encoder.json"
     now = {"fingerprint": fingerprint}
     distributed.first_does(lambda: None if path.is_file() else folder.write("encoder.json", now))
-    before = read_json(path)
+    before = read_sealed_json(path)
     if before != now:
         raise CheckpointError(
             f"the encoder has changed since this run began ({str(before.get('fingerprint'))[:12]}, now "
@@ -259,7 +260,8 @@ def _write_records(folder: RunFolder, data: PreparedData) -> None:
     """Write how the run began, data.json last: where it is, all records are."""
     if (folder.path / "data.json").is_file():
         return
-    data.tokenizer.save_pretrained(folder.path)
+    written = data.tokenizer.save_pretrained(folder.path)
+    seal_folder(folder.path, {Path(name).name for name in written or () if Path(name).is_file()})
     folder.write("versions.json", describe_versions())
     counts = data.unigram_counts.tolist()
     folder.write("data.json", {**data.record, "unigram_counts": counts, "command": command_line()})
@@ -269,9 +271,14 @@ def _finish(folder: RunFolder, model: PreTrainedModel) -> None:
     """Write the model to the folder's root, the weights last, so that a model that can be loaded is complete."""
     draft = folder.path / ".model.draft"
     try:
+        shutil.rmtree(draft, ignore_errors=True)
         model.save_pretrained(draft)
+        flush_tree(draft)
+        add_sums(folder.path, written_files(folder.path) | written_files(draft))
         for file in sorted(draft.iterdir(), key=lambda p: p.suffix == ".safetensors"):
-            file.replace(folder.path / file.name)
+            if file.name != SUMS:
+                file.replace(folder.path / file.name)
+        flush(folder.path)
         folder.write("status.json", {"state": "finished"})
     except OSError as error:
         raise RunFolderError(f"cannot write the model to '{folder.path}': {error.strerror or error}.") from error

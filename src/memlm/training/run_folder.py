@@ -16,18 +16,21 @@ import platform
 import shutil
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from memlm.durable import SUMS, check_format
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
-from memlm.files import read_json, write_file_atomic
+from memlm.files import read_sealed_json, sealed_text, write_file_atomic
 from memlm.training.config import RunConfig, make_run_config
 from memlm.version import __version__
 
+FORMAT = 1
+"""The newest format of a run folder; runs without a number are older, and are read."""
 _RUN_FILE = "run.json"
 _DATA_KEYS = (
     *("source", "fingerprint_train", "fingerprint_validation", "fingerprint_held_out"),
@@ -37,7 +40,7 @@ _OURS = (
     *("run.json", "data.json", "versions.json", "status.json", "log.jsonl", "measurements.jsonl", "report.html"),
     *("README.md", "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map*"),
     *("vocab.*", "merges.txt", "added_tokens.json", "chat_template*", "checkpoints", ".*.draft"),
-    *("stages", "memories-*", "encoder.json", "probe"),
+    *("stages", "memories-*", "encoder.json", "probe", SUMS),
 )
 """Files that a run writes into its folder, which are those that --overwrite may remove."""
 
@@ -55,20 +58,28 @@ class RunFolder:
         Raises:
             RunFolderError: it exists and is not empty, is a file, or cannot be written.
         """
+        with cls.claimed(path, config, overwrite=overwrite) as folder:
+            return folder
+
+    @classmethod
+    @contextmanager
+    def claimed(cls, path: str | Path, config: RunConfig, *, overwrite: bool = False) -> Generator[RunFolder]:
+        """Create the folder of a run, and keep other processes out of it while the block runs; see `create`."""
         cls.require_room(path, overwrite=overwrite)
-        folder = Path(path)
-        try:
-            if _occupied(folder):
-                # an older run, never anything else, and not while another process trains there
-                with cls(folder).locked():
-                    for old in (old for pattern in _OURS for old in folder.glob(pattern)):
-                        shutil.rmtree(old) if old.is_dir() else old.unlink()
-            folder.mkdir(parents=True, exist_ok=True)
-            write_file_atomic(folder / _RUN_FILE, config.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunFolderError(f"cannot write to '{path}': {reason}; choose another --out.") from error
-        return cls(folder)
+        folder = cls(Path(path))
+        with ExitStack() as stack:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(folder.locked())
+                cls.require_room(path, overwrite=overwrite)  # another process may have been first
+                # an older run, never anything else
+                for old in (old for pattern in _OURS for old in folder.path.glob(pattern)):
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+                folder.write(_RUN_FILE, {"format": FORMAT, **config.model_dump(mode="json")})
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunFolderError(f"cannot write to '{path}': {reason}; choose another --out.") from error
+            yield folder
 
     @classmethod
     def require_room(cls, path: str | Path, *, overwrite: bool = False) -> None:
@@ -107,7 +118,8 @@ class RunFolder:
         Raises:
             ConfigError: settings that this version does not know.
         """
-        values = read_json(self.path / _RUN_FILE)
+        values = read_sealed_json(self.path / _RUN_FILE)
+        check_format(self.path, values.pop("format", None), FORMAT)
         if "stages" not in values or "kind" in values:
             raise ConfigError(
                 f"'{self.path / _RUN_FILE}' is of memlm's first edition, whose runs this version does not read; "
@@ -117,7 +129,7 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         """Return source, fingerprints and counts of the text."""
-        record = read_json(self.path / "data.json")
+        record = read_sealed_json(self.path / "data.json")
         for name in _DATA_KEYS:
             if name not in record:
                 raise CheckpointError(f"'{self.path / 'data.json'}' lacks '{name}'; restore it or train again.")
@@ -125,11 +137,11 @@ class RunFolder:
 
     def versions(self) -> dict[str, Any]:
         """Return the versions that the run was made with."""
-        return read_json(self.path / "versions.json")
+        return read_sealed_json(self.path / "versions.json")
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Replace one of the folder's JSON files."""
-        write_file_atomic(self.path / name, json.dumps(record, indent=2) + "\n")
+        """Replace one of the folder's JSON files, which holds its own hash."""
+        write_file_atomic(self.path / name, sealed_text(record, indent=2))
 
     @property
     def log_path(self) -> Path:
@@ -150,7 +162,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Return whether training came to its end."""
         path = self.path / "status.json"
-        return path.is_file() and read_json(path).get("state") == "finished"
+        return path.is_file() and read_sealed_json(path).get("state") == "finished"
 
     def require_model(self) -> None:
         """Raise CheckpointError where there is no trained model yet."""

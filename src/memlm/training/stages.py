@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from memlm.data import PackedRows, ordinary_ids, pad_id
+from memlm.durable import check_folder
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import write_file_atomic, write_folder_atomic
 from memlm.measurement import correct, target_mask
@@ -135,6 +136,7 @@ class StageRunner:
             end = self._place(number) / "end"
             if not end.is_dir():
                 self._train(number, stage)
+            check_folder(end)
             load_weights(self.model, end / "model.safetensors")
             distributed.first_does(self._join_logs)
         self._set_trainable("all")
@@ -169,7 +171,7 @@ class StageRunner:
             again=f"go on with: memlm train --resume --out {self.folder.path}",
             keep_checkpoints=number == len(self.config.stages) - 1,
         )
-        distributed.first_does(lambda: write_folder_atomic(place / "end", self.model.save_pretrained))
+        distributed.first_does(lambda: write_folder_atomic(place / "end", self.model.save_pretrained, owned=True))
 
     def _training(self, number: int) -> TrainingConfig:
         """Return the run's training settings with those of a stage over them."""

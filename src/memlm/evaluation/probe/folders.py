@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from memlm.durable import SUMS, check_folder
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import read_json, write_file_atomic, write_folder_atomic
 from memlm.version import __version__
 
-_RECORD = "hashes.json"
-_checkpoints = shutil.ignore_patterns("checkpoints", _RECORD)
+_checkpoints = shutil.ignore_patterns("checkpoints")
 
 
 def claim_folder(out: Path, record: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def restore(folder: Path, cached: Path, *, finished: str) -> bool:
         return True
     if not _intact(cached):
         return False
-    write_folder_atomic(folder, partial(_copy, cached))
+    write_folder_atomic(folder, partial(_copy, cached), owned=True)
     return True
 
 
@@ -74,7 +74,7 @@ def save(folder: Path, cached: Path) -> None:
     if _intact(cached):
         return
     try:
-        write_folder_atomic(cached, partial(_copy_with_record, folder))
+        write_folder_atomic(cached, partial(_copy, folder), owned=True)
     except OSError as error:
         raise DataError(
             f"cannot keep '{folder.name}' in '{cached.parent}': {error.strerror}; set MEMLM_CACHE."
@@ -96,20 +96,11 @@ def fingerprint(**deciding: Any) -> str:
 
 def _intact(cached: Path) -> bool:
     try:
-        return _hashes(cached) == read_json(cached / _RECORD)
-    except (CheckpointError, OSError):
+        check_folder(cached)
+    except CheckpointError:
         return False
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _RECORD)
-    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    return (cached / SUMS).is_file()
 
 
 def _copy(source: Path, draft: Path) -> None:
     shutil.copytree(source, draft, ignore=_checkpoints, dirs_exist_ok=True)
-
-
-def _copy_with_record(source: Path, draft: Path) -> None:
-    _copy(source, draft)
-    write_file_atomic(draft / _RECORD, json.dumps(_hashes(draft), indent=2) + "\n")

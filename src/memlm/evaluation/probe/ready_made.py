@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from memlm.data import Document, Passages, split_documents
@@ -20,7 +19,7 @@ from memlm.data.corpus import LeftOut, has_surrogates
 from memlm.data.records import Value, read_values, text_of
 from memlm.errors import CheckpointError, DataError, one_line
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset
-from memlm.files import read_tensors
+from memlm.files import read_tensors, write_tensors_atomic
 
 _FIELDS = ("document", "split", "id")
 """Fields of a record beside its text."""
@@ -237,7 +236,8 @@ def _passages(records: Sequence[dict[str, str]]) -> Passages:
 def export(dataset: ProbeDataset, vectors: dict[str, Float[Tensor, "_ numbers"]], folder: Path) -> None:
     """Write `vectors.safetensors`, `texts.jsonl` and the tokenizer, as `read_ready_made` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"vectors": torch.cat([vectors[part] for part in PARTS]).contiguous()}, folder / "vectors.safetensors")
+    joined = torch.cat([vectors[part] for part in PARTS]).contiguous()
+    write_tensors_atomic(folder / "vectors.safetensors", {"vectors": joined})
     with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:
         for part in PARTS:
             passages = dataset.passages[part]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from memlm.durable import check_folder
 from memlm.errors import CheckpointError
 from memlm.evaluation.probe.settings import SIZES, ProbeTraining
 from memlm.files import write_folder_atomic
@@ -66,7 +67,7 @@ def train_probe(
         if not (folder / "done").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
             _train(data, settings, folder, seed=seed, progress=progress)
-            write_folder_atomic(folder / "done", lambda draft: None)
+            write_folder_atomic(folder / "done", lambda draft: None, owned=True)
         return _best(folder)
 
 
@@ -130,7 +131,7 @@ class EarlyStop(RunCallback):
         self.run_log.loss_sum, self.run_log.loss_count = scores[_KEY], 1
         self.run_log.write(0, 0.0, scores)
         self.seen.append(scores[_KEY])
-        write_folder_atomic(self.best, self.model.save_pretrained)
+        write_folder_atomic(self.best, self.model.save_pretrained, owned=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
         """Save the weights where they are the best so far, and stop where patience is exhausted."""
@@ -139,7 +140,7 @@ class EarlyStop(RunCallback):
             return
         self.seen.append(self.looked[_KEY])
         if self.seen[-1] == min(self.seen):
-            write_folder_atomic(self.best, self.model.save_pretrained)
+            write_folder_atomic(self.best, self.model.save_pretrained, owned=True)
         waited = len(self.seen) - 1 - self.seen.index(min(self.seen))
         self.finished = self.finished or waited >= self.patience
         control.should_training_stop = control.should_training_stop or self.finished
@@ -162,6 +163,7 @@ def _validate(trainer: MemlmTrainer, model: ProbeDecoder, data: ProbeData) -> di
 
 
 def _best(folder: Path) -> ProbeDecoder:
+    check_folder(folder / "best")
     try:
         return ProbeDecoder.from_pretrained(folder / "best").eval()
     except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memlm.durable import check_folder
 from memlm.errors import CheckpointError, MemlmError
 from memlm.files import create_folder, read_tensors, write_tensors_atomic
 from memlm.models.runtime import load_decoder
@@ -26,7 +27,7 @@ def is_writer_folder(path: str | Path) -> bool:
     config = Path(path) / "config.json"
     try:
         return json.loads(config.read_text(encoding="utf-8")).get("model_type") == SlotWriterConfig.model_type
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -86,6 +87,7 @@ def load_adapters(writer: SlotWriter, folder: str | Path) -> None:
 
 
 def _config(folder: str | Path) -> SlotWriterConfig:
+    check_folder(Path(folder))
     try:
         return SlotWriterConfig.from_pretrained(folder)
     except (MemlmError, OSError, ValueError, TypeError) as error:

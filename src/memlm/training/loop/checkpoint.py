@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from memlm.errors import CheckpointError
-from memlm.files import read_json, read_tensors
+from memlm.files import one_error, read_json, read_tensors
 from memlm.training.loop.distributed import spread_like, whole
 
 
 def newest(folder: Path) -> Path | None:
     """Return the newest whole checkpoint; half-written ones are removed."""
-    for draft in folder.glob(".*.draft"):
-        shutil.rmtree(draft, ignore_errors=True)
+    for leftover in (*folder.glob(".*.draft"), *folder.glob(".*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)
     return max(_whole(folder), key=step_of, default=None)
 
 
@@ -72,17 +72,17 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
         CheckpointError: the file is missing, cut short, or of another model.
     """
     record = read_json(folder / "optimizer.json")
-    entries = {**read_tensors(folder / "optimizer.safetensors"), **record["plain"]}
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in entries.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    for group in record["param_groups"]:
-        if "betas" in group:
-            group["betas"] = tuple(group["betas"])
+    tensors = read_tensors(folder / "optimizer.safetensors")
     try:
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in {**tensors, **record["plain"]}.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = value
+        for group in record["param_groups"]:
+            if "betas" in group:
+                group["betas"] = tuple(group["betas"])
         optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"'{folder}' belongs to another model ({error}); resume with the settings it began with."
         ) from error
@@ -109,12 +109,13 @@ def load_random_state(folder: Path) -> None:
         CheckpointError: the files are missing or cut short.
     """
     plain, states = read_json(folder / "random.json"), read_tensors(folder / "random.safetensors")
-    version, words, gauss = plain["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, position, has_gauss, cached = plain["numpy"]
-    keys = states["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((name, keys, position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
+    with one_error(folder / "random.json", CheckpointError, "restore it, or remove its folder"):
+        version, words, gauss = plain["python"]
+        random.setstate((version, tuple(words), gauss))
+        name, position, has_gauss, cached = plain["numpy"]
+        keys = states["numpy"].numpy().astype(np.uint32)
+        np.random.set_state((name, keys, position, has_gauss, cached))
+        torch.set_rng_state(states["torch"])
     cuda = [states[key] for key in sorted(states) if key.startswith("cuda.")]
     if cuda and torch.cuda.device_count() == len(cuda):
         torch.cuda.set_rng_state_all(cuda)

@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from memlm.data import PackedRows
-from memlm.errors import MemlmError
-from memlm.files import read_json, write_folder_atomic
+from memlm.durable import check_folder
+from memlm.errors import CheckpointError, MemlmError
+from memlm.files import disk_errors, one_error, read_json, write_folder_atomic
 from memlm.measurement import target_mask
 from memlm.models.runtime import ShortAttentionInFp32, wants_bf16
 from memlm.objectives import reconstruction, targets_by_objective
@@ -165,7 +166,9 @@ class MemlmTrainer(Trainer):
         optimizer = full_state(self.optimizer)
         if self.args.should_save:
             write = partial(self._write_checkpoint, weights=weights, optimizer=optimizer)
-            write_folder_atomic(self.checkpoints / f"step-{self.state.global_step}", write)
+            place = self.checkpoints / f"step-{self.state.global_step}"
+            with disk_errors():
+                write_folder_atomic(place, write, owned=True)
             remove_old(self.checkpoints, keep=self.config.keep_checkpoints)
 
     def _write_checkpoint(self, folder: Path, *, weights: dict[str, Tensor] | None, optimizer: dict[str, Any]) -> None:
@@ -268,8 +271,10 @@ def fit(
     distributed.first_does(lambda: newest(folder / "checkpoints"))
     checkpoint = newest(folder / "checkpoints")
     if checkpoint is not None:
-        kept = read_json(checkpoint / "trainer_state.json")["stateful_callbacks"]["RunLog"]
-        log.restore(kept, step=step_of(checkpoint))
+        check_folder(checkpoint)
+        state = checkpoint / "trainer_state.json"
+        with one_error(state, CheckpointError, "restore it, or remove its folder"):
+            log.restore(read_json(state)["stateful_callbacks"]["RunLog"], step=step_of(checkpoint))
     elif distributed.is_first():
         log.path.unlink(missing_ok=True)
     interrupt = Interrupt()
