@@ -91,7 +91,7 @@ def test_compact_and_forget(kind: str, tmp_path: Path) -> None:
         store = MemoryStore.open(folder)
         found = {entry.id for entry in store.entries()}
         assert acknowledged & found == set()
-        gone = set(str(one.id) for one in there) - found
+        gone = {str(one.id) for one in there} - found
         assert len(gone) <= 2 * KILLS
         assert all(same(store.read(one.id), one) for one in there if one.id in found)
         store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -75,18 +76,22 @@ def run(arguments: list[str]) -> None:
     from memlm.files import write_file_atomic
 
     reader, out = _open_reader(options), Path(options.out or _default_out(options.model))
-    _prepare_tasks(options, names, reader, out / "tasks")
-    manager = open_tasks(names, out / "tasks")
-    lengths = options.ruler_lengths
-    found = compare_readings(
-        reader, names, manager, readings=options.readings, limit=options.limit, lengths=lengths, say=_say
-    )
-    write_file_atomic(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
-    table = markdown(found, options)
-    if options.hf is not None:
-        plain = hf_scores(options.hf, names, manager, batch_size=options.batch_size, limit=options.limit, say=_say)
-        table += f"\nLargest difference of `all tokens` to {options.hf} by the harness's own class: "
-        table += f"{largest_difference(found, plain):.1e}\n"
+    (out / "tasks").mkdir(parents=True, exist_ok=True)
+    # the harness reads tasks from a folder of this run alone: files of tasks can name Python code
+    with tempfile.TemporaryDirectory(prefix="memlm-tasks-") as fresh:
+        _prepare_tasks(options, names, reader, Path(fresh))
+        _prepare_tasks(options, names, reader, out / "tasks")
+        manager = open_tasks(names, Path(fresh))
+        lengths = options.ruler_lengths
+        found = compare_readings(
+            reader, names, manager, readings=options.readings, limit=options.limit, lengths=lengths, say=_say
+        )
+        write_file_atomic(out / "results.json", json.dumps([asdict(row) for row in found], indent=2) + "\n")
+        table = markdown(found, options)
+        if options.hf is not None:
+            plain = hf_scores(options.hf, names, manager, batch_size=options.batch_size, limit=options.limit, say=_say)
+            table += f"\nLargest difference of `all tokens` to {options.hf} by the harness's own class: "
+            table += f"{largest_difference(found, plain):.1e}\n"
     write_file_atomic(out / "table.md", table)
     print(table, end="")
 
@@ -146,7 +151,6 @@ def _prepare_tasks(options: EvalHarness, names: list[str], reader: ContextReader
     from memlm.evaluation.lm_eval.tasks import TASKS, write_tasks
 
     if not set(names) & set(TASKS):
-        folder.mkdir(parents=True, exist_ok=True)
         return
     words = int(0.75 * reader.task_length)  # three quarters of a word per token
     write_tasks(folder, _prose(options), questions=options.questions, words=words, seed=options.seed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from memlm.cli.arguments import Seconds, TextOptions, TokensPerMemory, Workers, parse, text_field_of
-from memlm.cli.store import model_of, progress_view, ratio_of
+from memlm.cli.store import model_of, progress_view, ratio_of, retrieval_of
 from memlm.durable import is_vacant
 from memlm.errors import ConfigError, DataError
 
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> None:
     size = _checked_size(options.paths)
     stored = None if is_vacant(Path(options.store)) else read_header(Path(options.store))
     model = options.model or (model_of(options.store) if stored else None)
-    retrieval = options.retrieval or (stored.retrieval_model if stored else None)
+    retrieval = options.retrieval or (retrieval_of(options.store) if stored else None)
     if model is None:
         raise ConfigError("a new store needs a model; give --model RUN, the folder of a trained run.")
     with TextStore.open(
@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> None:
         tokens_per_memory=options.tokens_per_memory,
         wait=options.wait,
     ) as store:
-        outcomes = _add(store, size, options, model)
+        outcomes = _add(store, size, options, model, retrieval)
         stats = store.store.stats()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items() if count)
     slots = store.store.header.slots
@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> None:
     print(f"{counts}; {stats.documents} documents in {options.store}, {kept}")
 
 
-def _add(store: TextStore, size: int, options: Remember, model: str) -> dict[str, int]:
+def _add(store: TextStore, size: int, options: Remember, model: str, retrieval: str | None) -> dict[str, int]:
     from memlm.data import stream_documents
     from memlm.training import Interrupted
     from memlm.training.loop.distributed import joined
@@ -109,7 +109,9 @@ def _add(store: TextStore, size: int, options: Remember, model: str) -> dict[str
     outcomes = {"written": 0, "replaced": 0, "unchanged": 0}
     field = text_field_of(options, model)
     documents = stream_documents(options.paths, text_field=field, strict=options.strict)
-    add = partial(store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model))
+    add = partial(
+        store.add, documents, replace=options.replace, encode=_parallel_encoder(store, options, model, retrieval)
+    )
     try:
         with progress_view(size, "byte") as view, joined(), closing(add(progress=_speed(view))) as results:
             for result in results:
@@ -119,7 +121,7 @@ def _add(store: TextStore, size: int, options: Remember, model: str) -> dict[str
     return outcomes
 
 
-def _parallel_encoder(store: TextStore, options: Remember, model: str) -> EncodeBatches | None:
+def _parallel_encoder(store: TextStore, options: Remember, model: str, retrieval: str | None) -> EncodeBatches | None:
     from memlm.store import encode_over_ranks, encode_with_workers
     from memlm.training.loop.distributed import launched
 
@@ -131,7 +133,7 @@ def _parallel_encoder(store: TextStore, options: Remember, model: str) -> Encode
             encode_with_workers,
             model=model,
             header=header,
-            retrieval=header.retrieval_model,
+            retrieval=retrieval,
             workers=workers,
             trust_remote_code=options.trust_remote_code,
         )

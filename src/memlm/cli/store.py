@@ -265,9 +265,9 @@ def open_texts(
     folder: str, model: str | None, *, retrieval: bool = False, trust_remote_code: bool = False
 ) -> TextStore:
     """Open a store for reading with the model in a folder, by default the one that it was made with."""
-    from memlm.store import TextStore, read_header
+    from memlm.store import TextStore
 
-    encoder = read_header(Path(folder)).retrieval_model if retrieval else None
+    encoder = retrieval_of(folder) if retrieval else None
     place = model or model_of(folder)
     return TextStore.open(folder, place, retrieval=encoder, trust_remote_code=trust_remote_code)
 
@@ -278,6 +278,7 @@ def model_of(folder: str) -> str:
     Raises:
         StoreError: the model is not there any more.
     """
+    from memlm.models.runtime import local_model
     from memlm.store import read_header
 
     header = read_header(Path(folder))
@@ -285,4 +286,17 @@ def model_of(folder: str) -> str:
     of_hub = header.slots is not None and hint is not None and not Path(hint).is_absolute()
     if hint is None or not (of_hub or Path(hint).is_dir()):
         raise StoreError(f"the model of '{folder}' is not at '{hint}'; say where it is (--model RUN).")
-    return hint
+    return local_model(hint, source=folder, remedy="name it, or one that you trust (--model PATH_OR_HUB_ID)")
+
+
+def retrieval_of(folder: str) -> str | None:
+    """Return the folder of the encoder whose vectors a store holds, None for a store of memories alone.
+
+    Raises:
+        CheckpointError: the encoder is not on this machine; a store never makes memlm ask the Hub.
+    """
+    from memlm.models.runtime import local_model
+    from memlm.store import read_header
+
+    hint = read_header(Path(folder)).retrieval_model
+    return hint and local_model(hint, source=folder, remedy="download it where you trust it (hf download)")

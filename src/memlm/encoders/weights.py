@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 
 from memlm.errors import EncoderError
 from memlm.files import reason_of
-from memlm.models.runtime import no_shard_bars
+from memlm.models.runtime import SAFE_WEIGHTS, check_weight_files, no_shard_bars, unsafe_weights
 
 
 def inside(path: Path, name: str) -> str:
@@ -102,12 +102,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = read_settings(index).get("weight_map")
         found = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
         return [folder / inside(index, name) for name in found]
-    others = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))
+    others = unsafe_weights(folder)
     found = f"holds its weights in {others[0]}" if others else "holds no model.safetensors"
-    raise EncoderError(
-        f"'{folder}' {found}; only safetensors are read, as .bin files can run code. Convert it where you trust it: "
-        "transformers.AutoModel.from_pretrained(OLD).save_pretrained(NEW)."
-    )
+    raise EncoderError(f"'{folder}' {found}; {SAFE_WEIGHTS}")
 
 
 def check_complete(module: nn.Module, folder: Path) -> None:
@@ -261,7 +258,7 @@ def check_code(folder: Path, *, trust_remote_code: bool) -> None:
             "knows, or --trust-remote-code (trust_remote_code=True) where you trust its code."
         )
     if (folder / "adapter_config.json").is_file():
-        raise EncoderError(f"'{folder}' holds adapters of another model; merge them (peft: merge_and_unload) and save.")
+        check_weight_files(folder, EncoderError)
     named = str(settings.get("transformers_weights") or "model.safetensors")
     if not named.endswith((".safetensors", ".safetensors.index.json")):
         raise EncoderError(f"'{folder}' holds its weights in {named}, a format that can run code; convert them.")

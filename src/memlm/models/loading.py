@@ -22,7 +22,7 @@ from memlm.models import (
     TextAutoencoder,
     TextAutoencoderConfig,
 )
-from memlm.models.runtime import no_shard_bars
+from memlm.models.runtime import check_weight_files, no_shard_bars
 
 RUN_MODELS: dict[str, type[PreTrainedModel]] = {
     TextAutoencoderConfig.model_type: TextAutoencoder,
@@ -80,6 +80,7 @@ def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, Pre
         if kind in RUN_MODELS:
             advice = "give another memlm run"
         raise CheckpointError(f"'{directory}' holds a model of kind '{kind}', not '{kinds}'; {advice}.")
+    check_weight_files(folder, CheckpointError)
     check_folder(folder)
     model = _weights(folder, by_kind[kind])
     if not (folder / "tokenizer.json").is_file():
@@ -106,7 +107,7 @@ def summary_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> st
 def _weights(folder: Path, model_class: type[Model]) -> Model:
     try:
         with no_shard_bars():
-            model, info = cast(Any, model_class.from_pretrained(folder, output_loading_info=True))
+            model, info = cast(Any, model_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True))
     except Exception as error:  # safetensors, JSON, transformers and strict configurations raise different errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from memlm.data.tokenizer import gguf_option
-from memlm.errors import CheckpointError, ConfigError, Within
+from memlm.errors import CheckpointError, ConfigError, UserError, Within
 
 Device = Literal["auto", "cpu", "cuda"]
 """The device of a model; `auto` is the GPU where there is one."""
@@ -74,9 +76,11 @@ def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options:
         CheckpointError: there is none, or it needs code of its own.
     """
     options |= {} if "gguf_file" in options else gguf_option(path_or_id)
+    check_weight_files(Path(path_or_id), CheckpointError)
+    given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": trust_remote_code, **options}
     try:
         with no_shard_bars():
-            return AutoModelForCausalLM.from_pretrained(path_or_id, trust_remote_code=trust_remote_code, **options)
+            return AutoModelForCausalLM.from_pretrained(path_or_id, **given)
     except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
         reason = " ".join(str(error).split())[:200]
         if "custom code" in reason:
@@ -87,6 +91,53 @@ def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options:
         raise CheckpointError(
             f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
         ) from error
+
+
+SAFE_WEIGHTS = (
+    "only safetensors are read, as .bin files can run code. Convert it where you trust it: "
+    "transformers.AutoModel.from_pretrained(OLD).save_pretrained(NEW)."
+)
+"""The advice for weights of another format."""
+_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+def unsafe_weights(folder: Path) -> list[str]:
+    """Return the names of a folder's weights in formats that can run code, where it holds no safetensors."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix in _UNSAFE)
+
+
+def check_weight_files(folder: Path, error: type[UserError]) -> None:
+    """Check that a folder's weights can be read without running code; anything but a folder passes.
+
+    Raises:
+        error: they cannot, or they are adapters of another model, which transformers would look for elsewhere.
+    """
+    if unsafe := unsafe_weights(folder):
+        raise error(f"'{folder}' holds its weights in {unsafe[0]}; {SAFE_WEIGHTS}")
+    if (folder / "adapter_config.json").is_file():
+        raise error(f"'{folder}' holds adapters of another model; merge them (peft: merge_and_unload) and save.")
+
+
+def local_model(path_or_id: str, *, source: str, remedy: str) -> str:
+    """Return the folder of a model that a file names: a folder, or the cached one of a Hub id; the Hub is not asked.
+
+    Args:
+        path_or_id: folder or Hub id.
+        source: the file or folder that names it.
+        remedy: how the user names a model.
+
+    Raises:
+        CheckpointError: it is not on this machine.
+    """
+    if Path(path_or_id).exists():
+        return path_or_id
+    try:
+        return snapshot_download(path_or_id, local_files_only=True)
+    except Exception as error:  # no such model in the cache, or no name of a model
+        name = ascii(path_or_id)[:200]
+        raise CheckpointError(f"'{source}' names the model {name}, which is not on this machine; {remedy}.") from error
 
 
 def weights_fingerprint(model: nn.Module, *, before: str = "", after: str = "") -> str:

@@ -251,7 +251,7 @@ else:
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    recipe: str = "custom"
+    recipe: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,99}$")] = "custom"
     """Name of the recipe that this began as."""
     model: RunModel = Field(default_factory=lambda: complete({}))
     """Configuration of the model; sizes and ids that the data decides are filled in when it is built."""

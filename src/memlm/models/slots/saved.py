@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.durable import check_folder
 from memlm.errors import CheckpointError, MemlmError
 from memlm.files import create_folder, read_tensors, write_tensors_atomic
-from memlm.models.runtime import load_decoder
+from memlm.models.runtime import load_decoder, local_model
 from memlm.models.slots.configuration import SlotWriterConfig
 from memlm.models.slots.injection import Injection
 from memlm.models.slots.writer import SlotWriter
@@ -54,9 +54,12 @@ def load_writer(
         CheckpointError: the decoder or the adapters cannot be loaded, or do not belong together.
     """
     config = _config(folder)
-    path = decoder or config.decoder_path
-    if path is None:
+    path = decoder
+    if path is None and config.decoder_path is None:
         raise CheckpointError(f"'{folder}' names no decoder; give it: decoder=PATH_OR_HUB_ID.")
+    if path is None:
+        remedy = "download it where you trust it (hf download), or give it: decoder=PATH_OR_HUB_ID"
+        path = local_model(str(config.decoder_path), source=str(folder), remedy=remedy)
     if config.gguf_file is not None:
         options.setdefault("gguf_file", config.gguf_file)
     base = load_decoder(path, trust_remote_code=trust_remote_code, **options)

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 
 from memlm.data.corpus import has_surrogates
@@ -43,6 +44,17 @@ CREATE TABLE state (
 """
 
 
+_SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+
+@cache
+def _expected_schema() -> frozenset[tuple[str, ...]]:
+    """Return the tables of an index; a view or a trigger of the same name could run without end."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_TABLES)
+        return frozenset(connection.execute(_SCHEMA))
+
+
 @dataclass(frozen=True)
 class State:
     """The index's row of state: changes so far, what comes next, documents, and the sum of the seals of all rows."""
@@ -61,6 +73,8 @@ class Index:
         self.path = folder / NAME
         with self._errors():
             self._connection = _connect(self.path, write=write)
+            if set(self._connection.execute(_SCHEMA)) != _expected_schema():
+                raise self._damaged("the description of its tables")
 
     @staticmethod
     def create(folder: Path) -> None:
