@@ -52,16 +52,23 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], object], *, owned:
         owned: the place lies inside a folder of memlm's own, and whatever is there may be replaced.
 
     Raises:
-        UserError: the place is a file, or holds files that memlm did not write; nothing is changed.
-        OSError: the disk is full, or the folder cannot be written; nothing is changed.
+        UserError: the place is a file, or holds files that memlm did not write, or cannot be written; nothing is
+            changed.
+        OSError: the disk is full, or an owned place cannot be written; nothing is changed.
     """
     place = _followed(folder)
     if not owned:
         require_replaceable(place)
-    with _draft_beside(place) as draft:
-        write(draft)
-        seal_folder(draft)
-        _swap(draft, place, owned=owned)
+    try:
+        with _draft_beside(place) as draft:
+            write(draft)
+            seal_folder(draft)
+            _swap(draft, place, owned=owned)
+    except OSError as error:
+        if owned:
+            raise
+        reason = error.strerror or error
+        raise UserError(f"cannot write to '{folder}' ({reason}); what was there is as it was.") from error
 
 
 def create_folder(

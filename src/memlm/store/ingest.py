@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Literal, NamedTuple
 
@@ -58,12 +58,13 @@ class Completion(NamedTuple):
     """A text whose units are all encoded.
 
     Attributes:
-        manifest: the document that makes a long text visible; None for a text of one part.
+        ready: documents that need no encoding: parts that the stored text has, too, and last the document that makes a
+            long text visible.
         remove: ids that the text replaces.
         outcome: the result to report.
     """
 
-    manifest: StoredDocument | None
+    ready: list[StoredDocument]
     remove: list[str]
     outcome: AddOutcome
 
@@ -188,24 +189,30 @@ class _DocumentPlan:
         if self.stored is not None and not self.replace:
             raise self._another_text()
         yield Unit(self.name, text)
-        yield self._completion(None, self.stored_parts)
+        yield self._completion([], self.stored_parts)
 
     def _long(self, parts: Iterator[str]) -> Iterator[Unit | Completion]:
         # the parts of a replacement are stored beside those that they will replace
         generation, count = 1 if part_id(self.name, 0, 0) in self.stored_parts else 0, 0
+        same = {self.store.entry(inner).text_sha256: inner for inner in self.stored_parts}
+        ready: list[StoredDocument] = []
         for number, text in enumerate(parts):
             inner = part_id(self.name, generation, number)
             content = self._count(text)
             if self._holds(inner, content):
                 self.progress(len(content), 0)
+            elif (old := same.get(hashlib.sha256(content).hexdigest())) is not None:
+                ready.append(replace(self.store.read(old), id=inner))
+                self.progress(len(content), 0)
             else:
                 yield Unit(inner, text)
             count = number + 1
-        manifest, remove = self._manifest(generation, count), list(self.stored_parts)
+        manifest = self._manifest(generation, count)
+        remove = list(self.stored_parts)
         while (inner := part_id(self.name, generation, count)) in self.store:  # of a longer text that was interrupted
             remove.append(inner)
             count += 1
-        yield self._completion(manifest, remove)
+        yield self._completion([*ready, manifest], remove)
 
     def _compared(self, parts: Iterator[str]) -> Iterator[Completion]:
         """Read a text that may not be replaced, and stop at its first difference from the stored one."""
@@ -227,11 +234,11 @@ class _DocumentPlan:
 
     def _unchanged(self) -> Completion:
         self.progress(self.size, 0)
-        return Completion(None, [], AddOutcome(self.name, "unchanged", self.size))
+        return Completion([], [], AddOutcome(self.name, "unchanged", self.size))
 
-    def _completion(self, manifest: StoredDocument | None, remove: list[str]) -> Completion:
+    def _completion(self, ready: list[StoredDocument], remove: list[str]) -> Completion:
         outcome: Outcome = "written" if self.stored is None else "replaced"
-        return Completion(manifest, remove, AddOutcome(self.name, outcome, self.size))
+        return Completion(ready, remove, AddOutcome(self.name, outcome, self.size))
 
     def _another_text(self) -> StoreError:
         remedy = "replace it (--replace), or give this one another id"

@@ -162,11 +162,13 @@ class MemoryStore:
 
     def close(self) -> None:
         """Close the files and release the writer's lock."""
-        if self._lock is not None and self._index.settle():
-            write_seal(self.folder, self._index.state().commits, settled=True)
-        self._index.close()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            if self._lock is not None and self._index.settle():
+                settle(self.folder, self._index)
+        finally:
+            self._index.close()
+            if self._lock is not None:
+                self._lock.release()
 
     def discard(self) -> None:
         """Close the store, and remove it if it has no commit; files that memlm did not write stay."""

@@ -315,9 +315,9 @@ class TextStore:
     def _commit(
         self, encoded: list[StoredDocument], completions: list[Completion], progress: Progress
     ) -> Iterator[AddOutcome]:
-        manifests = [one.manifest for one in completions if one.manifest is not None]
+        ready = [document for one in completions for document in one.ready]
         remove = [name for one in completions for name in one.remove]
-        self.store.add([*encoded, *manifests], replace=True, remove=remove)
+        self.store.add([*encoded, *ready], replace=True, remove=remove)
         progress(sum(one.text_bytes for one in encoded), sum(int(one.tokens.sum()) for one in encoded))
         yield from (one.outcome for one in completions)
 

@@ -71,7 +71,7 @@ class Index:
 
     def __init__(self, folder: Path, *, write: bool) -> None:
         self.path = folder / NAME
-        with self._errors():
+        with self._errors(self.path):
             self._connection = _connect(self.path, write=write)
             if set(self._connection.execute(_SCHEMA)) != _expected_schema():
                 raise self._damaged("the description of its tables")
@@ -79,8 +79,7 @@ class Index:
     @staticmethod
     def create(folder: Path) -> None:
         """Create an index without documents."""
-        connection = sqlite3.connect(folder / NAME, isolation_level=None)
-        with closing(connection):
+        with Index._errors(folder / NAME), closing(sqlite3.connect(folder / NAME, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(_TABLES)
             _write_state(connection, State(commits=0, next_place=0, next_segment=0, documents=0, root=0))
@@ -93,7 +92,7 @@ class Index:
     @contextmanager
     def snapshot(self) -> Generator[None]:
         """Read a single state of the index inside the block, whatever is written meanwhile."""
-        with self._errors():
+        with self._errors(self.path):
             self._connection.execute("BEGIN")
             try:
                 yield
@@ -106,7 +105,7 @@ class Index:
         Raises:
             DamagedStoreError: the row is not what was written.
         """
-        with self._errors():
+        with self._errors(self.path):
             row = self._connection.execute(
                 "SELECT commits, next_place, next_segment, documents, root, seal FROM state"
             ).fetchone()
@@ -118,19 +117,19 @@ class Index:
         """Return the row of a document, or None."""
         if has_surrogates(name):
             return None  # SQLite takes no half of a surrogate pair
-        with self._errors():
+        with self._errors(self.path):
             row = self._connection.execute("SELECT * FROM documents WHERE id = ?", (name,)).fetchone()
         return None if row is None else self._entry(row)
 
     def entries(self) -> Iterator[Entry]:
         """Iterate over all rows of documents in the order of writing."""
-        with self._errors():
+        with self._errors(self.path):
             for row in self._connection.execute("SELECT * FROM documents ORDER BY place"):
                 yield self._entry(row)
 
     def segments(self) -> list[Segment]:
         """Return all rows of segments by number."""
-        with self._errors():
+        with self._errors(self.path):
             rows = self._connection.execute("SELECT * FROM segments ORDER BY number").fetchall()
         for row in rows:
             if row[-1] != _seal(row[:-1]):
@@ -151,7 +150,7 @@ class Index:
             StoreError: the disk is full or the folder cannot be written; the index is unchanged.
         """
         run = self._connection.execute
-        with self._errors():
+        with self._errors(self.path):
             run("BEGIN IMMEDIATE")
             try:
                 state = self.state()
@@ -177,7 +176,7 @@ class Index:
 
     def settle(self) -> bool:
         """Move commits into the main file; return False if a reader prevents it."""
-        with self._errors():
+        with self._errors(self.path):
             busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
@@ -211,15 +210,16 @@ class Index:
     def _damaged(self, part: str) -> DamagedStoreError:
         return DamagedStoreError(f"'{self.path}' is damaged ({part} is not what was written); restore it from a copy.")
 
+    @staticmethod
     @contextmanager
-    def _errors(self) -> Generator[None]:
+    def _errors(path: Path) -> Generator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             # a full disk or a lock; a damaged file can look the same
-            raise StoreError(f"'{self.path}': {error}; nothing was changed.") from error
+            raise StoreError(f"'{path}': {error}; nothing was changed.") from error
         except (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError) as error:
-            raise DamagedStoreError(f"'{self.path}' is damaged ({error}); restore it from a copy.") from error
+            raise DamagedStoreError(f"'{path}' is damaged ({error}); restore it from a copy.") from error
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
