@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_line_and_leaves_everything_as_it_was(
     codec = ChunkCodec.load(finished_run)
     with TextStore.open(tmp_path / "s", codec, write=True) as store:
         list(store.add([("a", ["text"])]))
-    with small_disk(300), pytest.raises(UserError, match="cannot write to .*talk.*what was there is as it was"):
+    with small_disk(100), pytest.raises(UserError, match="cannot write to .*talk.*what was there is as it was"):
         longer.save(tmp_path / "talk")
     store = TextStore.open(tmp_path / "s", codec, write=True)
     with small_disk(300), pytest.raises(StoreError, match="cannot write to|nothing was changed"):
@@ -242,11 +242,11 @@ def test_newer_formats_are_refused_with_both_numbers(
 def test_records_of_a_run_are_sealed(tiny_config: RunConfig, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", tiny_config)
     text = (run.path / "run.json").read_text()
-    (run.path / "run.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    (run.path / "run.json").write_text(text.replace('"steps": 12', '"steps": 13'))
     with pytest.raises(CheckpointError, match=r"run.json' is damaged: it is not what was written.*--ignore-checksums"):
         run.config()
     with ignoring_checksums():
-        assert run.config().training.seed == 1
+        assert run.config().training.steps == 13
     (run.path / "run.json").write_text("[" * 100_000)
     with pytest.raises(MemlmError, match="nested too deeply"):
         run.config()

@@ -8,7 +8,6 @@ segments/0000000000.safetensors memories and corrections (format/segments.py)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +24,6 @@ from memlm.store.format.index import Index, write_seal
 from memlm.store.format.segments import FOLDER, Entry, Segment, read_entry, read_segment, segment_path, write_segment
 from memlm.store.format.transaction import (
     Progress,
-    VanishedStoreError,
     lock_store,
     recover,
     remove_files,
@@ -148,8 +146,11 @@ class MemoryStore:
                 except StoreError:
                     if is_vacant(Path(folder)):
                         raise
-            with suppress(VanishedStoreError):  # it is created anew
+            try:
                 return cls.open(folder, write=True, wait=wait), created
+            except StoreError:
+                if not is_vacant(Path(folder)):
+                    raise  # otherwise its creator failed and removed it, and it is created anew
         return cls.open(folder), False
 
     def __enter__(self) -> MemoryStore:

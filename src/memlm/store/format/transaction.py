@@ -23,10 +23,6 @@ from memlm.store.format.segments import FOLDER, read_entry, segment_path
 _LOCK = "writer.lock"
 
 
-class VanishedStoreError(StoreError):
-    """The process that created a store failed, and removed it again."""
-
-
 Progress = Callable[[int, int], None]
 """A callback that receives the number of documents done and of documents in all."""
 _MOST_NAMED = 5
@@ -49,7 +45,10 @@ def lock_store(folder: Path, wait: float) -> FileLock:
             raise write_error(folder, error) from error
     if not (folder / HEADER).is_file():
         lock.release()
-        raise VanishedStoreError(f"another process removed '{folder}' while this one waited for it; try again.")
+        with suppress(OSError):  # what waiting for the lock has left
+            (folder / _LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        raise StoreError(f"another process removed '{folder}' while this one waited for it; try again.")
     return lock
 
 
