@@ -62,9 +62,12 @@ def test_remember(finished_run: Path, tmp_path: Path) -> None:
                     list(open_store.add([(name, [text])]))
                     say(name)
 
-        promised |= {name: texts[name] for name in killed(remember, draw.uniform(0.05, 1.0))}
+        now = {name: texts[name] for name in killed(remember, draw.uniform(0.05, 1.0))}
+        promised |= now
         with TextStore.open(store, codec) as found:
-            assert all(found.recall(name) == text for name, text in promised.items())
+            assert all(found.recall(name) == text for name, text in now.items())
+    with TextStore.open(store, codec) as found:
+        assert all(found.recall(name) == text for name, text in promised.items())
     assert MemoryStore.verify(store, wait=5.0) == []
     assert len(promised) > KILLS
 
