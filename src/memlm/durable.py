@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import json
 import logging
 import os
 import platform
@@ -23,20 +22,15 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, TypeVar
+from pathlib import Path
+from typing import Final, TypeVar
 
+from memlm.checksums import SUMS, check_folder, file_hash, files_in, sums_text, written_files
 from memlm.errors import CheckpointError, UserError
-from memlm.version import __version__
 
-SUMS: Final = "checksums.json"
-"""The file that names the files that memlm wrote into a folder."""
-_FORMAT: Final = 1
 _LONGEST_NAME: Final = 120
 _WAIT: Final = 2.0
 """Seconds in which a living process ends its two renames."""
-_IGNORED = ContextVar("checksums are ignored", default=False)
 _HOST: Final = re.sub(r"[^A-Za-z0-9]", "", platform.node())[:16] or "host"
 _numbers = itertools.count()
 _logger = logging.getLogger(__name__)
@@ -119,7 +113,7 @@ def require_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not a folder; give another folder.")
     written = written_files(folder)
-    foreign = sorted(name for name in _files(folder) if name not in written)
+    foreign = sorted(name for name in files_in(folder) if name not in written)
     if foreign:
         raise UserError(
             f"'{folder}' holds something else than memlm wrote there ('{foreign[0]}'); give another folder."
@@ -166,7 +160,7 @@ def seal_folder(folder: Path, names: Iterable[str] | None = None) -> None:
 
     The files get the permissions that the umask gives.
     """
-    found = sorted(_files(folder) if names is None else names)
+    found = sorted(files_in(folder) if names is None else names)
     mode = _usual_mode(folder)
     for name in found:
         (folder / name).chmod(mode)
@@ -176,78 +170,7 @@ def seal_folder(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def add_sums(folder: Path, files: dict[str, str]) -> None:
     """Write `checksums.json` for files with these hashes."""
-    record = {"format": _FORMAT, "memlm": __version__, "files": dict(sorted(files.items()))}
-    write_file_atomic(folder / SUMS, json.dumps(record, indent=1) + "\n")
-
-
-def check_folder(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Check files against `checksums.json`, all or those with these names; a folder without it is of an older memlm.
-
-    Raises:
-        CheckpointError: a file is missing or not what was written, or a newer memlm wrote the folder.
-    """
-    if checksums_are_ignored() or not os.path.lexists(folder / SUMS):
-        return
-    files = _sums(folder)
-    for name in files if names is None else files.keys() & set(names):
-        path = folder / name
-        try:
-            found = file_hash(path)
-        except OSError as error:
-            raise CheckpointError(f"cannot read '{path}' ({error.strerror}); {REMEDY}") from error
-        if found != files[name]:
-            raise CheckpointError(f"'{path}' is damaged: it is not what was written (its hash differs); {REMEDY}")
-
-
-REMEDY: Final = "restore it, or go on regardless (--ignore-checksums)."
-"""The way out of damage."""
-
-
-def checksums_are_ignored() -> bool:
-    """Return whether files are read although they are not what was written."""
-    return _IGNORED.get() or os.environ.get("MEMLM_IGNORE_CHECKSUMS") == "1"
-
-
-@contextmanager
-def ignoring_checksums() -> Generator[None]:
-    """Read files inside the block although they are not what was written."""
-    token = _IGNORED.set(True)
-    try:
-        yield
-    finally:
-        _IGNORED.reset(token)
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    path = folder / SUMS
-    try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-        number, files = record["format"], dict(record["files"])
-        outside = any(PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts for n in files)
-        if not isinstance(number, int) or outside or not all(isinstance(h, str) for h in files.values()):
-            raise ValueError("it is not a list of files")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' is damaged ({' '.join(str(error).split())[:80]}); {REMEDY}") from error
-    check_format(folder, number, _FORMAT)
-    return files
-
-
-def check_format(place: Path, found: object, newest: int) -> None:
-    """Check that a format is not newer than what this memlm reads; None is the format before there were numbers.
-
-    Raises:
-        CheckpointError: it is newer, or no number.
-    """
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
-        raise CheckpointError(f"'{place}' has format {str(found)[:40]!r}, which is no number; restore it.")
-    if found is not None and found > newest:
-        raise CheckpointError(f"'{place}' has format {found}, this memlm reads up to {newest}; install a newer memlm.")
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    write_file_atomic(folder / SUMS, sums_text(files))
 
 
 def write_file_atomic(path: Path, text: str) -> None:
@@ -362,34 +285,18 @@ def _remove(folder: Path, *, owned: bool) -> None:
         return shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError, UserError):
         written = written_files(folder)
-        for name in [name for name in _files(folder) if name in written and name != SUMS]:
+        for name in [name for name in files_in(folder) if name in written and name != SUMS]:
             (folder / name).unlink(missing_ok=True)
-        if _files(folder) <= {SUMS}:
+        if files_in(folder) <= {SUMS}:
             shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         _logger.warning("files that memlm did not write were left in '%s'", folder)
     return None
 
 
-def _files(folder: Path) -> set[str]:
-    """Return the names of everything in a folder but folders, with symbolic links."""
-    found: set[str] = set()
-    for root, folders, files in os.walk(folder):
-        links = [name for name in folders if Path(root, name).is_symlink()]
-        found |= {os.path.relpath(Path(root, name), folder) for name in (*files, *links)}
-    return found - {SUMS}
-
-
-def written_files(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files that memlm wrote into a folder, none where it does not say so."""
-    with suppress(CheckpointError):
-        return _sums(folder) if (folder / SUMS).is_file() else {}
-    return {}
-
-
 def _is_whole(folder: Path) -> bool:
     written = written_files(folder)
-    return bool(written) and written.keys() <= _files(folder)
+    return bool(written) and written.keys() <= files_in(folder)
 
 
 def _usual_mode(folder: Path) -> int:

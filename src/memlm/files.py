@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memlm.durable import REMEDY, check_format, checksums_are_ignored, draft_file
+from memlm.checksums import REMEDY, check_format, checksums_are_ignored
 from memlm.durable import append_text as append_text
 from memlm.durable import create_folder as create_folder
+from memlm.durable import draft_file
 from memlm.durable import write_file_atomic as write_file_atomic
 from memlm.durable import write_folder_atomic as write_folder_atomic
 from memlm.errors import CheckpointError, ConfigError, MemlmError, UserError

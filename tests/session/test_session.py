@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from memlm.durable import ignoring_checksums
+from memlm.checksums import ignoring_checksums
 from memlm.errors import CheckpointError, UserError
 from memlm.models import MemoryModelForCausalLM
 from memlm.session.session import MemorySession, SessionStats

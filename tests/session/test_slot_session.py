@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from memlm.checksums import ignoring_checksums
 from memlm.data import decode_ids
-from memlm.durable import ignoring_checksums
 from memlm.errors import CheckpointError, UserError
 from memlm.models.slots import EncodingSettings, MemoryDecoder
 from memlm.session import SlotSession

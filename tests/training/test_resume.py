@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memlm.durable import ignoring_checksums
+from memlm.checksums import ignoring_checksums
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import write_folder_atomic
 from memlm.training import RunFolder, train_run

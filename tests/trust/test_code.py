@@ -15,8 +15,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import memlm
+from memlm.checksums import SUMS
 from memlm.cli import main
-from memlm.durable import SUMS
 from memlm.errors import CheckpointError, DamagedStoreError
 from memlm.files import sealed_text
 from memlm.models.runtime import load_decoder

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import memlm
-from memlm.durable import SUMS
+from memlm.checksums import SUMS
 from memlm.errors import UserError
 from memlm.session import MemorySession, TextMemory
 from memlm.store import MemoryStore

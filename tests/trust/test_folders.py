@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import memlm
+from memlm.checksums import SUMS, ignoring_checksums
 from memlm.cli import main
-from memlm.durable import SUMS, create_folder, ignoring_checksums, write_folder_atomic
+from memlm.durable import create_folder, write_folder_atomic
 from memlm.encoders import FunctionEncoder
 from memlm.encoders.vector_cache import embed
 from memlm.errors import CheckpointError, ConfigError, MemlmError, RunFolderError, StoreError, UserError

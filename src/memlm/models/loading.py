@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memlm.checksums import check_folder
 from memlm.data import load_tokenizer
 from memlm.data.tokenizer import gguf_option
-from memlm.durable import check_folder
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import (
     MemoryModelConfig,

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from memlm.durable import check_format, read_folder
+from memlm.checksums import check_format
+from memlm.durable import read_folder
 from memlm.errors import CheckpointError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models import MemoryModelConfig

@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from memlm.checksums import check_format
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
-from memlm.durable import check_format, read_folder
+from memlm.durable import read_folder
 from memlm.errors import CheckpointError, StoreError, UserError
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.runtime import sampling_options

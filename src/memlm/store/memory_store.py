@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from memlm.durable import file_hash, is_vacant
+from memlm.checksums import file_hash
+from memlm.durable import is_vacant
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import create_folder
 from memlm.store.format.document import StoredDocument, check_id, is_part, memories_of, named_parts, vectors_of

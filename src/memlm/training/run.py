@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memlm.checksums import SUMS, written_files
 from memlm.data import eos_id, load_tokenizer, pad_id
-from memlm.durable import SUMS, add_sums, flush, flush_tree, seal_folder, written_files
+from memlm.durable import add_sums, flush, flush_tree, seal_folder
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from memlm.files import read_sealed_json
 from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriterConfig, TextAutoencoder, encoder_of

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
-from memlm.durable import SUMS, check_format
+from memlm.checksums import SUMS, check_format
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_sealed_json, sealed_text, write_file_atomic
 from memlm.training.config import RunConfig, make_run_config

@@ -18,8 +18,8 @@ from safetensors.torch import load_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from memlm.checksums import check_folder
 from memlm.data import PackedRows, ordinary_ids, pad_id
-from memlm.durable import check_folder
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import write_file_atomic, write_folder_atomic
 from memlm.measurement import correct, target_mask

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from memlm.durable import SUMS, check_folder
+from memlm.checksums import SUMS, check_folder
 from memlm.errors import CheckpointError, DataError, RunFolderError
 from memlm.files import read_json, write_file_atomic, write_folder_atomic
 from memlm.version import __version__

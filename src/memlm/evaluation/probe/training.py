@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from memlm.durable import check_folder
+from memlm.checksums import check_folder
 from memlm.errors import CheckpointError
 from memlm.evaluation.probe.settings import SIZES, ProbeTraining
 from memlm.files import write_folder_atomic

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memlm.durable import check_folder
+from memlm.checksums import check_folder
 from memlm.errors import CheckpointError, MemlmError
 from memlm.files import create_folder, read_tensors, write_tensors_atomic
 from memlm.models.runtime import load_decoder, local_model

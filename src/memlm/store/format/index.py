@@ -16,8 +16,8 @@ from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
+from memlm.checksums import file_hash
 from memlm.data.corpus import has_surrogates
-from memlm.durable import file_hash
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import sealed_text, write_file_atomic
 from memlm.store.format.header import read_sealed

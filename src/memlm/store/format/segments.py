@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from memlm.durable import file_hash
+from memlm.checksums import file_hash
 from memlm.errors import DamagedStoreError
 from memlm.files import reason_of, tensors_hash, write_tensors_atomic
 from memlm.store.format.document import StoredDocument, document_of, tensors_of

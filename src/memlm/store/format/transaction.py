@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from memlm.durable import file_hash
+from memlm.checksums import file_hash
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.store.format.header import NAME as HEADER
 from memlm.store.format.header import StoreHeader, read_header

@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from memlm.checksums import check_folder
 from memlm.data import PackedRows
-from memlm.durable import check_folder
 from memlm.errors import CheckpointError, MemlmError
 from memlm.files import disk_errors, one_error, read_json, write_folder_atomic
 from memlm.measurement import target_mask
