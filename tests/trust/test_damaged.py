@@ -91,7 +91,7 @@ def test_session(memory_run: Path, tmp_path: Path) -> None:
         chunks = [c.tolist() if isinstance(c, torch.Tensor) else c for c in history.chunks]
         return chunks, history.newest, history.forgotten, loaded.fidelity, loaded.window
 
-    assert outcomes(tmp_path / "talk", tmp_path, read, only=lambda p: True)["harmless"] == 0
+    outcomes(tmp_path / "talk", tmp_path, read, only=lambda p: True)
 
 
 def test_model(finished_run: Path, tmp_path: Path) -> None:
@@ -102,8 +102,7 @@ def test_model(finished_run: Path, tmp_path: Path) -> None:
         return weights, model.model.config.to_dict() | {"_name_or_path": ""}, model.tokenizer.get_vocab()
 
     root = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", SUMS)
-    found = outcomes(finished_run, tmp_path, read, only=lambda p: p.name in root and p.parent == finished_run)
-    assert found["harmless"] == 0
+    outcomes(finished_run, tmp_path, read, only=lambda p: p.name in root and p.parent == finished_run)
 
 
 @pytest.mark.slow
