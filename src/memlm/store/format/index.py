@@ -73,7 +73,7 @@ class Index:
         self.path = folder / NAME
         with self._errors(self.path):
             self._connection = _connect(self.path, write=write)
-            if set(self._connection.execute(_SCHEMA)) != _expected_schema():
+            if frozenset(self._connection.execute(_SCHEMA)) != _expected_schema():
                 raise self._damaged("the description of its tables")
 
     @staticmethod
