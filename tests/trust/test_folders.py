@@ -133,11 +133,11 @@ def test_a_store_whose_creator_failed_is_created_again_by_the_one_that_waited(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codec, opened = ChunkCodec.load(finished_run), MemoryStore.open
-    first = TextStore.open(tmp_path / "s", codec, write=True)
+    creators = [TextStore.open(tmp_path / "s", codec, write=True)]
 
     def fails_first(*arguments: object, **options: object) -> MemoryStore:
-        if first.store._lock is not None and first.store._lock.is_locked:
-            first.__exit__(ValueError("it failed"))
+        if creators:
+            creators.pop().__exit__(ValueError("it failed"))
         return opened(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MemoryStore, "open", fails_first)

@@ -22,7 +22,7 @@ from tests.conftest import speech
 from tests.store.test_memory_store import HEADER, document, same
 from tests.trust import KILLS
 
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 
 
 def killed(work: Callable[[Say], None], after: float) -> list[str]:
@@ -33,7 +33,7 @@ def killed(work: Callable[[Say], None], after: float) -> list[str]:
         os.close(out)
         try:
             torch.set_num_threads(1)
-            work(lambda name: os.write(into, f"{name}\n".encode()) and None)
+            work(lambda name: os.write(into, f"{name}\n".encode()))
         finally:
             os._exit(1)
     os.close(into)
@@ -168,7 +168,7 @@ def test_two_creators_of_one_store_of_whom_one_is_killed(finished_run: Path, tmp
         other = os.fork()
         if not other:
             try:
-                create((tmp_path / f"{trial}.ok").write_text, "other")  # type: ignore[arg-type]
+                create((tmp_path / f"{trial}.ok").write_text, "other")
             finally:
                 os._exit(0)
         promised = killed(partial(create, name="killed"), draw.uniform(0.002, 0.5))
