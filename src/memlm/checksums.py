@@ -19,6 +19,8 @@ from memlm.version import __version__
 
 SUMS: Final = "checksums.json"
 """The file that names the files that memlm wrote into a folder."""
+IGNORED: Final = "MEMLM_IGNORE_CHECKSUMS"
+"""The variable of the environment that is 1 where checksums are ignored."""
 _FORMAT: Final = 1
 _IGNORED = ContextVar("checksums are ignored", default=False)
 
@@ -53,7 +55,7 @@ REMEDY: Final = "restore it, or go on regardless (--ignore-checksums)."
 
 def checksums_are_ignored() -> bool:
     """Return whether files are read although they are not what was written."""
-    return _IGNORED.get() or os.environ.get("MEMLM_IGNORE_CHECKSUMS") == "1"
+    return _IGNORED.get() or os.environ.get(IGNORED) == "1"
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
+from memlm.checksums import IGNORED
 from memlm.errors import MemlmError, UserError, did_you_mean, one_line
 from memlm.version import __version__
 
@@ -74,23 +75,34 @@ a first look:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 on success, 2 on an error, 130 on Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    ignoring = _IGNORE in given
+    given = [argument for argument in given if argument != _IGNORE]
     if not given or given[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         return 0
     if given[0] == "--version":
         print(f"memlm {__version__}")
         return 0
-    if _IGNORE in given:
-        given.remove(_IGNORE)
-        os.environ["MEMLM_IGNORE_CHECKSUMS"] = "1"  # the processes that this one starts read it, too
     try:
-        with _notes_on_stderr():
+        with _notes_on_stderr(), _checksums_ignored() if ignoring else nullcontext():
             _command(given[0])(given[1:])
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if os.environ.get("MEMLM_TRACEBACK") == "1" and not isinstance(error, SystemExit):
             traceback.print_exception(error)
         return _exit_code(error)
     return 0
+
+
+@contextmanager
+def _checksums_ignored() -> Generator[None]:
+    """Read what is not what was written, also in the processes that this one starts."""
+    before = os.environ.get(IGNORED)
+    os.environ[IGNORED] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(IGNORED)
+        os.environ |= {} if before is None else {IGNORED: before}
 
 
 @contextmanager
