@@ -18,15 +18,17 @@ Any other exception is a defect of memlm.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from numbers import Integral, Real
+from typing import Final, cast, get_args, get_type_hints
 
 LONGEST_LIST: Final = 16
 """The greatest number of choices that a message lists."""
 _LONGEST_WORD: Final = 200
 _LONGEST_NUMBER: Final = 40
+_LONGEST_INTEGER: Final = 4096
+"""Bits of the largest integer that Python shows in digits by default, roughly."""
 _COMPARED: Final = 10_000
 """Choices that a word is compared with; a comparison takes about 20 microseconds."""
 
@@ -87,25 +89,49 @@ class Within:
     low: int | float
     high: int | float
 
-    def check(self, name: str, value: int | float | str, *, whole: bool = False) -> None:
-        """Check a number, or a word that should be one.
+    def check(self, name: str, value: object, *, whole: bool = False) -> None:
+        """Check a number.
 
         Args:
             name: of the option or the argument.
-            value: a number, or its text.
+            value: a number; anything else is refused.
             whole: the number must be whole.
 
         Raises:
             ConfigError: it is no number, not finite, or out of the range.
         """
+        fits = not isinstance(value, bool) and isinstance(value, Integral if whole else Real)
+        if not fits or not self.low <= cast(float, value) <= self.high:
+            long = isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER
+            raise self._error(name, f"2**{cast(int, value).bit_length()}" if long else repr(value), whole=whole)
+
+    def check_word(self, name: str, word: str, *, whole: bool = False) -> None:
+        """Check a word that should be a number; the arguments and the error are those of `check`."""
         try:
-            value = number = value if not isinstance(value, str) else int(value) if whole else float(value)
+            value = int(word) if whole else float(word)
         except ValueError:
-            number = math.nan
-        if not self.low <= number <= self.high:
-            shown = str(value)[:_LONGEST_NUMBER] + ("..." if len(str(value)) > _LONGEST_NUMBER else "")
-            kind = "whole number" if whole else "number"
-            raise ConfigError(f"{name} ({shown}) must be a {kind} from {self.low} to {self.high}.")
+            raise self._error(name, word, whole=whole) from None
+        self.check(name, value, whole=whole)
+
+    def _error(self, name: str, shown: str, *, whole: bool) -> ConfigError:
+        shown = shown if len(shown) <= _LONGEST_NUMBER else f"{shown[:_LONGEST_NUMBER]}..."
+        kind = "whole number" if whole else "number"
+        return ConfigError(f"{name} ({shown}) must be a {kind} from {self.low} to {self.high}.")
+
+
+def check_numbers(settings: object) -> None:
+    """Check the fields of a dataclass that are annotated with `Within`; None passes where a field's type has it.
+
+    Raises:
+        ConfigError: a number is out of its range, or no number.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        for mark in getattr(hint, "__metadata__", ()):
+            plain = get_args(hint)[0]
+            types = {plain, *get_args(plain)}
+            if isinstance(mark, Within) and not (value is None and type(None) in types):
+                mark.check(name, value, whole=float not in types)
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -122,6 +148,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     shown = short[:LONGEST_LIST] if len(known) > LONGEST_LIST else short
     others = len(known) - len(shown)
     return f"Choose from: {', '.join(shown)}{f' and {others} others' if others else ''}."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python or of torch says that memory ran out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(x in said for x in ("can't allocate memory", "out of memory"))
 
 
 def one_line(text: str) -> str:

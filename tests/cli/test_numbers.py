@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from memlm.cli import main
 from memlm.errors import ConfigError, Within
@@ -69,7 +71,12 @@ def test_temperature_zero_is_greedy(memory_run: Path) -> None:
 
 
 def test_both_ends_belong_to_a_range() -> None:
-    for value in (0, 1, 0.5, "0", "1.0"):
+    for value in (0, 1, 0.5, np.float32(0.5), np.int8(1)):
         Within(0, 1).check("share", value)
+    for word in ("0", "1.0"):
+        Within(0, 1).check_word("share", word)
     with pytest.raises(ConfigError, match="whole number from 1 to 3"):
-        Within(1, 3).check("count", "2.5", whole=True)
+        Within(1, 3).check_word("count", "2.5", whole=True)
+    for wrong in (10**6000, -(10**6000), None, "1", True, [1], 1j, float("nan"), b"1", torch.ones(2)):
+        with pytest.raises(ConfigError, match=r"^share \(.*\) must be a number from 0 to 1\.$"):
+            Within(0, 1).check("share", wrong)

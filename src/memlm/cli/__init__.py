@@ -5,6 +5,7 @@ Nothing heavy is imported until a command runs, so that `--help` answers at once
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -13,9 +14,11 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 
 from memlm.checksums import IGNORED
-from memlm.errors import MemlmError, UserError, did_you_mean, one_line
+from memlm.errors import ConfigError, MemlmError, UserError, did_you_mean, is_out_of_memory, one_line
+from memlm.processes import Stopped, rank_of_launcher, stoppable
 from memlm.version import __version__
 
 _IGNORE = "--ignore-checksums"
@@ -73,7 +76,8 @@ a first look:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0 on success, 2 on an error, 130 on Ctrl-C."""
+    """Run a command; return 0 on success, 2 on an error of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
+    _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     ignoring = _IGNORE in given
     given = [argument for argument in given if argument != _IGNORE]
@@ -84,13 +88,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"memlm {__version__}")
         return 0
     try:
-        with _notes_on_stderr(), _checksums_ignored() if ignoring else nullcontext():
+        with _notes_on_stderr(), stoppable(), _checksums_ignored() if ignoring else nullcontext():
+            rank_of_launcher()
             _command(given[0])(given[1:])
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if os.environ.get("MEMLM_TRACEBACK") == "1" and not isinstance(error, SystemExit):
             traceback.print_exception(error)
         return _exit_code(error)
     return 0
+
+
+def _open_standard_streams() -> None:
+    """Let output be written where a character has no place in its encoding, and where a stream was closed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which no other file may get
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -121,8 +140,16 @@ def _notes_on_stderr() -> Generator[None]:
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a note; of several processes, the first one does."""
-        if os.environ.get("RANK", "0") == "0":
+        if not _rank():
             print(f"memlm: note: {_fitting(record.getMessage())}", file=sys.stderr)
+
+
+def _rank() -> int:
+    """Return the number of this process, and 0 where the launcher's variables are unusable."""
+    try:
+        return rank_of_launcher()
+    except ConfigError:
+        return 0
 
 
 def _fitting(message: str) -> str:
@@ -143,20 +170,27 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, BrokenPipeError):
+        # what is still buffered would be written, and fail, when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    if os.environ.get("RANK", "0") != "0":
+    stopped = Stopped.exit_code()  # libraries raise errors of their own where they are interrupted
+    if _rank() and stopped is None:
         # the launcher ends this process when the first one has printed the same error; other errors are printed here
         time.sleep(_LATER)
-    if isinstance(error, KeyboardInterrupt):
-        print("memlm: stopped.", file=sys.stderr)
-        return 130
+    if stopped is not None or isinstance(error, KeyboardInterrupt):
+        told = str(error) if isinstance(error, MemlmError) else "stopped."
+        if not _rank():
+            print(f"memlm: {_fitting(told)}", file=sys.stderr)
+        return stopped or 130
     if isinstance(error, OSError):
         # a full disk, or a folder in place of a file: the system's message is the best one
         message = f"{error.filename or 'writing'}: {error.strerror or error}"
         print(f"memlm: error: {_fitting(message)}", file=sys.stderr)
         return 2
     if not isinstance(error, MemlmError):
-        reason = "the memory is full" if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            reason = "the memory is full; give smaller sizes, or less text at once"
         print(f"memlm: error: {_fitting(reason)} (MEMLM_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
     print(f"memlm: error: {_fitting(str(error))}", file=sys.stderr)

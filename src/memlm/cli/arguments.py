@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from memlm.errors import ConfigError, Within, did_you_mean
 
@@ -57,6 +57,9 @@ Seconds = Annotated[float, Within(0, MOST)]
 Seed = Annotated[int, Within(0, 2**63 - 1)]
 Workers = Annotated[int, Within(1, 1024)]
 TokensPerMemory = Annotated[float | None, Within(1, MOST)]
+_TEXTS = ("prompt", "prompt_embeds", "query", "question", "text", "id", "recipe")
+"""Options that take any text, or none; the others are names of folders, files, models and the like."""
+_SHOWN = 80
 _FLAG = re.compile(r"(?!-inf$|-nan$)--?[A-Za-z][\w.\-]*")
 
 
@@ -78,9 +81,32 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Pars
     shown = io.StringIO()
     try:
         with redirect_stderr(shown), redirect_stdout(shown):
-            return read(args=list(arguments))
+            options = read(args=list(arguments))
     except SystemExit:
         raise ConfigError(f"{_sentences(shown.getvalue())} See `{program} --help`.") from None
+    _check_words(options)
+    return options
+
+
+def _check_words(options: Any) -> None:
+    """Check that names are not empty and can be written as UTF-8, and that nothing holds a NUL.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    for field in dataclasses.fields(options):
+        value: Any = getattr(options, field.name)
+        words = cast("list[Any]", list(value) if isinstance(value, tuple) else [value])
+        name = _flag_of(field.name)
+        for word in (found for found in words if isinstance(found, str)):
+            if "\0" in word:
+                raise ConfigError(f"{name} ({word[:_SHOWN]!r}) holds a NUL character; leave it out.")
+            if field.name in _TEXTS or isinstance(value, tuple):
+                continue
+            if not word.strip():
+                raise ConfigError(f"{name} ('{word}') is empty; give a value, or leave {name} out.")
+            if not word.isprintable():
+                raise ConfigError(f"{name} ({word[:_SHOWN]!r}) has characters that cannot be shown; rename it.")
 
 
 def _check_numbers(kind: type[Any], arguments: Sequence[str]) -> None:
@@ -89,18 +115,51 @@ def _check_numbers(kind: type[Any], arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: no number, or one out of its range.
     """
-    hints = {_flag_of(name): hint for name, hint in get_type_hints(kind, include_extras=True).items()}
-    for argument, behind in pairwise([*arguments, ""]):
-        flag, given, value = argument.partition("=")
-        flag = f"-{flag}" if len(flag) == len("-k") else flag.replace("_", "-")
-        hint = hints.get(flag)
-        value = value if given else behind
-        types = {_unwrapped(hint)[0], *get_args(_unwrapped(hint)[0])}
-        is_number = types & {int, float} and str not in types and not any(get_origin(t) is tuple for t in types)
-        if is_number and not _FLAG.fullmatch(value) and not (value == "None" and type(None) in types):
-            marks = getattr(hint, "__metadata__", ())
-            within = next((mark for mark in marks if isinstance(mark, Within)), _ANY_NUMBER)
-            within.check(flag, value, whole=float not in types)
+    numbers = {_flag_of(name): _NumberHint.of(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    flag, number = "", None
+    for argument in arguments:
+        if _FLAG.fullmatch(argument.partition("=")[0]):
+            flag, given, word = argument.partition("=")
+            flag = f"-{flag}" if len(flag) == len("-k") else flag.replace("_", "-")
+            number = numbers.get(flag)
+            if not given:
+                continue
+        else:
+            word = argument
+        if number is not None:
+            number.check(flag, word)
+            number = number if number.many else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _NumberHint:
+    """A field that takes a number, or many."""
+
+    within: Within
+    whole: bool
+    optional: bool
+    many: bool
+
+    @classmethod
+    def of(cls, hint: Any) -> _NumberHint | None:
+        types, marks = _flattened(hint)
+        if not {int, float} & types or str in types or bool in types:
+            return None
+        within = next((mark for mark in marks if isinstance(mark, Within)), _ANY_NUMBER)
+        return cls(within, float not in types, type(None) in types, tuple in types)
+
+    def check(self, flag: str, word: str) -> None:
+        if not (word == "None" and self.optional):
+            self.within.check_word(flag, word, whole=self.whole)
+
+
+def _flattened(hint: Any) -> tuple[set[Any], list[Any]]:
+    """Return all types within a type, and all marks of annotations."""
+    types, marks = {get_origin(hint) or hint}, list(getattr(hint, "__metadata__", ()))
+    for part in (hint.__origin__,) if marks else get_args(hint):
+        inner_types, inner_marks = _flattened(part)
+        types, marks = types | inner_types, [*marks, *inner_marks]
+    return types, marks
 
 
 def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str) -> None:
@@ -172,10 +231,21 @@ def options_of(settings: type[BaseModel], own: type[Any], *, leave_out: Sequence
     for name, info in settings.model_fields.items():
         if name not in leave_out:
             help_text = " ".join((info.description or "").split())
-            fields.append((name, Annotated[info.annotation, tyro.conf.arg(help=help_text)], info.default))
+            marked = Annotated[info.annotation, tyro.conf.arg(help=help_text), _range_of(info)]
+            fields.append((name, marked, info.default))
     return dataclasses.make_dataclass(
         own.__name__, fields, bases=(own,), namespace={"__doc__": own.__doc__}, frozen=True
     )
+
+
+def _range_of(info: FieldInfo) -> Within:
+    """Return the range of a setting's number; where an end does not belong to it, the setting itself refuses that."""
+    marks = [*info.metadata]
+    for mark in _flattened(info.annotation)[1]:
+        marks += mark.metadata if isinstance(mark, FieldInfo) else [mark]
+    low = next((getattr(mark, end) for mark in marks for end in ("ge", "gt") if hasattr(mark, end)), -MOST)
+    high = next((getattr(mark, end) for mark in marks for end in ("le", "lt") if hasattr(mark, end)), MOST)
+    return Within(low, high)
 
 
 _DOTTED = re.compile(r"--([a-z_]+(?:[.\-][a-z_]+)*)(?:=(.*))?", re.DOTALL)
@@ -233,6 +303,8 @@ def _set(changes: dict[str, Any], path: list[str], value: Any) -> None:
 
 def _value(text: str) -> Any:
     """Return a value as YAML reads it, and floats such as 1e-3, which YAML takes for words."""
+    if not text.strip():
+        return text
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
     from memlm.files import read_plain_yaml

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memlm.cli.arguments import options_of, parse
-from memlm.errors import ConfigError
+from memlm.cli.arguments import Workers, options_of, parse
 from memlm.files import write_file_atomic
 from memlm.measurement import to_json_lines
 from memlm.reports import PageContent, figure, write_page
@@ -52,7 +51,7 @@ class Claims:
     """Folder of runs, measurements and page."""
     quick: bool = False
     """One seed, a tenth of the steps, 60 documents: a test that the command works, too short for verdicts."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Trainings at the same time, each with a share of the cores; by default one for each core, at most 8."""
 
 
@@ -84,11 +83,7 @@ def _settings(options: dict[str, Any]) -> ClaimSettings:
 
 
 def _workers(given: int | None) -> int:
-    if given is None:
-        return min(os.cpu_count() or 1, _MOST_WORKERS)
-    if given < 1:
-        raise ConfigError(f"--workers ({given}) must be at least 1.")
-    return given
+    return min(os.cpu_count() or 1, _MOST_WORKERS) if given is None else given
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from memlm.cli.arguments import parse
+from memlm.cli.arguments import Positive, Seed, TokensPerMemory, parse
 from memlm.errors import ConfigError
 from memlm.models.runtime import Device, device_of
 
@@ -37,25 +37,25 @@ class EvalHarness:
     training."""
     tasks: str = ",".join(LOCAL)
     """Names of tasks, separated by commas."""
-    memory_after: int = 256
+    memory_after: Positive = 256
     """Number of newest tokens of a context that stay tokens. A memory model reads whole chunks as memories and may
     keep up to a chunk more."""
-    tokens_per_memory: float | None = None
+    tokens_per_memory: TokensPerMemory = None
     """Old tokens for each memory of a pretrained decoder; 8 by default."""
     readings: tuple[Literal["memory", "without", "full"], ...] = ("memory", "without", "full")
     """Ways to read old context: as memories, not at all, as tokens. Each gives a score."""
-    limit: int | None = None
+    limit: Positive | None = None
     """Maximum number of questions of a task."""
-    questions: int = 64
+    questions: Positive = 64
     """Questions of each memlm task."""
-    ruler_lengths: tuple[int, ...] = (1024, 4096)
+    ruler_lengths: tuple[Positive, ...] = (1024, 4096)
     """Tokens of the contexts of RULER's niah_single_1, niah_multikey_2 and ruler_vt (pip install 'memlm[harness]')."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the facts."""
     text: str | None = None
     """Text of the memlm tasks; by default the run's held-out text, or that of the bundled speeches for a decoder
     without a run."""
-    batch_size: int = 8
+    batch_size: Positive = 8
     """Requests in a batch."""
     device: Device = "auto"
     """Device of a pretrained decoder; a GPU where there is one by default."""
@@ -99,10 +99,6 @@ def run(arguments: list[str]) -> None:
 def _check(options: EvalHarness, names: list[str]) -> None:
     if not names:
         raise ConfigError("--tasks names none; give at least one, such as memlm_recall.")
-    for name in ("questions", "batch_size", "memory_after", "limit", "tokens_per_memory"):
-        value = getattr(options, name)
-        if value is not None and not value >= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} ({value}) must be at least 1.")
     if not options.readings:
         raise ConfigError("--readings names none; give at least one of memory, without, full.")
     if options.hf is not None and "full" not in options.readings:

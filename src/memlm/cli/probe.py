@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from memlm.cli.arguments import TextOptions, options_of, parse, text_field_of
+from memlm.cli.arguments import NotNegative, Positive, TextOptions, options_of, parse, text_field_of
 from memlm.data import load_documents
 from memlm.encoders import MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
@@ -40,7 +40,7 @@ class Probe(TextOptions):
     pooling: str | None = None
     """Pooling of hidden states: last, penultimate, mean, cls, max, mean_sqrt_len_tokens or weightedmean; by default all
     that the model declares, or penultimate for causal models and mean for others."""
-    layer: int | None = None
+    layer: NotNegative | None = None
     """Layer whose hidden states are pooled, 0 for the embeddings; the last by default."""
     prompt: str | None = None
     """Name of a prompt that the encoder declares, such as query, or the text before every text; '' for none."""
@@ -59,7 +59,7 @@ class Probe(TextOptions):
     """Tokens per passage, one number or several as in 16,32,64; by default 32, or the chunk of an encoder of memlm."""
     size: Size = "medium"
     """Width and depth of the probe's decoder."""
-    steps: int = 400
+    steps: Positive = 400
     """Greatest number of updates of a probe; early stopping usually ends training before."""
     out: str | None = None
     """Folder of the probes and the report; by default runs/probe-NAME."""

@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from memlm.cli.arguments import options_of, parse
-from memlm.errors import ConfigError
+from memlm.errors import Within
 from memlm.measurement import append_journal, to_json_lines
 from memlm.reports.tables import with_interval
 from memlm.reproduction.paper_rows import TableSettings
@@ -32,7 +32,7 @@ class ProbeTable:
 
     out: str = "runs/probe-table"
     """Folder of encoders, probes and measurements."""
-    workers: int = 0
+    workers: Annotated[int, Within(0, 1024)] = 0
     """Rows at the same time; 0 for one on each core."""
     quick: bool = False
     """One seed and short trainings, in a few minutes."""
@@ -53,8 +53,6 @@ def run(arguments: list[str]) -> None:
 
 def _workers(given: int) -> int:
     """Return the number of workers: one for each core by default, and one where a GPU is used."""
-    if given < 0:
-        raise ConfigError(f"--workers ({given}) must be at least 1, or 0 for one on each core.")
     if given:
         return given
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,6 +16,7 @@ from memlm.cli.arguments import Seconds, TextOptions, TokensPerMemory, Workers, 
 from memlm.cli.store import model_of, progress_view, ratio_of, retrieval_of
 from memlm.durable import is_vacant
 from memlm.errors import ConfigError, DataError
+from memlm.processes import rank_of_launcher
 
 if TYPE_CHECKING:
     from memlm.store import TextStore
@@ -73,7 +73,7 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("--prompt is for a retrieval encoder; give --retrieval, too.")
     if launched() and options.workers > 1:
         raise ConfigError(f"--workers ({options.workers}) is for one process; under torchrun start more processes.")
-    if int(os.environ.get("RANK", "0")):
+    if rank_of_launcher():
         _serve(options)
         return
     size = _checked_size(options.paths)

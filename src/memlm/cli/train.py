@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from memlm.cli.arguments import MOST, parse, settings_help, take_settings
 from memlm.errors import ConfigError, Within, did_you_mean
+from memlm.processes import rank_of_launcher
 
 if TYPE_CHECKING:
     from memlm.training import RunConfig
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> None:
     from memlm.training import train_run
 
     folder = train_run(config, out, resume=options.resume, overwrite=options.overwrite, progress=options.progress)
-    if os.environ.get("RANK", "0") == "0":
+    if rank_of_launcher() == 0:
         print(f"trained: {folder.path}   (next: memlm evaluate {folder.path})", file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ import json
 import lzma
 import os
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _MARKS: Final = {
 }
 """Encodings by the byte order mark that a file begins with; the longer marks come first."""
 _DELIMITERS: Final = ",;\t|"
+_PATIENCE: Final = 5.0
+"""Seconds in which another program opens a pipe to write."""
 
 
 class Value(NamedTuple):
@@ -152,26 +155,50 @@ def _opened(path: Path) -> Generator[io.BufferedIOBase]:
         DataError: there is no such file, it is a device, or it cannot be unpacked.
     """
     shown = shown_path(path)
-    unpack = _UNPACKERS.get(path.suffix.lower(), open)
-    try:
-        mode = path.stat().st_mode
-        if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and str(path) != "/dev/stdin":
-            raise DataError(f"'{shown}' is a device, which never ends; give a file with text.")
-        file = cast(io.BufferedIOBase, unpack(path, "rb"))
-    except OSError as error:
-        raise DataError(f"cannot read '{shown}': {error.strerror or error}.") from error
-    with file:
+    with open_bytes(path) as plain:
         try:
-            yield file
+            unpack = _UNPACKERS.get(path.suffix.lower())
+            file = plain if unpack is None else cast(io.BufferedIOBase, unpack(plain))
+            with file:
+                yield file
         except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"cannot unpack '{shown}': {error}; fetch the file again.") from error
 
 
-def _open_zst(path: Path, _mode: str) -> io.BufferedIOBase:
+def open_bytes(path: Path) -> io.BufferedReader:
+    """Open a file or a pipe, of which reading ends.
+
+    Raises:
+        DataError: there is no such file, it is a device, or a pipe that no program writes to.
+    """
+    shown = shown_path(path)
+    try:
+        mode = path.stat().st_mode
+        if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and str(path) != "/dev/stdin":
+            raise DataError(f"'{shown}' is a device, which never ends; give a file.")
+        return _open_pipe(path) if stat.S_ISFIFO(mode) else path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read '{shown}': {error.strerror or error}.") from error
+
+
+def _open_pipe(path: Path) -> io.BufferedReader:
+    found: list[io.BufferedReader] = []
+    opening = threading.Thread(target=lambda: found.append(path.open("rb")), daemon=True)
+    opening.start()  # opening a pipe waits for a program that writes to it
+    opening.join(_PATIENCE)
+    if opening.is_alive():
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        opening.join()
+        found[0].close()
+        raise DataError(f"'{shown_path(path)}' is a pipe that no program writes to; give a file.")
+    return found[0]
+
+
+def _open_zst(file: io.BufferedReader) -> io.BufferedIOBase:
     """Open a file of Zstandard, which pyarrow unpacks."""
     import pyarrow as pa
 
-    return cast(io.BufferedIOBase, io.BufferedReader(cast(Any, pa.input_stream(str(path), compression="zstd"))))
+    return cast(io.BufferedIOBase, io.BufferedReader(cast(Any, pa.input_stream(file, compression="zstd"))))
 
 
 _UNPACKERS: Final[dict[str, Callable[..., object]]] = {

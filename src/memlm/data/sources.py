@@ -226,7 +226,7 @@ def find_files(source: str, left_out: LeftOut) -> list[Path]:
         raise DataError(f"'{source}' is a link to '{path.readlink()}', which is not there; give the file itself.")
     # linked folders may lead back to themselves, so that one file has many paths
     paths = sorted((Path(p) for p in glob.glob(source, recursive=True)), key=lambda p: (len(p.parts), p))  # noqa: PTH207 (absolute globs)
-    found = sorted({p.resolve(): p for p in reversed(paths)}.values())
+    found = sorted({os.path.realpath(p): p for p in reversed(paths)}.values())
     return [p for p in found if p.is_file() and not _is_installed(p, source, left_out)]
 
 

@@ -8,19 +8,17 @@ process of its own, so that its peak memory can be measured.
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import StoppingCriteria
 
@@ -28,6 +26,8 @@ from memlm.errors import ConfigError
 from memlm.measurement import Measurement
 from memlm.models import MemoryModelConfig, MemoryModelForCausalLM
 from memlm.models.base import CACHE_NAME
+from memlm.processes import worker_pool
+from memlm.training.memory.estimate import check_fits
 from memlm.training.schema import Settings
 
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -66,6 +66,13 @@ class EfficiencySettings(Settings):
     """Tokens generated after the first one, to time them."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads of torch; 0 for torch's own choice."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EfficiencySettings:
+        if self.hidden_size % (2 * self.num_heads):
+            heads = f"num_heads ({self.num_heads})"
+            raise ConfigError(f"hidden_size ({self.hidden_size}) must be divisible by twice {heads}.")
+        return self
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,15 @@ def compare_efficiency(settings: EfficiencySettings) -> Iterator[Comparison]:
     """Yield the comparison at each batch size and length.
 
     Raises:
-        ConfigError: a length is not a multiple of `chunk_length`.
+        ConfigError: a length is not a multiple of `chunk_length`, or the model does not fit into memory.
     """
     for length in settings.lengths:
         if length % settings.chunk_length:
             raise ConfigError(
                 f"a context of {length} tokens must be whole chunks of {settings.chunk_length}; change either."
             )
+    with torch.device("meta"):
+        check_fits(_untrained_model(settings), max(settings.batch_sizes))
     for batch_size in settings.batch_sizes:
         for length in settings.lengths:
             memory, full = (_in_own_process(settings, way, length, batch_size) for way in ("memory", "full"))
@@ -143,8 +152,8 @@ def measurements_of(comparisons: list[Comparison]) -> list[Measurement]:
 
 
 def _in_own_process(settings: EfficiencySettings, way: str, length: int, batch_size: int) -> Speed:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, settings, way, length, batch_size).result()
+    with worker_pool(1) as pool:
+        return pool.run(measure, settings, way, length, batch_size).result()
 
 
 @torch.inference_mode()

@@ -43,8 +43,6 @@ def sampling_options(options: dict[str, Any]) -> dict[str, Any]:
     temperature = options.get("temperature")
     if temperature is None:
         return options
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise ConfigError(f"temperature ({temperature!r}) must be a number from 0 to 100.")
     Within(0, 100).check("temperature", temperature)
     if temperature:
         return options

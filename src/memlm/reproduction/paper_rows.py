@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import PackedRows, eos_id, pad_id
+from memlm.errors import ConfigError
 from memlm.evaluation.probe.settings import ProbeTraining
 from memlm.files import read_tensors, write_tensors_atomic
 from memlm.models import PassageEncoder, PassageEncoderConfig, TextAutoencoder, TextAutoencoderConfig
@@ -61,6 +62,12 @@ class TableSettings(Settings):
     """Encoders and probes of each row, whose figures are averaged; all share one split."""
     probe: ProbeTraining = ProbeTraining(steps=240, patience=3)
     """Settings of the probe decoder, the same for all rows."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TableSettings:
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size ({self.hidden_size}) must be divisible by num_heads ({self.num_heads}).")
+        return self
 
 
 @dataclass(frozen=True)

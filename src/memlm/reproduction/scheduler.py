@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TypeVar
 
 import torch
+
+from memlm.processes import worker_pool
 
 Job = TypeVar("Job", bound=Hashable)
 _SECONDS = 2.0
@@ -37,7 +38,7 @@ def run_side_by_side(
 
     Raises:
         Exception: the exception that `work` raised, after the running jobs have finished.
-        KeyboardInterrupt: Ctrl-C, which running jobs receive too.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, at which running jobs are stopped too.
     """
     if workers == 1:
         for job in jobs:
@@ -47,20 +48,15 @@ def run_side_by_side(
     waiting, left = list(jobs), set(jobs)
     running: dict[Future[None], Job] = {}
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        try:
-            while left:
-                for job in [j for j in waiting if needs(j) not in left][: workers - len(running)]:
-                    waiting.remove(job)
-                    running[pool.submit(work, job)] = job
-                finished = wait(running, timeout=_SECONDS, return_when=FIRST_COMPLETED).done
-                for future in finished:
-                    future.result()
-                    job = running.pop(future)
-                    left.remove(job)
-                    yield job
-                watch()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with worker_pool(workers, torch.set_num_threads, threads) as pool:
+        while left:
+            for job in [j for j in waiting if needs(j) not in left][: workers - len(running)]:
+                waiting.remove(job)
+                running[pool.run(work, job)] = job
+            finished = wait(running, timeout=_SECONDS, return_when=FIRST_COMPLETED).done
+            for future in finished:
+                future.result()
+                job = running.pop(future)
+                left.remove(job)
+                yield job
+            watch()

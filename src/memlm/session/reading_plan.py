@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from memlm.errors import UserError
+from memlm.errors import UserError, Within, check_numbers
 
-_MOST = 2**31
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,33 +20,23 @@ class AskSettings:
         UserError: a value out of its range.
     """
 
-    tokens_per_memory: int | float = 8.0
+    tokens_per_memory: Annotated[int | float, Within(1, _MOST)] = 8.0
     """Tokens for each memory."""
-    dense_chunks: int = 2
+    dense_chunks: Annotated[int, Within(0, _MOST)] = 2
     """Chunks that share most with the question, by a search, and are read more densely; 0 reads all chunks alike."""
-    dense_tokens_per_memory: int | float = 2.0
+    dense_tokens_per_memory: Annotated[int | float, Within(1, _MOST)] = 2.0
     """Tokens for each memory of these."""
-    passages: int = 1
+    passages: Annotated[int, Within(0, _MOST)] = 1
     """Passages that share most with the question and also stand in the prompt as tokens."""
-    slots: int | None = 2048
+    slots: Annotated[int | None, Within(1, _MOST)] = 2048
     """Memories in all, at most; None for no limit. What shares least with the question is left out; without a search,
     all chunks are read more sparsely."""
-    least_support: float | None = None
+    least_support: Annotated[float | None, Within(-_MOST, _MOST)] = None
     """Nats per token by which documents must make an answer likelier; below it, the answer counts as not found. None to
     count every answer as found."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_memory", "dense_tokens_per_memory"):
-            value = getattr(self, name)
-            if not 1 <= value <= _MOST:
-                raise UserError(f"{name} ({value:g}) must be a number of at least 1.")
-        for name in ("dense_chunks", "passages"):
-            if not 0 <= getattr(self, name) <= _MOST:
-                raise UserError(f"{name} ({getattr(self, name)}) must be a whole number of at least 0.")
-        if self.slots is not None and not 1 <= self.slots <= _MOST:
-            raise UserError(f"slots ({self.slots}) must be a whole number of at least 1, or None for no limit.")
-        if self.least_support is not None and not math.isfinite(self.least_support):
-            raise UserError(f"least_support ({self.least_support}) must be a number of nats, or None for none.")
+        check_numbers(self)
         if self.dense_tokens_per_memory > self.tokens_per_memory:
             raise UserError(
                 f"dense_tokens_per_memory ({self.dense_tokens_per_memory:g}) must not exceed tokens_per_memory "

@@ -7,11 +7,9 @@ nothing is unpickled by a rank), and one loop hands out the lists and returns th
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import cycle
@@ -23,6 +21,7 @@ from safetensors.torch import load, save
 
 from memlm.encoders import Encoder, open_encoder
 from memlm.errors import StoreError
+from memlm.processes import worker_pool
 from memlm.store.codec import Codec
 from memlm.store.codecs import open_codec
 from memlm.store.format.document import StoredDocument, document_of, tensors_of
@@ -51,13 +50,9 @@ def encode_with_workers(
     Every worker loads the run in the folder `model` and the retrieval encoder, a folder or id.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    start = (str(model), header.model_dump_json(), retrieval, trust_remote_code, threads)
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start) as pool:
-        try:
-            yield from _in_order(batches, lambda m: pool.submit(_run_worker, m).result, header, workers * _AHEAD)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    given = (str(model), header.model_dump_json(), retrieval, trust_remote_code, threads)
+    with worker_pool(workers, _start_worker, *given) as pool:
+        yield from _in_order(batches, lambda m: pool.run(_run_worker, m).result, header, workers * _AHEAD)
 
 
 def encode_over_ranks(

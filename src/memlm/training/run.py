@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memlm.checksums import SUMS, written_files
 from memlm.data import eos_id, load_tokenizer, pad_id
 from memlm.durable import add_sums, flush, flush_tree, seal_folder
-from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError
+from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError, is_out_of_memory
 from memlm.files import read_sealed_json
 from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriterConfig, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
@@ -24,7 +24,7 @@ from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import say
 from memlm.training.loop.trainer import Interrupted
 from memlm.training.memory.distillation import build_writer
-from memlm.training.memory.estimate import estimate
+from memlm.training.memory.estimate import check_fits, estimate
 from memlm.training.memory.pretrained import build_around_pretrained, take_token_table
 from memlm.training.model_settings import ModelConfig, TokenIds, complete, settings_of
 from memlm.training.prepare import PreparedData, prepare_data
@@ -140,6 +140,7 @@ def train_run(
                 say(f"{config.decoder.path}: {found}", shown=progress)
             # the folder is touched only when the new run's text and tokenizer are known to be good
             data = _prepared(config)
+            _check_model(config, data)
             claim = RunFolder.claimed(out, config, overwrite=overwrite)
             distributed.first_does(lambda: stack.enter_context(claim))
             folder = RunFolder(Path(out))
@@ -151,6 +152,9 @@ def train_run(
         try:
             model = _train(config, folder, data, progress=progress)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                advice = "lower training.batch_size or the model's sizes"
+                raise ConfigError(f"memory ran out while '{out}' was trained; {advice}.") from error
             if not distributed.is_loss_of_another(error):
                 raise
             again = f"go on with: memlm train --resume --out {folder.path}"
@@ -211,6 +215,16 @@ def _check_decoder(config: RunConfig) -> None:
     if decoder.adapter != "all" or getattr(config.model, "lora", None) is not None:
         name = f"decoder.adapter ('{decoder.adapter}')" if decoder.adapter != "all" else "model.lora"
         raise ConfigError(f"{name} is for a pretrained decoder; give one (--decoder PATH_OR_HUB_ID).")
+
+
+def _check_model(config: RunConfig, data: PreparedData) -> None:
+    """Check that the model can be built and that it fits into memory."""
+    if config.decoder.path is not None:
+        return
+    encoder = None if config.encoder_run is None else encoder_of_run(config.encoder_run)
+    with torch.device("meta"):
+        model = build_run_model(config, data.tokenizer, encoder=encoder)
+    check_fits(model, config.training.batch_size // distributed.count())
 
 
 def _check_text_the_encoder_saw(encoder_run: str, data: PreparedData) -> None:

@@ -11,12 +11,15 @@ from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memlm.errors import ConfigError, Within, did_you_mean
+from memlm.data.corpus import has_surrogates
+from memlm.data.records import open_bytes
+from memlm.errors import ConfigError, DataError, Within, did_you_mean
 from memlm.files import read_plain_yaml
 
 MAX_CONFIG_BYTES = 2**20
 """Largest settings file that is read."""
 
+_SHOWN = 80
 _ANY_NUMBER = Within(-(2**63), 2**63 - 1)
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -39,17 +42,20 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
     Raises:
         ConfigError: the first value that does not fit, in one line.
     """
-    _check_sizes(values, "")
     try:
-        return kind.model_validate_json(json.dumps(values))
+        found = kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error, kind)) from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({error}).") from error
+        _check_sizes(values, "")
+        reason = str(error)[:_SHOWN]
+        raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({reason}).") from error
+    _check_sizes(values, "")
+    return found
 
 
 def _check_sizes(value: Any, name: str) -> None:
-    """Check that every number is finite and fits 64 bits, which all libraries below take."""
+    """Check that every number is finite and fits 64 bits, which all libraries below take, and that words are UTF-8."""
     if isinstance(value, dict):
         for key, inner in cast("dict[str, Any]", value).items():
             _check_sizes(inner, f"{name}.{key}" if name else str(key))
@@ -58,6 +64,8 @@ def _check_sizes(value: Any, name: str) -> None:
             _check_sizes(inner, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _ANY_NUMBER.check(name, value)
+    elif isinstance(value, str) and has_surrogates(value):
+        raise ConfigError(f"{name} ({value[:_SHOWN]!r}) is not UTF-8; rename it.")
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:
@@ -66,17 +74,15 @@ def read_changes(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, too large, not YAML, or not a mapping.
     """
-    file = Path(path)
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(
-                f"'{path}' has {file.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}; is it a settings file?"
-            )
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read settings from '{path}': {getattr(error, 'strerror', None) or error}."
-        ) from error
+        with open_bytes(Path(path)) as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"'{path}' has more than {MAX_CONFIG_BYTES} bytes; is it a settings file?")
+        text = content.decode()
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        reason = str(getattr(error, "strerror", None) or error).removesuffix(".")
+        raise ConfigError(f"cannot read settings from '{path}': {reason}.") from error
     try:
         values = read_plain_yaml(text)
     except ConfigError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memlm.files import write_file_atomic
+from memlm.processes import Stopped, handled_by, restore
 from memlm.training.config import TrainingConfig
 from memlm.training.loop import distributed
 
@@ -209,7 +209,7 @@ class RunCallback(TrainerCallback):
 
 
 class Interrupt:
-    """Ctrl-C once: finish the step, keep a checkpoint, stop. Twice: stop at once.
+    """Ctrl-C or SIGTERM once: finish the step, keep a checkpoint, stop. Twice: stop at once.
 
     A launcher ends its processes by SIGTERM, after the terminal has sent them the SIGINT: there it only asks too.
     """
@@ -221,7 +221,8 @@ class Interrupt:
     def listening(self) -> Generator[None]:
         """Within it the first signal only requests a stop; the handlers before are put back on leaving."""
 
-        def ask(*_: object) -> None:
+        def ask(number: int, _frame: object) -> None:
+            Stopped.signal = number
             if self.requested and not distributed.launched():
                 raise KeyboardInterrupt
             if not self.requested and distributed.is_first():
@@ -229,14 +230,8 @@ class Interrupt:
                 print(f"\nstopping after this step{again} ...", file=sys.stderr)
             self.requested = True
 
-        caught = (signal.SIGINT, signal.SIGTERM) if distributed.launched() else (signal.SIGINT,)
-        try:
-            before = {which: signal.signal(which, ask) for which in caught}
-        except ValueError:  # not the main thread, where signals cannot be caught
-            yield
-            return
+        before = handled_by(ask)
         try:
             yield
         finally:
-            for which, handler in before.items():
-                signal.signal(which, handler)
+            restore(before)

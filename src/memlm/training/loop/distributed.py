@@ -6,7 +6,6 @@ Alone, everything here does nothing. What goes between processes is numbers, nev
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from memlm.errors import ConfigError, DataError, MemlmError
+from memlm.processes import processes_of_launcher
 from memlm.training.config import TrainingConfig
 
 _PATIENCE = timedelta(minutes=30)
@@ -46,7 +46,7 @@ def is_first() -> bool:
 
 def launched() -> bool:
     """Return whether a launcher started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return processes_of_launcher() > 1
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from memlm.data.tokenizer import gguf_option
@@ -69,8 +70,27 @@ def estimate(config: RunConfig, model: SlotWriterConfig) -> Estimate:
     # a forward pass takes two operations for each weight and token, a backward pass to inputs as many
     operations = 2 * parameters * (2 * learning + reading)
     found = Estimate(parameters, trained, weights, training, config.steps * operations / _operations_per_second())
-    _check_memory(found)
+    advice = "lower training.batch_size or model.num_chunks, or give decoder.dtype bfloat16 or 8bit"
+    _check_memory(found.weight_bytes + found.training_bytes, advice)
     return found
+
+
+def check_fits(model: PreTrainedModel, rows: int) -> None:
+    """Check that a training is not certain to exceed the memory: weights, gradients, moments and one hidden state.
+
+    Args:
+        model: on any device; its sizes count.
+        rows: of a step in this process.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    parts = [model.config, *(part for part in vars(model.config).values() if isinstance(part, PreTrainedConfig))]
+    width = max(int(getattr(part, "hidden_size", 0)) for part in parts)
+    positions = max(int(getattr(part, "max_position_embeddings", 0) or 0) for part in parts)
+    positions = max(positions, int(cast(Any, model.config).document_length))
+    weights = sum(p.numel() * (4 if p.requires_grad else 1) for p in model.parameters())
+    _check_memory(4 * (weights + rows * positions * width), "lower training.batch_size or the model's sizes")
 
 
 def _outline(path: str, gguf_file: str | None) -> PreTrainedModel:
@@ -78,12 +98,21 @@ def _outline(path: str, gguf_file: str | None) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, **option)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return _with_sizes(outline)
     except Exception as error:  # hub, JSON and transformers each raise their own kind
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"cannot load a decoder from '{path}' ({reason}); give a causal language model's folder or Hub id."
         ) from error
+
+
+def _with_sizes(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model whose configuration has the sizes of a plain decoder."""
+    for name in ("hidden_size", "num_hidden_layers"):
+        if not hasattr(model.config, name):
+            raise ValueError(f"a {model.config.model_type} has no {name}")
+    return model
 
 
 def _adapter_size(decoder: PreTrainedModel, lora: LoraSettings) -> int:
@@ -102,14 +131,11 @@ def _operations_per_second() -> float:
     return 3 * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def _check_memory(found: Estimate) -> None:
+def _check_memory(needed: int, advice: str) -> None:
     if torch.cuda.is_available():
         free, where = torch.cuda.mem_get_info()[0], "of the GPU"
     else:
         free, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "of this machine"
-    needed = found.weight_bytes + found.training_bytes
     if needed > free:
-        raise ConfigError(
-            f"training needs about {needed / _GIB:.1f} GiB, more than the {free / _GIB:.1f} GiB {where}; lower "
-            "training.batch_size or model.num_chunks, or give decoder.dtype bfloat16 or 8bit."
-        )
+        sizes = f"{needed / _GIB:.1f} GiB, more than the {free / _GIB:.1f} GiB {where}"
+        raise ConfigError(f"training needs about {sizes}; {advice}.")
