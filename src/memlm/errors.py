@@ -20,15 +20,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral, Real
-from typing import Final, cast, get_args, get_type_hints
+from typing import Any, Final, cast, get_args, get_type_hints
 
 LONGEST_LIST: Final = 16
 """The greatest number of choices that a message lists."""
 _LONGEST_WORD: Final = 200
 _LONGEST_NUMBER: Final = 40
-_LONGEST_INTEGER: Final = 4096
-"""Bits of the largest integer that Python shows in digits by default, roughly."""
+_LONGEST_VALUE: Final = 80
 _COMPARED: Final = 10_000
 """Choices that a word is compared with; a comparison takes about 20 microseconds."""
 
@@ -102,8 +102,7 @@ class Within:
         """
         fits = not isinstance(value, bool) and isinstance(value, Integral if whole else Real)
         if not fits or not self.low <= cast(float, value) <= self.high:
-            long = isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER
-            raise self._error(name, f"2**{cast(int, value).bit_length()}" if long else repr(value), whole=whole)
+            raise self._error(name, shown(value), whole=whole)
 
     def check_word(self, name: str, word: str, *, whole: bool = False) -> None:
         """Check a word that should be a number; the arguments and the error are those of `check`."""
@@ -113,10 +112,10 @@ class Within:
             raise self._error(name, word, whole=whole) from None
         self.check(name, value, whole=whole)
 
-    def _error(self, name: str, shown: str, *, whole: bool) -> ConfigError:
-        shown = shown if len(shown) <= _LONGEST_NUMBER else f"{shown[:_LONGEST_NUMBER]}..."
+    def _error(self, name: str, word: str, *, whole: bool) -> ConfigError:
+        word = word if len(word) <= _LONGEST_NUMBER else f"{word[:_LONGEST_NUMBER]}..."
         kind = "whole number" if whole else "number"
-        return ConfigError(f"{name} ({shown}) must be a {kind} from {self.low} to {self.high}.")
+        return ConfigError(f"{name} ({word}) must be a {kind} from {self.low} to {self.high}.")
 
 
 def check_numbers(settings: object) -> None:
@@ -125,13 +124,31 @@ def check_numbers(settings: object) -> None:
     Raises:
         ConfigError: a number is out of its range, or no number.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+    for name, (within, types) in _ranges_of(type(settings)).items():
         value = getattr(settings, name)
-        for mark in getattr(hint, "__metadata__", ()):
+        if not (value is None and type(None) in types):
+            within.check(name, value, whole=float not in types)
+
+
+@cache
+def _ranges_of(kind: type) -> dict[str, tuple[Within, set[Any]]]:
+    """Return the ranges of a class's fields and the types that they may have."""
+    found: dict[str, tuple[Within, set[Any]]] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        within = next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Within)), None)
+        if within is not None:
             plain = get_args(hint)[0]
-            types = {plain, *get_args(plain)}
-            if isinstance(mark, Within) and not (value is None and type(None) in types):
-                mark.check(name, value, whole=float not in types)
+            found[name] = (within, {plain, *get_args(plain)})
+    return found
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: as Python writes it where that is short, otherwise cut, or its type."""
+    try:
+        word = repr(value)
+    except Exception:  # an integer of thousands of digits, or an object that cannot be shown
+        word = f"of type {type(value).__name__}"
+    return word if len(word) <= _LONGEST_VALUE else f"{word[:_LONGEST_VALUE]}..."
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -145,9 +162,9 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(word[:_LONGEST_WORD], short, n=1)
     if near:
         return f"Did you mean '{near[0]}'?"
-    shown = short[:LONGEST_LIST] if len(known) > LONGEST_LIST else short
-    others = len(known) - len(shown)
-    return f"Choose from: {', '.join(shown)}{f' and {others} others' if others else ''}."
+    listed = short[:LONGEST_LIST] if len(known) > LONGEST_LIST else short
+    others = len(known) - len(listed)
+    return f"Choose from: {', '.join(listed)}{f' and {others} others' if others else ''}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from memlm.errors import ConfigError, UserError
+from memlm.errors import ConfigError, UserError, Within, check_numbers
 from memlm.shapes import IGNORE_INDEX, Labels, Logits, TokenIds, TokenMask
 
 
@@ -236,6 +236,9 @@ OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 """The objectives of memory models, in the order of their losses."""
 
 
+_MOST = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class LinearSchedule:
     """A number that changes linearly from `start` to `end` over `steps` steps and stays constant afterwards."""
@@ -243,12 +246,15 @@ class LinearSchedule:
     # pydantic checks the numbers wherever settings hold a schedule
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, revalidate_instances="always")
 
-    start: Annotated[float, Field(ge=0)]
+    start: Annotated[float, Field(ge=0), Within(0, _MOST)]
     """Value at the first step."""
-    end: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0), Within(0, _MOST)]
     """Value from `steps` on."""
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1), Within(1, _MOST)]
     """Number of steps from `start` to `end`."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
     def at(self, step: int) -> float:
         """Return the number at a step; the first step is 0."""

@@ -61,6 +61,8 @@ class Search(_StoreAndModel):
     """Number of chunks to print."""
     document: tuple[str, ...] = ()
     """Search only the documents with these ids."""
+    retrieval: str | None = None
+    """Folder or id of the store's retrieval encoder, if it has moved since."""
     prompt: str | None = None
     """Prompt before the query: a name that the store's retrieval encoder declares, or a text; by default its own for
     queries."""
@@ -120,7 +122,7 @@ def search(arguments: list[str]) -> None:
     """Print the nearest chunks."""
     options = parse(Search, arguments, command="search")
     trust = options.trust_remote_code
-    with open_texts(options.store, options.model, retrieval=True, trust_remote_code=trust) as store:
+    with open_texts(options.store, options.model, search=True, retrieval=options.retrieval, trust_code=trust) as store:
         for hit in store.search(options.query, options.k, documents=options.document or None, prompt=options.prompt):
             text = store.text_of(hit)
             if options.json:
@@ -262,14 +264,26 @@ def progress_view(total: int, noun: str) -> Generator[ProgressView]:
 
 
 def open_texts(
-    folder: str, model: str | None, *, retrieval: bool = False, trust_remote_code: bool = False
+    folder: str, model: str | None, *, search: bool = False, retrieval: str | None = None, trust_code: bool = False
 ) -> TextStore:
-    """Open a store for reading with the model in a folder, by default the one that it was made with."""
+    """Open a store for reading with the model in a folder, by default the one that it was made with.
+
+    Args:
+        folder: of the store.
+        model: folder of the model.
+        search: open the retrieval encoder, too.
+        retrieval: folder or id of that encoder; by default where it was when the store was made.
+        trust_code: run Python code that comes with that encoder.
+
+    Raises:
+        StoreError: the model is not there any more, or a retrieval encoder is given to a store without one.
+        CheckpointError: the retrieval encoder is not on this machine.
+    """
     from memlm.store import TextStore
 
-    encoder = retrieval_of(folder) if retrieval else None
+    encoder = retrieval or (retrieval_of(folder) if search else None)
     place = model or model_of(folder)
-    return TextStore.open(folder, place, retrieval=encoder, trust_remote_code=trust_remote_code)
+    return TextStore.open(folder, place, retrieval=encoder, trust_remote_code=trust_code)
 
 
 def model_of(folder: str) -> str:
@@ -299,4 +313,6 @@ def retrieval_of(folder: str) -> str | None:
     from memlm.store import read_header
 
     hint = read_header(Path(folder)).retrieval_model
-    return hint and local_model(hint, source=folder, remedy="download it where you trust it (hf download)")
+    return hint and local_model(
+        hint, source=folder, remedy="say where it is (--retrieval), or download it (hf download)"
+    )

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from memlm.data.corpus import Document, LeftOut, has_surrogates, stream_file
+from memlm.data.given import list_of_texts
 from memlm.data.records import Value, field_of, is_plain, read_values, shown_path, text_of
-from memlm.errors import DataError, did_you_mean
+from memlm.errors import DataError, Within, did_you_mean
 
 BUNDLED: Final = {"sotu": "sotu.jsonl.xz"}
 MAX_TOTAL_CHARACTERS: Final = 4 * 2**30
@@ -48,11 +49,11 @@ def load_documents(
         strict: raise at the first item that cannot be read.
 
     Raises:
-        DataError: a source is missing or larger than MAX_TOTAL_CHARACTERS, nothing can be read, or max_documents is
-            below 1.
+        DataError: a source is missing or larger than MAX_TOTAL_CHARACTERS, or nothing can be read.
+        ConfigError: max_documents is out of its range.
     """
-    if max_documents is not None and max_documents < 1:
-        raise DataError(f"max_documents ({max_documents}) must be at least 1.")
+    if max_documents is not None:
+        Within(1, 2**31 - 1).check("max_documents", max_documents, whole=True)
     sources = _names(source)
     documents: list[Document] = []
     total, left_out = 0, LeftOut(strict=strict)
@@ -90,7 +91,7 @@ def stream_documents(
 
 
 def _names(source: str | Sequence[str]) -> list[str]:
-    names = [source] if isinstance(source, str) else list(source)
+    names = [str(source)] if isinstance(source, Path) else list_of_texts(source, name="source")
     if not names:
         raise DataError("no source of text; give at least one file, folder, glob or Hub id.")
     return names

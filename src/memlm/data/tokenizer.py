@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from memlm.data.corpus import has_surrogates
+from memlm.data.given import list_of_texts, one_text
 from memlm.errors import TokenizerError
 
 PAD, EOS = "<pad>", "<eos>"
@@ -121,21 +121,19 @@ def first_token_id(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> in
     return next(i for i in candidates if isinstance(i, int) and i != padding and i < vocab_size)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text.
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text; a bare string is one text.
 
     No special tokens are added, and text that looks like a special token is encoded as text.
 
     Raises:
-        TokenizerError: a text holds half of a surrogate pair.
+        DataError: they are no texts, or one holds half of a surrogate pair.
     """
-    if not texts:
+    found = list_of_texts(texts)
+    if not found:
         return []
-    for index, text in enumerate(texts):
-        if has_surrogates(text):
-            raise TokenizerError(f"text {index} holds half of a surrogate pair; decode it with errors='replace'.")
     encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+        found, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
     )
     return cast("list[list[int]]", encoded["input_ids"])
 
@@ -144,12 +142,10 @@ def encode_with_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[lis
     """Return the token ids of a text, as `encode_texts` does, and the number of its characters up to each token's end.
 
     Raises:
-        TokenizerError: the text holds half of a surrogate pair.
+        DataError: it is no text, or holds half of a surrogate pair.
     """
-    if has_surrogates(text):
-        raise TokenizerError("the text holds half of a surrogate pair; decode it with errors='replace'.")
     encoded = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
+        one_text(text), add_special_tokens=False, return_offsets_mapping=True, verbose=False, split_special_tokens=True
     )
     return list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
 

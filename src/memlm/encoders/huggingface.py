@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from memlm.data import eos_id, load_tokenizer
+from memlm.data.given import folder_of, list_of_texts
 from memlm.encoders.declaration import Declaration, UnknownDeclarationError, prompt_of, read_declaration
 from memlm.encoders.interface import MemoryEncoder, SentenceTransformersEncoder, TextVectors, model_fingerprint
 from memlm.encoders.modules import (
@@ -138,7 +139,8 @@ class HuggingFaceEncoder:
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], prompt: str) -> TextVectors:
-        parts = [self._vectors(texts[i : i + _TEXTS], prompt) for i in range(0, len(texts), _TEXTS)]
+        given = list_of_texts(texts)
+        parts = [self._vectors(given[i : i + _TEXTS], prompt) for i in range(0, len(given), _TEXTS)]
         return torch.cat(parts) if parts else torch.empty(0, self.width)
 
     def _vectors(self, texts: Sequence[str], prompt: str) -> TextVectors:
@@ -240,7 +242,7 @@ def open_encoder(
         CheckpointError: the run folder holds no model with an encoder, or a damaged one.
         TokenizerError: there is no tokenizer.
     """
-    folder = Path(path_or_id)
+    folder = folder_of(path_or_id, name="encoder")
     if gguf_file is None and _is_run(folder):
         if any(option is not None for option in (pooling, layer, prompt)):
             options = "--pooling, --layer and --prompt"

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import chunk_texts, encode_texts, eos_id
+from memlm.data.given import finite_tensor, list_of_texts
 from memlm.encoders.declaration import UnknownDeclarationError, declared_files, module_folders, prompt_of
 from memlm.encoders.weights import check_code, check_complete, reason_of
-from memlm.errors import EncoderError
+from memlm.errors import EncoderError, MemoryShapeError
 from memlm.models import ChunkEncoder
 from memlm.models.runtime import weights_fingerprint
 
@@ -52,6 +53,8 @@ class FunctionEncoder:
     """
 
     def __init__(self, function: Callable[[list[str]], object], *, name: str, fingerprint: str) -> None:
+        if not callable(function):
+            raise EncoderError(f"function (a {type(function).__name__}) must be a function from texts to vectors.")
         self.function = function
         self.name = name
         self.fingerprint = f"function {fingerprint}"
@@ -61,11 +64,18 @@ class FunctionEncoder:
         """Return one vector per text, (texts, numbers).
 
         Raises:
-            EncoderError: the function does not return one vector per text.
+            DataError: they are no texts.
+            EncoderError: the function does not return one vector of finite numbers per text.
         """
-        vectors = torch.as_tensor(self.function(list(texts)), dtype=torch.float32).cpu()
-        if vectors.ndim != 2 or len(vectors) != len(texts):
-            found = f"an array of shape {tuple(vectors.shape)} for {len(texts)} texts"
+        given = list_of_texts(texts)
+        if not given:
+            return torch.empty(0, self.width)
+        try:
+            vectors = finite_tensor(self.function(given), name=f"vectors of {self.name}").float().cpu()
+        except MemoryShapeError as error:
+            raise EncoderError(str(error)) from error
+        if vectors.ndim != 2 or len(vectors) != len(given):
+            found = f"an array of shape {tuple(vectors.shape)} for {len(given)} texts"
             raise EncoderError(f"{self.name} returned {found}; it must return (texts, numbers).")
         return vectors
 
@@ -107,8 +117,8 @@ class MemoryEncoder:
         rows = [ids or [eos_id(self.tokenizer)] for ids in tokens]
         ids, mask, _ = chunk_texts(rows, self.tokenizer, chunk_length=config.chunk_length)
         pairs = zip(ids.to(device).split(_ROWS), mask.to(device).split(_ROWS), strict=True)
-        written = [self.model(*pair).flatten(1) for pair in pairs]
-        return torch.cat([part.float().cpu() for part in written])
+        written = [self.model(*pair).flatten(1) for pair in pairs if len(pair[0])]
+        return torch.cat([torch.empty(0, self.width), *(part.float().cpu() for part in written)])
 
     def untrained(self, seed: int) -> MemoryEncoder:
         """Return an encoder of the same architecture with untrained weights."""
@@ -180,7 +190,8 @@ class SentenceTransformersEncoder:
 
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], prompt: str) -> TextVectors:
-        if not texts:
+        given = list_of_texts(texts)
+        if not given:
             return torch.empty(0, self.width)
         options = {"batch_size": _ROWS, "convert_to_tensor": True, "show_progress_bar": False}
-        return self.model.encode(list(texts), prompt=prompt, **options).float().cpu()
+        return self.model.encode(given, prompt=prompt, **options).float().cpu()

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
@@ -13,7 +14,18 @@ from memlm.errors import DataError
 from memlm.files import append_text
 
 
-class Baseline(BaseModel):
+class _OneLine(type(BaseModel)):
+    """Raises a DataError of one line where a record is made of wrong values."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            [problem, *_] = error.errors()
+            raise DataError(f"{cls.__name__}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from error
+
+
+class Baseline(BaseModel, metaclass=_OneLine):
     """A reference value that a figure is compared with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,7 +35,7 @@ class Baseline(BaseModel):
     unit: str
 
 
-class Measurement(BaseModel):
+class Measurement(BaseModel, metaclass=_OneLine):
     """A figure with its unit, interval, denominator and baseline, and the text and protocol it was measured with.
 
     Attributes:

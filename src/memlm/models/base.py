@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memlm.durable import seal_folder
-from memlm.errors import ConfigError, did_you_mean
+from memlm.errors import ConfigError, did_you_mean, shown
 from memlm.files import disk_errors
 
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -68,7 +68,7 @@ class MemlmConfig(PreTrainedConfig):
             except ValidationError as error:
                 reason = error.errors()[0]["msg"]
                 raise ConfigError(
-                    f"{name} ({getattr(self, name)!r}) does not fit: {reason[0].lower()}{reason[1:]}."
+                    f"{name} ({shown(getattr(self, name))}) does not fit: {reason[0].lower()}{reason[1:]}."
                 ) from error
 
     def check_unknown_keys(self, extra: dict[str, Any]) -> None:
@@ -105,9 +105,9 @@ def require_positive(config: PreTrainedConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ConfigError(f"{name} ({value}) must be at least 1.")
+            raise ConfigError(f"{name} ({shown(value)}) must be at least 1.")
         if value is not None and value > 2**20:
-            raise ConfigError(f"{name} ({value}) must be at most {2**20}.")
+            raise ConfigError(f"{name} ({shown(value)}) must be at most {2**20}.")
 
 
 def require_known(config: PreTrainedConfig, **kinds: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.checksums import check_folder
 from memlm.data import load_tokenizer
+from memlm.data.given import folder_of
 from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError, TokenizerError
 from memlm.models import (
@@ -66,7 +67,7 @@ def load_model(directory: str | Path, *classes: type[Model]) -> tuple[Model, Pre
         CheckpointError: the folder holds no model, a damaged one, or one of another class.
         TokenizerError: the folder holds no tokenizer.
     """
-    folder = Path(directory)
+    folder = folder_of(directory)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise CheckpointError(

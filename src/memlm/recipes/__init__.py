@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memlm.data.given import one_text
 from memlm.errors import ConfigError, did_you_mean
 from memlm.recipes import autoencoder as a
 from memlm.recipes import memory as m
@@ -27,7 +28,7 @@ def get_recipe(name: str) -> RunConfig:
     Raises:
         ConfigError: there is none.
     """
-    if name not in RECIPES:
+    if one_text(name, name="a recipe's name") not in RECIPES:
         raise ConfigError(f"unknown recipe '{name}'. {did_you_mean(name, RECIPES)}")
     return RECIPES[name]()
 

@@ -24,8 +24,9 @@ from transformers.generation.streamers import BaseStreamer
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.conversation import Turn, behind_passages, prompt_ids
 from memlm.data.corpus import parts_of
+from memlm.data.given import check_kind, list_of_texts, one_text, text_pieces
 from memlm.encoders import Encoder
-from memlm.errors import StoreError, UserError
+from memlm.errors import StoreError, UserError, Within
 from memlm.measurement import PartRead
 from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
@@ -115,6 +116,7 @@ class DocumentSession:
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
+        check_kind(self.model, MemoryDecoder, name="model", instead="MemoryDecoder.from_pretrained(...)")
         own = int(self.model.decoder.config.max_position_embeddings)
         self.positions = own if self.max_positions is None else self.max_positions
         if not self.chunk_length < self.positions <= own:
@@ -141,7 +143,7 @@ class DocumentSession:
             name: the name by which passages are cited.
         """
         start, tokenizer = 0, self.model.tokenizer
-        for part in parts_of([text] if isinstance(text, str) else text):
+        for part in parts_of(text_pieces(text)):
             self._add(cut_chunks(tokenizer, name, part, self.chunk_length, start=start))
             start += len(part)
 
@@ -171,6 +173,7 @@ class DocumentSession:
 
     def passages(self, question: str) -> list[Passage]:
         """Return the passages of documents that the search finds for a question, best first, one for each chunk."""
+        question = one_text(question, name="question")
         search = self._searched()
         found = search.passages_for(question, self._scores(question))
         shown = max(self.settings.passages, _CITED)
@@ -200,10 +203,9 @@ class DocumentSession:
         Raises:
             UserError: an empty question, one that leaves no room for documents, or no token to generate.
         """
-        if not question.strip():
+        if not one_text(question, name="question").strip():
             raise UserError("the question is empty; ask something.")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens ({max_new_tokens}) must be at least 1.")
+        Within(1, 2**31 - 1).check("max_new_tokens", max_new_tokens, whole=True)
         found = self.passages(question)
         prompt = self._prompt(question, found)
         reading = self._reading(question, len(prompt) + max_new_tokens, on_chunk)
@@ -227,9 +229,12 @@ class DocumentSession:
 
     def nats(self, question: str, answers: Sequence[str]) -> list[float]:
         """Return the nats of each of some answers, all tokens together, behind the documents as `ask` reads them."""
+        answers = list_of_texts(answers, name="answers")
+        if not answers:
+            return []
         found = self.passages(question)
         prompt = self._prompt(question, found)
-        longest = max(map(len, encode_texts(self.model.tokenizer, list(answers))))
+        longest = max(map(len, encode_texts(self.model.tokenizer, answers)))
         reading = self._reading(question, len(prompt) + longest, lambda done, of: None)
         return [sum(nats) for nats in self._nats(prompt, answers, reading.memories)]
 

@@ -20,8 +20,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from memlm.data import decode_ids, encode_texts, eos_id, pad_id
 from memlm.data.corpus import parts_of
+from memlm.data.given import folder_of, list_of_tokens, text_pieces
 from memlm.encoders.interface import model_fingerprint
-from memlm.errors import UserError
+from memlm.errors import UserError, Within
 from memlm.models import MemoryModelForCausalLM
 from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import span_of
@@ -33,6 +34,7 @@ from memlm.store.text_store import TextStore
 
 FIDELITY = 0.98
 """The share of a chunk's tokens that its memory must give back; otherwise the chunk is read as tokens."""
+_MOST = 2**31 - 1
 _RESERVED = ("input_ids", "attention_mask", "memories", "max_length", "num_return_sequences", "return_dict_in_generate")
 
 
@@ -91,12 +93,12 @@ class MemorySession:
             CheckpointError: the folder holds no memory model.
             UserError: the model's layout has no prompts, or a setting is out of range.
         """
-        loaded = load_model(model, MemoryModelForCausalLM) if isinstance(model, str | Path) else model
+        given: Any = model
+        pair = isinstance(given, tuple) and isinstance(given[0], MemoryModelForCausalLM)  # pyright: ignore
+        loaded = given if pair else load_model(folder_of(given, name="model"), MemoryModelForCausalLM)
         self.model, self.tokenizer = loaded[0].eval(), loaded[1]
-        if not 0 <= fidelity <= 1:
-            raise UserError(f"fidelity ({fidelity}) must lie between 0 and 1.")
-        if rows < 1:
-            raise UserError(f"rows ({rows}) must be at least 1.")
+        Within(0, 1).check("fidelity", fidelity)
+        Within(1, _MOST).check("rows", rows, whole=True)
         self.fidelity = fidelity
         self.window = _window(self.model, max_positions)
         self.histories = [History() for _ in range(rows)]
@@ -114,12 +116,17 @@ class MemorySession:
 
         Raises:
             UserError: the number of texts differs from the number of rows.
+            DataError: one of them is no text.
         """
-        texts = [text] if len(self.histories) == 1 else list(text)
-        if len(texts) != len(self.histories) or (isinstance(text, str) and len(self.histories) > 1):
+        given: Any = text
+        several = len(self.histories) > 1
+        if several and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise UserError(f"1 text does not fit {len(self.histories)} rows; give one text for each.")
+        texts = list(cast("Iterable[Any]", given)) if several else [given]
+        if len(texts) != len(self.histories):
             raise UserError(f"{len(texts)} texts do not fit {len(self.histories)} rows; give one text for each.")
         for history, stream in zip(self.histories, texts, strict=True):
-            for part in parts_of([stream] if isinstance(stream, str) else stream):  # type: ignore[list-item]
+            for part in parts_of(text_pieces(stream)):
                 self._append(history, encode_texts(self.tokenizer, [part])[0])
 
     def read_tokens(self, tokens: Sequence[Sequence[int]]) -> None:
@@ -128,10 +135,11 @@ class MemorySession:
         Raises:
             UserError: the number of lists differs from the number of rows.
         """
-        if len(tokens) != len(self.histories):
-            raise UserError(f"{len(tokens)} lists of tokens do not fit {len(self.histories)} rows; give one for each.")
+        if not isinstance(tokens, list | tuple | Tensor) or len(tokens) != len(self.histories):
+            number = len(tokens) if isinstance(tokens, list | tuple | Tensor) else 0
+            raise UserError(f"{number} lists of tokens do not fit {len(self.histories)} rows; give one for each.")
         for history, ids in zip(self.histories, tokens, strict=True):
-            self._append(history, list(ids))
+            self._append(history, list_of_tokens(ids, words=int(self.model.encoder.config.vocab_size)))
 
     def read_stored(self, store: TextStore, name: str, *, row: int = 0) -> None:
         """Read a document of a store that this model wrote: its memories, and the tokens of chunks with poor memories.
@@ -243,7 +251,7 @@ class MemorySession:
         session = cls(model)
         config = session.model.encoder.config
         file, session.histories = load_session(
-            Path(folder),
+            folder_of(folder, name="session"),
             model=model_fingerprint(session.model, session.tokenizer),
             shape=(config.memories_per_chunk, config.bottleneck_size),
             vocab_size=config.vocab_size,
@@ -308,8 +316,7 @@ class MemorySession:
         reserved = next((name for name in _RESERVED if name in options), None)
         if reserved is not None:
             raise UserError(f"'{reserved}' is set by the session; leave it out (fork() gives several continuations).")
-        if max_new_tokens < 0:
-            raise UserError(f"max_new_tokens ({max_new_tokens}) must not be negative.")
+        Within(0, _MOST).check("max_new_tokens", max_new_tokens, whole=True)
         if streamer is not None and len(self.histories) > 1:
             raise UserError(f"a streamer shows one row and the session has {len(self.histories)}; leave it out.")
         empty = next((row for row, history in enumerate(self.histories) if not history.newest), None)

@@ -25,8 +25,9 @@ from transformers.generation.streamers import BaseStreamer
 from memlm.checksums import check_format
 from memlm.data import decode_ids, encode_texts, eos_id
 from memlm.data.corpus import parts_of
+from memlm.data.given import folder_of, list_of_tokens, text_pieces
 from memlm.durable import read_folder
-from memlm.errors import CheckpointError, StoreError, UserError
+from memlm.errors import CheckpointError, StoreError, UserError, Within
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
@@ -105,12 +106,14 @@ class SlotSession:
         max_positions: int | None = None,
         beyond: str = "forget",
     ) -> None:
-        self.model = model if isinstance(model, MemoryDecoder) else MemoryDecoder.from_pretrained(str(model))
+        named = not isinstance(model, MemoryDecoder)
+        self.model = MemoryDecoder.from_pretrained(str(folder_of(model, name="model"))) if named else model
         own = int(self.model.decoder.config.max_position_embeddings)
         self.tokens_per_memory, self.window = tokens_per_memory, window
         self.max_positions = own if max_positions is None else max_positions
-        if not 1 <= tokens_per_memory <= _MOST or window < 1:
-            raise UserError(f"tokens_per_memory ({tokens_per_memory}) and window ({window}) must be at least 1.")
+        Within(1, _MOST).check("tokens_per_memory", tokens_per_memory)
+        Within(1, _MOST).check("window", window, whole=True)
+        Within(1, 2**31 - 1).check("max_positions", self.max_positions, whole=True)
         if not self.block_length + window < self.max_positions <= own:
             raise UserError(
                 f"max_positions ({self.max_positions}) must lie above a block and the window ({self.block_length} + "
@@ -137,7 +140,7 @@ class SlotSession:
 
     def read(self, text: str | Iterable[str]) -> None:
         """Read text behind what was read before: a string, or an iterable of strings such as an open file."""
-        for part in parts_of([text] if isinstance(text, str) else text):
+        for part in parts_of(text_pieces(text)):
             self.read_tokens(encode_texts(self.model.tokenizer, [part])[0])
 
     def read_tokens(self, tokens: list[int]) -> None:
@@ -145,8 +148,9 @@ class SlotSession:
 
         Raises:
             UserError: the positions are used up, and learned, so that what is left cannot be moved.
+            DataError: they are no token ids.
         """
-        self.newest = [*self.newest, *tokens]
+        self.newest += list_of_tokens(tokens, words=len(self.model.tokenizer))
         while len(self.newest) >= self.block_length + self.window:
             self._encode_newest(self.block_length)
 
@@ -160,6 +164,7 @@ class SlotSession:
             StoreError: there is no such document, or the store holds memories of another kind.
             DamagedStoreError: its data is not what was written.
             UserError: the positions are used up, and learned, so that what is left cannot be moved.
+            DataError: they are no token ids.
         """
         codec = store.codec
         if not isinstance(codec, SlotCodec):
@@ -233,7 +238,8 @@ class SlotSession:
         if not self.newest:
             raise UserError("nothing was read; read a text, or give a prompt.")
         room = self.max_positions - 1 - len(self.newest)
-        if not 1 <= max_new_tokens <= room:
+        Within(1, 2**31 - 1).check("max_new_tokens", max_new_tokens, whole=True)
+        if max_new_tokens > room:
             raise UserError(f"max_new_tokens ({max_new_tokens}) must lie between 1 and {room}, what positions allow.")
         self._keep_within(self.max_positions - max_new_tokens)
         new = self._generated(max_new_tokens, streamer, options)
@@ -297,7 +303,7 @@ class SlotSession:
         Raises:
             CheckpointError: the folder holds no session, a damaged one, or one of another model.
         """
-        file, tensors = read_folder(Path(folder), _read_files)
+        file, tensors = read_folder(folder_of(folder, name="session"), _read_files)
         settings = {name: getattr(file, name) for name in ("tokens_per_memory", "window", "max_positions", "beyond")}
         session = cls(model, **settings)
         found = session.model.fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import eq
 from pathlib import Path
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import check_vocabulary, chunk_texts, decode_ids, encode_texts, eos_id
-from memlm.errors import UserError
+from memlm.data.given import finite_tensor, folder_of, list_of_texts, one_text
+from memlm.errors import UserError, Within
 from memlm.models import ChunkReader, MemoryModelForCausalLM, RecurrentMemoryForCausalLM, TextAutoencoder
 from memlm.models.loading import load_model, summary_of
 from memlm.models.memory.prompt import has_prompts
@@ -22,6 +24,10 @@ from memlm.session.session import MemorySession
 
 # texts have different numbers of chunks, so one list must not bind one name to one of these numbers
 ChunkMemories = Float[Tensor, "_ memories numbers"]
+
+
+BATCH: Final = Within(1, 2**20)
+"""The range of the number of chunks in a batch."""
 
 
 class TextMemory:
@@ -62,11 +68,11 @@ class TextMemory:
         Batches hold `batch_size` chunks across texts.
 
         Raises:
-            UserError: batch_size is below 1.
+            ConfigError: batch_size is out of its range.
+            DataError: they are no texts.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size ({batch_size}) must be at least 1.")
-        tokens = encode_texts(self.tokenizer, [texts] if isinstance(texts, str) else texts)
+        BATCH.check("batch_size", batch_size, whole=True)
+        tokens = encode_texts(self.tokenizer, texts)
         config = self.model.config
         ids, mask, counts = chunk_texts(tokens, self.tokenizer, chunk_length=config.chunk_length)
         device = self.model.device
@@ -84,7 +90,9 @@ class TextMemory:
         Raises:
             MemoryShapeError: the memories have another shape than the model's, or values that are not finite.
         """
-        given = [memories] if isinstance(memories, Tensor) else list(memories)
+        BATCH.check("batch_size", batch_size, whole=True)
+        parts = [memories] if not isinstance(memories, list | tuple) else memories
+        given = [finite_tensor(part, name="memories") for part in parts]
         if not given:
             return []
         for part in given:
@@ -95,7 +103,7 @@ class TextMemory:
     @torch.inference_mode()
     def fidelity(self, texts: str | Sequence[str]) -> list[float]:
         """Return the share of each text's tokens that come back at their position in their chunk, 0 to 1."""
-        originals = [texts] if isinstance(texts, str) else list(texts)
+        originals = list_of_texts(texts)
         tokens = encode_texts(self.tokenizer, originals)
         shares: list[float] = []
         for before, memories in zip(tokens, self.encode(originals), strict=True):
@@ -153,7 +161,7 @@ class DocumentModel:
         return torch.nn.functional.cross_entropy(logits.transpose(1, 2).float(), ids[:, 1:], reduction="none")[0]
 
     def _ids(self, text: str) -> Tensor:
-        return torch.tensor(encode_texts(self.tokenizer, [text]), device=self.model.device)
+        return torch.tensor(encode_texts(self.tokenizer, [one_text(text)]), device=self.model.device)
 
 
 def load(directory: str | Path) -> TextMemory | MemorySession | DocumentModel | MemoryDecoder:
@@ -171,6 +179,7 @@ def load(directory: str | Path) -> TextMemory | MemorySession | DocumentModel | 
         CheckpointError: the folder holds no model of a run (for instance an exported decoder), or a damaged one.
         TokenizerError: the tokenizer is missing, or has another vocabulary than the model.
     """
+    directory = folder_of(directory)
     if is_writer_folder(directory):
         return MemoryDecoder.from_pretrained(str(directory))
     model, tokenizer = load_model(directory, TextAutoencoder, MemoryModelForCausalLM, RecurrentMemoryForCausalLM)

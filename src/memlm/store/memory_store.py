@@ -16,6 +16,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from memlm.checksums import file_hash
+from memlm.data.given import folder_of, list_of_texts, one_text
 from memlm.durable import is_vacant
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import create_folder
@@ -114,7 +115,7 @@ class MemoryStore:
             StoreError: there is no store, it has a newer format, or another process writes to it.
             DamagedStoreError: a file is not what was written.
         """
-        path = Path(folder)
+        path = folder_of(folder, name="store")
         header = read_header(path)
         lock = lock_store(path, wait) if write else None
         try:
@@ -211,7 +212,7 @@ class MemoryStore:
         Raises:
             StoreError: there is no such document.
         """
-        found = self._index.find(name)
+        found = self._index.find(one_text(name, name="an id"))
         if found is None:
             ids = [e.id for e in islice(self.documents(), _NEAR)]
             hint = did_you_mean(name, ids) if ids else "It is empty."
@@ -266,7 +267,7 @@ class MemoryStore:
             StoreError: one of them does not exist; then none is removed.
         """
         self._require_lock()
-        ids = dict.fromkeys(names)
+        ids = dict.fromkeys(list_of_texts(names, name="ids"))
         for name in list(ids):
             ids |= dict.fromkeys(self.part_ids(self.entry(name)))
         self._index.change(remove=ids)

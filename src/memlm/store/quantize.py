@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memlm.errors import MemoryShapeError, did_you_mean
+from memlm.data.given import check_kind, finite_tensor
+from memlm.errors import MemoryShapeError, Within, did_you_mean
 
 Bits = Literal[16, 8, 4]
 _SCALE_BITS = 16
@@ -46,8 +47,10 @@ def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> Quantized
     Raises:
         MemoryShapeError: values are not finite, or `bits` is another number.
     """
-    if bad := int((~torch.isfinite(memories)).sum()):
-        raise MemoryShapeError(f"{bad} of {memories.numel()} numbers are NaN or infinite; encode the text again.")
+    memories = finite_tensor(memories, name="memories")
+    if not memories.ndim or not memories.shape[-1]:
+        raise MemoryShapeError(f"memories of shape {tuple(memories.shape)} have no numbers; give (..., numbers).")
+    Within(4, 16).check("bits", bits, whole=True)
     if bits not in (16, 8, 4):
         raise MemoryShapeError(f"memories cannot be kept in {bits} bits; choose 16, 8 or 4.")
     numbers = memories.shape[-1]
@@ -62,7 +65,12 @@ def quantize(memories: Float[Tensor, "*batch numbers"], bits: Bits) -> Quantized
 
 
 def dequantize(quantized: QuantizedMemories) -> Float[Tensor, "*batch numbers"]:
-    """Return the rounded vectors in fp32, (..., numbers)."""
+    """Return the rounded vectors in fp32, (..., numbers).
+
+    Raises:
+        DataError: it is something else than what `quantize` returned.
+    """
+    check_kind(quantized, QuantizedMemories, name="memories", instead="what quantize returned")
     if quantized.scale is None:
         return quantized.values.float()
     codes = quantized.values if quantized.bits == 8 else _unpacked(quantized.values)[..., : quantized.numbers]

@@ -6,15 +6,17 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from memlm.data import decode_ids, decode_piece
+from memlm.data.given import folder_of, list_of_texts, one_text, text_pieces
 from memlm.durable import is_vacant
 from memlm.encoders import Encoder, HuggingFaceEncoder, SentenceTransformersEncoder, open_encoder
-from memlm.errors import DamagedStoreError, StoreError, UserError
+from memlm.errors import DamagedStoreError, DataError, StoreError, UserError, Within
 from memlm.store.codec import Codec
 from memlm.store.codecs import open_codec, place_of
 from memlm.store.corrections import unpack
@@ -88,6 +90,9 @@ class TextStore:
             StoreError: there is no store, it belongs to another model, or another process writes to it.
             DamagedStoreError: a file is not what was written.
         """
+        folder = folder_of(folder, name="store")
+        if not callable(getattr(model, "header", None)):
+            folder_of(model, name="model")
         named = isinstance(model, str | Path)
         stored = None if write and is_vacant(Path(folder)) else read_header(Path(folder))
         slots = None if stored is None else stored.slots
@@ -98,7 +103,7 @@ class TextStore:
             encoder = open_encoder(retrieval, prompt=prompt, trust_remote_code=trust_remote_code)
         values: dict[str, object] = {
             "model": place_of(model) if named else None,
-            "retrieval_model": retrieval if isinstance(retrieval, str) else None,
+            "retrieval_model": place_of(retrieval) if isinstance(retrieval, str) else None,
             "retrieval_prompt": prompt if isinstance(retrieval, str) else None,
         }
         if encoder is not None:
@@ -155,7 +160,7 @@ class TextStore:
             StoreError: an id exists with another text, or the disk is full. Documents that were yielded stay.
         """
         tell = progress or (lambda _bytes, _tokens: None)
-        batches = UnitBatches(self.store, documents, replace=replace, progress=tell)
+        batches = UnitBatches(self.store, _checked(documents), replace=replace, progress=tell)
         here = partial(encode_units, self.codec, bits=self.store.header.bits, retrieval=self.retrieval)
         for encoded in map(here, batches) if encode is None else encode(iter(batches)):
             yield from self._commit(encoded, batches.completions.pop(0), tell)
@@ -218,8 +223,9 @@ class TextStore:
             StoreError: a document does not exist, or the store's retrieval encoder is missing.
             DamagedStoreError: a file is not what was written.
         """
-        if not query:
+        if not one_text(query, name="query"):
             raise UserError("the query is empty; give at least one character.")
+        Within(1, 2**31 - 1).check("k", k, whole=True)
         return self._searched(documents).nearest(self.query_vectors(query, prompt), k)
 
     def cosines(self, query: str, chunks: Sequence[tuple[str, int]], documents: Sequence[str]) -> list[float]:
@@ -237,7 +243,8 @@ class TextStore:
         return search.cosines(vectors)[[search.row_of(part, chunk) for part, chunk in chunks]].tolist()
 
     def _searched(self, documents: Sequence[str] | None) -> StoreSearch:
-        commits, chosen = self.store.commits, None if documents is None else tuple(documents)
+        chosen = None if documents is None else tuple(list_of_texts(documents, name="documents"))
+        commits = self.store.commits
         if self._search is None or self._search[:2] != (commits, chosen):
             self._search = (commits, chosen, StoreSearch(self.store, documents=chosen))
         return self._search[2]
@@ -333,6 +340,21 @@ class TextStore:
         if self.retrieval is not None and self.retrieval.fingerprint != stored.retrieval:
             searched = "memories" if stored.retrieval is None else "vectors of another encoder"
             raise StoreError(f"'{self.store.folder}' is searched by {searched}, not by this retrieval encoder's.")
+
+
+def _checked(documents: object) -> Iterator[tuple[str, Iterator[str]]]:
+    """Yield ids and the pieces of texts.
+
+    Raises:
+        DataError: something else was given.
+    """
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        raise DataError(f"documents (a {type(documents).__name__}) must be pairs of an id and a text.")
+    for pair in cast("Iterable[Any]", documents):
+        if not isinstance(pair, tuple | list) or len(cast("Sequence[Any]", pair)) != 2:
+            raise DataError(f"a document (a {type(pair).__name__}) must be a pair of an id and a text.")
+        name, text = cast("Sequence[Any]", pair)
+        yield one_text(name, name="an id"), text_pieces(text)
 
 
 def _altered(name: str) -> DamagedStoreError:

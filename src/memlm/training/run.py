@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.checksums import SUMS, written_files
 from memlm.data import eos_id, load_tokenizer, pad_id
+from memlm.data.given import check_kind
 from memlm.durable import add_sums, flush, flush_tree, seal_folder
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError, is_out_of_memory
 from memlm.files import read_sealed_json
@@ -123,6 +124,7 @@ def train_run(
         CheckpointError: the encoder's run has changed since this one began.
         Interrupted: Ctrl-C.
     """
+    check_kind(config, RunConfig, name="config", instead="get_recipe(NAME), or make_run_config(VALUES)")
     # the first process keeps other trainings out of the folder
     with distributed.joined(), ExitStack() as stack, no_shard_bars():
         if resume:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memlm.checksums import SUMS, check_format
+from memlm.data.given import folder_of
 from memlm.errors import CheckpointError, ConfigError, RunFolderError
 from memlm.files import read_sealed_json, sealed_text, write_file_atomic
 from memlm.training.config import RunConfig, make_run_config
@@ -84,7 +85,7 @@ class RunFolder:
     @classmethod
     def require_room(cls, path: str | Path, *, overwrite: bool = False) -> None:
         """Raise what `create` would raise, before time is spent on what goes into the folder."""
-        folder = Path(path)
+        folder = folder_of(path, name="out")
         if folder.exists() and not folder.is_dir():
             raise RunFolderError(f"'{path}' is a file, not a folder; choose another --out.")
         if _occupied(folder) and not overwrite:
@@ -103,7 +104,7 @@ class RunFolder:
         Raises:
             RunFolderError: no such folder, or not a run.
         """
-        folder = Path(path)
+        folder = folder_of(path)
         if not folder.is_dir():
             raise RunFolderError(f"no run folder at '{path}'; train one with `memlm train RECIPE --out {path}`.")
         if not (folder / _RUN_FILE).is_file():

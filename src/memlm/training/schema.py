@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memlm.data.corpus import has_surrogates
 from memlm.data.records import open_bytes
-from memlm.errors import ConfigError, DataError, Within, did_you_mean
+from memlm.errors import ConfigError, DataError, Within, did_you_mean, shown
 from memlm.files import read_plain_yaml
 
 MAX_CONFIG_BYTES = 2**20
@@ -25,7 +25,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
-class Settings(BaseModel):
+class _OneLine(type(BaseModel)):
+    """Raises a ConfigError of one line where settings are made of wrong values."""
+
+    def __call__(cls, *args: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*args, **values)
+        except ValidationError as error:
+            raise ConfigError(_in_one_line(error, cast("type[BaseModel]", cls))) from error
+
+
+class Settings(BaseModel, metaclass=_OneLine):
     """Base class of all settings; unknown keys are refused and values never change."""
 
     model_config = ConfigDict(
@@ -117,4 +127,4 @@ def _in_one_line(error: ValidationError, kind: type[BaseModel]) -> str:
     if isinstance(cause, ConfigError):
         return str(cause)
     where = ".".join(part for part in path if part.isidentifier() and part not in ("int", "float"))
-    return f"{where} ({problem['input']!r}) does not fit: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+    return f"{where} ({shown(problem['input'])}) does not fit: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -20,11 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.data.corpus import UniqueIds
+from memlm.data.given import check_kind, list_of_texts, one_text
 from memlm.encoders import Encoder
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
 from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
@@ -90,9 +92,14 @@ class Retention:
             DataError: too few or too short texts.
             RunFolderError: the folder belongs to another measurement.
         """
+        check_kind(encoder, cast(Any, Encoder), name="encoder", instead="open_encoder(...) or a FunctionEncoder")
         chosen = settings or ProbeSettings()
         ids = UniqueIds()
-        named = (t if isinstance(t, Document) else Document(str(i), t) for i, t in enumerate(texts))
+        entries: Sequence[object] = texts if isinstance(texts, list | tuple) else list_of_texts(texts)
+        named = (
+            t if isinstance(t, Document) else Document(str(i), one_text(t, name=f"texts[{i}]"))
+            for i, t in enumerate(entries)
+        )
         documents = [Document(ids.of(document.id), document.text) for document in named]
         split = split_documents(documents, held_out=chosen.held_out, validation=chosen.held_out, seed=chosen.seed)
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in split.train])

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.chunking import padded
 from memlm.data import encode_texts, eos_id, first_token_id, load_documents, load_tokenizer
-from memlm.errors import CheckpointError, UserError
+from memlm.data.given import check_kind, folder_of, list_of_tokens
+from memlm.errors import CheckpointError, UserError, Within
 from memlm.models.base import CACHE_NAME
 from memlm.models.runtime import load_decoder
 from memlm.models.slots.attention import use_slot_attention
@@ -102,6 +103,7 @@ class MemoryDecoder:
             TokenizerError: its tokenizer cannot be loaded.
             ConfigError: a decoder that rotates queries in an unknown way.
         """
+        path_or_id = str(folder_of(path_or_id, name="path_or_id"))
         if is_writer_folder(path_or_id):
             writer = load_writer(path_or_id, decoder=decoder, trust_remote_code=trust_remote_code, **options)
             tokenizer = load_tokenizer(tokenizer_folder(path_or_id))
@@ -327,6 +329,7 @@ class MemoryDecoder:
         return self._queries
 
     def _check(self, memories: SlotMemories) -> None:
+        check_kind(memories, SlotMemories, name="memories", instead="what `memories` or `from_vectors` returned")
         given, (layers, heads, _) = memories.layers[0].keys, self.slot_sizes
         if (len(memories.layers), given.shape[1]) != (layers, heads):
             raise UserError(
@@ -358,8 +361,7 @@ class MemoryDecoder:
     ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
         ids, mask = self._rows(texts)
         most = getattr(self.decoder.config, "max_position_embeddings", None)
-        if start < 0:
-            raise UserError(f"start ({start}) must be at least 0.")
+        Within(0, 2**31 - 1).check("start", start, whole=True)
         if most is not None and start + ids.shape[1] + 1 >= most:
             raise UserError(
                 f"a text of {start + ids.shape[1]} tokens is longer than this decoder can read ({most} positions); "
@@ -370,15 +372,18 @@ class MemoryDecoder:
     def _rows(
         self, texts: Texts, *, left: bool = False
     ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
-        given = cast(list[Any], [texts] if isinstance(texts, str) else list(texts))
-        rows: list[list[int]] = encode_texts(self.tokenizer, given) if given and isinstance(given[0], str) else given
+        words = int(self.decoder.config.vocab_size)
+        of_tokens = isinstance(texts, list | tuple) and bool(texts) and not isinstance(texts[0], str)
+        if of_tokens or isinstance(texts, Tensor):
+            rows = [list_of_tokens(row, words=words, name=f"texts[{i}]") for i, row in enumerate(texts)]
+        else:
+            rows = encode_texts(self.tokenizer, cast("Sequence[str]", texts))
         if not rows or not all(rows):
             raise UserError("there is no text, or one of the texts is empty; give at least one token each.")
-        words = int(self.decoder.config.vocab_size)
-        wrong = next((token for row in rows for token in row if not 0 <= token < words), None)
+        wrong = next((token for row in rows for token in row if token >= words), None)
         if wrong is not None:
             raise UserError(f"token {wrong} is none of the decoder's {words}; use its own tokenizer.")
-        rows = [list(row[::-1] if left else row) for row in rows]
+        rows = [row[::-1] if left else row for row in rows]
         # masked positions hold any token that the decoder knows
         ids, mask = padded(rows, length=max(map(len, rows)), pad_token_id=0)
         ids, mask = (x.flip(1) if left else x for x in (ids, mask.bool()))

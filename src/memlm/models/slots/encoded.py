@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from memlm.errors import UserError
+from memlm.errors import UserError, Within, check_numbers
 from memlm.models.base import CACHE_NAME
 from memlm.models.memory.adapter import adapters_active
 from memlm.models.slots.attention import AttentionRecord, recorded
@@ -38,14 +38,14 @@ class Budget:
         UserError: neither or both are given, or they are less than 1.
     """
 
-    tokens_per_memory: int | float | None = None
+    tokens_per_memory: Annotated[int | float | None, Within(1, 2**31 - 1)] = None
     """Tokens for each slot; a block's last slot may stand for fewer."""
-    slots: int | None = None
+    slots: Annotated[int | None, Within(1, 2**31 - 1)] = None
     """Slots of each text, shared among its blocks by their tokens."""
 
     def __post_init__(self) -> None:
-        given = [x for x in (self.tokens_per_memory, self.slots) if x is not None]
-        if len(given) != 1 or not 1 <= given[0] < math.inf:
+        check_numbers(self)
+        if (self.tokens_per_memory is None) == (self.slots is None):
             raise UserError(
                 f"give either tokens_per_memory ({self.tokens_per_memory}) or slots ({self.slots}), of at least 1."
             )

@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memlm.errors import UserError
+from memlm.errors import UserError, Within, check_numbers
 
 _POWER_STEPS = 4
 """Steps of the power iteration that bounds the step of the descent."""
@@ -38,17 +38,18 @@ _LEAST_RIDGE = 1e-9
 class FitSettings:
     """Settings of the fit."""
 
-    bias_limit: float = 3.0
+    bias_limit: Annotated[float, Within(0, 2**31)] = 3.0
     """Largest absolute bias of a slot, in nats."""
-    ridge: float = 1e-6
+    ridge: Annotated[float, Within(0, 2**31)] = 1e-6
     """Weight of the squared solution in both least squares, relative to the largest squared norm of a column."""
-    refinements: int = 2
+    refinements: Annotated[int, Within(0, 2**31)] = 2
     """Steps of projected gradient descent on the masses after the clamp."""
-    bits: int | None = None
+    bits: Annotated[int | None, Within(4, 16)] = None
     """Bits of each number of keys and values: 16, 8 or 4; None to keep what was computed. Biases and values are fitted
     to rounded keys."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.bits not in (None, 16, 8, 4):
             raise UserError(f"slots cannot have numbers of {self.bits} bits; choose 16, 8 or 4.")
 

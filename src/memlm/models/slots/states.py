@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memlm.errors import UserError
+from memlm.data.given import check_kind
+from memlm.errors import UserError, Within, check_numbers
 from memlm.models.slots.attention import AttentionRecord, ScoreRule
 from memlm.models.slots.codes import rounded
 from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
@@ -23,6 +24,10 @@ def _scores_at_once(device: torch.device) -> int:
     return 1 << 28 if device.type == "cuda" else 1 << 20
 
 
+Tokens = Annotated[int, Within(1, 2**31 - 1)]
+"""A number of tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodingSettings:
     """Settings of the encoding of texts and of the fit of their slots.
@@ -33,15 +38,15 @@ class EncodingSettings:
 
     mode: str = "joint"
     """`joint` reads the whole text at once; `chunks` reads each chunk by itself, in parallel."""
-    chunk_length: int = 256
+    chunk_length: Tokens = 256
     """Tokens of a chunk that is read by itself."""
-    block_length: int = 512
+    block_length: Tokens = 512
     """Tokens whose slots are fitted together: a part of a text, or several chunks."""
-    query_stride: int = 1
+    query_stride: Tokens = 1
     """Every `query_stride`-th token of a block gives reference queries."""
-    query_distance: int = 1024
+    query_distance: Tokens = 1024
     """The reference queries are the text's own, moved to positions 0 to `query_distance` - 1 behind the text."""
-    near_distance: int = 16
+    near_distance: Tokens = 16
     """Positions up to this one are drawn about equally often. Beyond it, a position is drawn the less often the further
     it lies behind the text, because most reading happens soon behind a text."""
     fit: FitSettings = field(default_factory=FitSettings)
@@ -61,12 +66,10 @@ class EncodingSettings:
             raise UserError(f"the settings of the encoding do not fit: {error}.") from None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("joint", "chunks"):
+        if str(self.mode) not in ("joint", "chunks"):
             raise UserError(f"mode ('{self.mode}') must be 'joint' or 'chunks'.")
-        for name in ("chunk_length", "block_length", "query_stride", "query_distance", "near_distance"):
-            value: object = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} ({value!r}) must be a whole number of at least 1.")
+        check_numbers(self)
+        check_kind(self.fit, FitSettings, name="fit", instead="FitSettings(...)")
         if self.mode == "chunks" and self.block_length % self.chunk_length:
             raise UserError(
                 f"block_length ({self.block_length}) must be a multiple of chunk_length ({self.chunk_length})."
