@@ -52,20 +52,29 @@ def checked(kind: type[Checked], values: dict[str, Any]) -> Checked:
     Raises:
         ConfigError: the first value that does not fit, in one line.
     """
+    _check_words(values, "")
     try:
         found = kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ConfigError(_in_one_line(error, kind)) from error
     except (TypeError, ValueError) as error:
-        _check_sizes(values, "")
         reason = str(error)[:_SHOWN]
         raise ConfigError(f"settings must be plain numbers, words, lists and mappings ({reason}).") from error
     _check_sizes(values, "")
     return found
 
 
+def _check_words(value: Any, name: str) -> None:
+    """Check that every word is UTF-8, in which settings are kept."""
+    if isinstance(value, dict):
+        for key, inner in cast("dict[str, Any]", value).items():
+            _check_words(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, str) and has_surrogates(value):
+        raise ConfigError(f"{name} ({shown(value)}) is not UTF-8; rename it.")
+
+
 def _check_sizes(value: Any, name: str) -> None:
-    """Check that every number is finite and fits 64 bits, which all libraries below take, and that words are UTF-8."""
+    """Check that every number is finite and fits 64 bits, which all libraries below take."""
     if isinstance(value, dict):
         for key, inner in cast("dict[str, Any]", value).items():
             _check_sizes(inner, f"{name}.{key}" if name else str(key))
@@ -74,8 +83,6 @@ def _check_sizes(value: Any, name: str) -> None:
             _check_sizes(inner, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _ANY_NUMBER.check(name, value)
-    elif isinstance(value, str) and has_surrogates(value):
-        raise ConfigError(f"{name} ({value[:_SHOWN]!r}) is not UTF-8; rename it.")
 
 
 def read_changes(path: str | Path) -> dict[str, Any]:
