@@ -148,6 +148,7 @@ def shown(value: object) -> str:
         word = repr(value)
     except Exception:  # an integer of thousands of digits, or an object that cannot be shown
         word = f"of type {type(value).__name__}"
+    word = " ".join(word.split())
     return word if len(word) <= _LONGEST_VALUE else f"{word[:_LONGEST_VALUE]}..."
 
 

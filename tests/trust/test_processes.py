@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ MEMLM = [sys.executable, "-m", "memlm"]
 PARENT = """
 import os, sys, time
 from memlm.processes import stoppable, worker_pool
-from tests.trust.test_processes import told, said_no
+from tests.trust.test_processes import told
 
 def main():
     with stoppable(), worker_pool(2) as pool:
@@ -37,11 +38,6 @@ def told(folder: str, number: int) -> None:
     time.sleep(60)
 
 
-def said_no() -> None:
-    """Raise what cannot be done."""
-    raise ValueError("no")
-
-
 def alive(number: int) -> bool:
     """Return True for a process that runs."""
     try:
@@ -50,10 +46,11 @@ def alive(number: int) -> bool:
         return False
 
 
-def until(check: object, seconds: float = 60.0) -> bool:
+def until(check: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Wait for something to become true; return whether it did."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if check():  # pyright: ignore
+        if check():
             return True
         time.sleep(0.05)
     return False
@@ -90,23 +87,19 @@ def test_a_signal_gives_one_line(number: int, code: int, tmp_path: Path) -> None
 
 
 ENVIRONMENTS = {
-    "an ASCII stdout": ({"PYTHONIOENCODING": "ascii"}, "", 0),
-    "an unusable rank": ({"RANK": "abc"}, "", 2),
-    "an unusable number of processes": ({"WORLD_SIZE": "-1"}, "", 2),
-    "a narrow terminal": ({"COLUMNS": "20"}, "", 0),
-    "no width": ({"COLUMNS": "x"}, "", 0),
-    "closed stdin": ({}, "<&-", 0),
-    "closed stdout": ({}, ">&-", 0),
-    "closed stderr": ({}, "2>&-", 0),
-    "all closed": ({}, "<&- >&- 2>&-", 0),
-    "a full stdout": ({}, ">/dev/full", 2),
+    "an ASCII stdout on a narrow terminal": ("recipes", {"PYTHONIOENCODING": "ascii", "COLUMNS": "20"}, "", 0),
+    "closed stdin and stdout": ("recipes", {"COLUMNS": "x"}, "<&- >&-", 0),
+    "a full stdout": ("recipes", {}, ">/dev/full", 2),
+    "an unusable rank": ("recipes", {"RANK": "abc"}, "", 2),
+    "an unusable number of processes": ("recipes", {"WORLD_SIZE": "-1"}, "", 2),
+    "closed stdout and an error": ("recipes a b", {}, ">&-", 2),
 }
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_no_environment_gives_a_traceback(name: str) -> None:
-    changes, closed, code = ENVIRONMENTS[name]
-    command = f"{sys.executable} -m memlm recipes {closed}"
+    arguments, changes, closed, code = ENVIRONMENTS[name]
+    command = f"{sys.executable} -m memlm {arguments} {closed}"
     done = subprocess.run(["/bin/sh", "-c", command], env={**os.environ, **changes}, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
