@@ -141,7 +141,7 @@ class WorkerPool(ProcessPoolExecutor):
 
 
 _failed: list[Exception] = []
-"""What went wrong when this worker started; its first job raises it."""
+"""The error of this worker's start; its first job raises it."""
 
 
 def _begin(start: Callable[..., object] | None, given: tuple[object, ...]) -> None:

@@ -103,7 +103,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no such store": (["ask", "Who?", "--store", "nowhere"], "nowhere"),
     "questions that are no JSON": (["ask", "--questions", "broken.jsonl", *ASK], "broken.jsonl"),
     "questions without a question": (["ask", "--questions", "none.jsonl", *ASK], "question"),
-    "a ratio below 1": (["ask", "Who?", *ASK, "--tokens-per-memory", "0"], "tokens_per_memory (0) must be"),
+    "a ratio below 1": (["ask", "Who?", *ASK, "--tokens-per-memory", "0"], "--tokens-per-memory (0.0) must be"),
     "a ratio that is no number": (["ask", "Who?", *ASK, "--tokens-per-memory", "few"], "few"),
     "a budget of 0": (["ask", "Who?", *ASK, "--slots", "0"], "slots (0) must be"),
     "a huge budget": (["ask", "Who?", *ASK, "--slots", str(2**70)], "slots"),

@@ -198,7 +198,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     # the table
     "a table too narrow": (
         lambda f: ["probe-table", "--out", str(f / "o"), "--hidden-size", "4"],
-        ("hidden_size (4)", "16"),
+        ("--hidden-size (4)", "16"),
     ),
     "a table of no seeds": (lambda f: ["probe-table", "--out", str(f / "o"), "--seeds", "0"], ("seeds (0)",)),
     "a table of other settings": (

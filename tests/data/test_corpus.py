@@ -13,7 +13,7 @@ import pytest
 
 from memlm.data import Document, bundled_notice, fingerprint, load_documents, pieces_of, split_documents
 from memlm.data import records as records_module
-from memlm.errors import DataError
+from memlm.errors import ConfigError, DataError
 
 
 def test_the_bundled_speeches() -> None:
@@ -79,7 +79,7 @@ def test_missing_sources_point_to_what_there_is(tmp_path: Path) -> None:
         load_documents(str(tmp_path / "note.txt"))
     with pytest.raises(DataError, match="Did you mean 'sotu'"):
         load_documents("sotuu")
-    with pytest.raises(DataError, match=r"max_documents \(0\)"):
+    with pytest.raises(ConfigError, match=r"max_documents \(0\)"):
         load_documents("sotu", max_documents=0)
 
 

@@ -138,7 +138,7 @@ def _decoders_store(options: Documents) -> Generator[TextStore]:
     from memlm.store import SlotCodec
 
     folder = options.store or ""
-    with open_texts(folder, options.model, retrieval=options.retrieval) as store:
+    with open_texts(folder, options.model, search=options.retrieval) as store:
         if not isinstance(store.codec, SlotCodec):
             raise ConfigError(f"'{folder}' holds no memories of a decoder; make one with memlm remember.")
         yield store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -224,7 +225,8 @@ def _check_model(config: RunConfig, data: PreparedData) -> None:
     if config.decoder.path is not None:
         return
     encoder = None if config.encoder_run is None else encoder_of_run(config.encoder_run)
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         model = build_run_model(config, data.tokenizer, encoder=encoder)
     check_fits(model, config.training.batch_size // distributed.count())
 
