@@ -218,7 +218,7 @@ def test_stored_documents_are_read_as_they_are_kept(memory_run: Path, tmp_path: 
     ("act", "message"),
     [
         (lambda s: s.read(["a", "b"][:1] * 3), "3 texts do not fit 2 rows"),
-        (lambda s: s.read("a"), "1 texts do not fit 2 rows"),
+        (lambda s: s.read("a"), "1 text does not fit 2 rows"),
         (lambda s: s.read_tokens([[3]]), "1 lists of tokens do not fit 2 rows"),
         (lambda s: s.generate_tokens(), "row 0 has read nothing"),
         (lambda s: s.generate_tokens(max_new_tokens=-1), "max_new_tokens"),

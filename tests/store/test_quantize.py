@@ -38,7 +38,7 @@ def test_zero_vectors_stay_zero() -> None:
 
 
 def test_what_cannot_be_rounded() -> None:
-    with pytest.raises(MemoryShapeError, match="1 of 4 numbers are NaN or infinite"):
+    with pytest.raises(MemoryShapeError, match="1 of 4 numbers in the memories are NaN or infinite"):
         quantize(torch.tensor([[1.0, 2.0], [3.0, torch.inf]]), 8)
     with pytest.raises(MemoryShapeError, match="cannot be kept in 5 bits"):
         quantize.__wrapped__(torch.zeros(1, 1), 5)

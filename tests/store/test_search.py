@@ -135,7 +135,7 @@ def test_mistakes_are_one_line(codec: ChunkCodec, tmp_path: Path) -> None:
         assert store.search("people") == []
         with pytest.raises(UserError, match="the query is empty"):
             store.search("")
-        with pytest.raises(UserError, match=r"k \(0\) must be at least 1"):
+        with pytest.raises(UserError, match=r"k \(0\) must be a whole number from 1"):
             store.search("a", 0)
         with pytest.raises(StoreError, match="no document 'x'"):
             store.search("a", documents=["x"])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.training.test_pretrained import decoder  # noqa: F401
+from tests.training.test_pretrained import decoder  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def test_anything_else_is_a_sentence_and_a_bare_string_is_one_text(

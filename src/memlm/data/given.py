@@ -88,7 +88,9 @@ def text_pieces(text: object, *, name: str = "text") -> Iterator[str]:
     if not isinstance(text, str) and (not isinstance(text, Iterable) or isinstance(text, dict | set | bytes | Tensor)):
         raise DataError(f"{name} ({_shown(text)}) must be a string, or an iterable of strings such as an open file.")
     for piece in [text] if isinstance(text, str) else cast("Iterable[object]", text):
-        yield one_text(piece, name=f"a piece of {name}")
+        if not isinstance(piece, str):
+            raise DataError(f"a piece of {name} ({_shown(piece)}) must be a string.")
+        yield piece  # halves of surrogate pairs are refused where the text is encoded
 
 
 def list_of_tokens(tokens: object, *, words: int, name: str = "tokens") -> list[int]:
