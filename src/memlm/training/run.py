@@ -222,8 +222,8 @@ def _check_decoder(config: RunConfig) -> None:
 
 def _check_model(config: RunConfig, data: PreparedData) -> None:
     """Check that the model can be built and that it fits into memory."""
-    if config.decoder.path is not None:
-        return
+    if config.decoder.path is not None or config.data.token_table is not None:
+        return  # weights of others, which are read when the model is built
     encoder = None if config.encoder_run is None else encoder_of_run(config.encoder_run)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
