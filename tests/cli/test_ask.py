@@ -129,9 +129,9 @@ def test_vectors_of_a_store_are_searched_too(place: Path, memory_run: Path, caps
     store = ["--store", "s", "--model", "decoder"]
     assert main(["remember", "a.txt", *store, "--tokens-per-memory", "4", "--retrieval", str(memory_run)]) == 0
     found = {}
-    for flag in ("--retrieval", "--no-retrieval"):
+    for flag in ("--vectors", "--no-vectors"):
         assert main(["ask", "Xyzzy?", "--json", "--max-new-tokens", "1", "--store", "s", flag]) == 0
         found[flag] = json.loads(capsys.readouterr().out.splitlines()[-1])["passages"]
     # a word that no text has finds nothing, and the nearest vector always something
-    assert found["--retrieval"]
-    assert not found["--no-retrieval"]
+    assert found["--vectors"]
+    assert not found["--no-vectors"]

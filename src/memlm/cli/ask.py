@@ -38,8 +38,10 @@ class Documents(AskSettings, TextOptions):
     """Folder of a store whose documents are read."""
     read: tuple[str, ...] = ()
     """Ids of the store's documents; all by default."""
-    retrieval: bool = True
+    vectors: bool = True
     """Search by the vectors of the store's retrieval encoder, too, where it has one; otherwise by words only."""
+    retrieval: str | None = None
+    """Folder or id of that encoder, where it has moved since the store was made."""
     max_new_tokens: Positive = 64
     """Greatest number of tokens of an answer."""
     show: NotNegative = 3
@@ -138,7 +140,7 @@ def _decoders_store(options: Documents) -> Generator[TextStore]:
     from memlm.store import SlotCodec
 
     folder = options.store or ""
-    with open_texts(folder, options.model, search=options.retrieval) as store:
+    with open_texts(folder, options.model, search=options.vectors, retrieval=options.retrieval) as store:
         if not isinstance(store.codec, SlotCodec):
             raise ConfigError(f"'{folder}' holds no memories of a decoder; make one with memlm remember.")
         yield store
