@@ -15,10 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memlm.evaluation.probe.content_words import ContentWords, guess_words, read_words
 from memlm.evaluation.probe.dataset import ProbeDataset
-from memlm.evaluation.probe.linear import ContentWords, guess_words, read_positions, read_words
+from memlm.evaluation.probe.linear import read_positions
+from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, reconstruction_measurements
 from memlm.measurement import DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
+from memlm.store import rounded
 
 ROUNDINGS = ("fp16", "int8", "binary")
 _SPANS = {"names": re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*"), "numbers": re.compile(r"\d[\d,.]*")}
@@ -75,31 +78,49 @@ def linear_measurements(
     dataset: ProbeDataset,
     vectors: dict[str, Float[Tensor, "_ numbers"]],
     others: dict[str, tuple[ProbeDataset, dict[str, Float[Tensor, "_ _"]]]],
+    settings: ProbeSettings,
     *,
     split: str,
 ) -> list[Measurement]:
-    """Measure linear readings of words and positions, in closed form, with their controls.
+    """Measure linear readings of words and positions, with their controls.
 
     Args:
         dataset: the passages.
         vectors: of the encoder, by part.
         others: vectors of the same passages, in tokens of their own, by an untrained encoder and by the positive
             control.
+        settings: of the measurement.
         split: the name of the passages.
     """
-    words = ContentWords.of(dataset.passages["train"].texts)
     tallies: dict[str, DocumentTally] = {}
     for name, (passages, own) in {"": (dataset, vectors), **others}.items():
         labels = {part: passages.labels(part) for part in passages.passages}
         right = read_positions(own, labels, len(passages.vocabulary))
         tallies[f"position_accuracy{name and '/' + name}"] = per_document(passages.classes("held_out"), right.double())
-        if words.words:
-            found, another = read_words(own, dataset.passages, words)
-            tallies |= {kind + (name and f"/{name}"): tally for kind, tally in found.items()}
-            tallies |= {} if name else {f"{kind}/shuffled_memory": tally for kind, tally in another.items()}
+    words = ContentWords.of(dataset.passages["train"].texts)
     if words.words:
-        tallies |= {f"{kind}/guess": tally for kind, tally in guess_words(dataset.passages, words).items()}
+        tallies |= _word_tallies(
+            dataset, {"": vectors} | {name: own for name, (_, own) in others.items()}, words, settings
+        )
     return [measure_ratio(name, "fraction", tally, split) for name, tally in tallies.items() if tally.count]
+
+
+def _word_tallies(
+    dataset: ProbeDataset,
+    vectors: dict[str, dict[str, Float[Tensor, "_ _"]]],
+    words: ContentWords,
+    settings: ProbeSettings,
+) -> dict[str, DocumentTally]:
+    """Return readings of words by name, and of vectors that hold words in the form that is read."""
+    width = vectors[""]["train"].shape[1]
+    sums = words.sums(dataset.passages, width=width, seed=settings.seed)
+    positive = {part: rounded(rows, settings.bits) for part, rows in sums.items()} if settings.controls else None
+    found = {f"{kind}/guess": tally for kind, tally in guess_words(dataset.passages, words).items()}
+    for name, own in {**vectors, **({} if positive is None else {"word_sums": positive})}.items():
+        tallies, another = read_words(own, dataset.passages, words, passes=settings.word_passes, seed=settings.seed)
+        found |= {kind + (name and f"/{name}"): tally for kind, tally in tallies.items()}
+        found |= {} if name else {f"{kind}/shuffled_memory": tally for kind, tally in another.items()}
+    return found
 
 
 def _mean(runs: Sequence[ReconstructionScores], name: str) -> DocumentTally:

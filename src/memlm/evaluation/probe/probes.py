@@ -105,7 +105,7 @@ class Probes:
         others = self._other_vectors(dataset, untrained, numbers) if settings.controls else {}
         controls = self._controls(dataset, vectors, others) if settings.controls else {}
         found = capacity_measurements(dataset, runs, controls, numbers=numbers, split=split)
-        found += linear_measurements(dataset, vectors, others, split=split)
+        found += linear_measurements(dataset, vectors, others, settings, split=split)
         shares = {m.name: m.value for m in found}
         point = CapacityPoint(
             dataset.length,

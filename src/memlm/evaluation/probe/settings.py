@@ -58,6 +58,8 @@ class ProbeSettings(Settings):
     """Train the controls too."""
     audit: bool = False
     """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
+    word_passes: Annotated[int, Field(ge=0)] = 12
+    """Greatest number of passes over the training passages of the regression that reads words; 0 for closed form."""
     control_steps: Count = 400
     """Updates of the autoencoder that is the positive control."""
     probe: ProbeTraining = ProbeTraining()

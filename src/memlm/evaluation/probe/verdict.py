@@ -1,8 +1,10 @@
 """Verdicts of the readings of a vector: something was found, nothing was found, or the reading itself did not work.
 
-A reading counts as a find where its interval lies above those of all controls: blank vectors (or a guess that needs no
-vector), other texts' vectors, and the vectors of an untrained encoder. Without a find, nothing was found only if the
-same reading works on vectors that are known to hold their text; otherwise the measurement is inconclusive.
+A verdict answers two questions apart. *What can be read?* A reading counts as a find where its interval lies above
+those of all controls without the text's vector: blank vectors (or a guess that needs no vector) and other texts'
+vectors. *Because of training?* Where it also lies above the reading of an untrained encoder's vectors, training put
+more there than random weights pass on. Without a find, nothing was found only if the same reading works on vectors that
+are known to hold their text in a form that it can read; otherwise the measurement is inconclusive.
 """
 
 from __future__ import annotations
@@ -21,26 +23,25 @@ _FEW = 500
 
 
 class Kind(NamedTuple):
-    """A kind of reading: the name of its measurement, what it reads, and what it is without a vector."""
+    """A kind of reading: its measurement, what it reads, what it is without a vector, and vectors that it can read."""
 
     name: str
     what: str
     guess: str
+    positive: str
 
 
 KINDS = (
-    Kind("token_accuracy", "of the tokens", "unigram"),
-    Kind("position_accuracy", "of the tokens, by a linear reading", "unigram"),
-    Kind("word_f1", "of the content words (F1)", "guess"),
+    Kind("token_accuracy", "of the tokens", "unigram", "autoencoder"),
+    Kind("position_accuracy", "of the tokens, by a linear reading", "unigram", "autoencoder"),
+    Kind("word_f1", "of the content words (F1)", "guess", "word_sums"),
 )
 _CONTROL_WORDS = {
     "unigram": "guessing the commonest token",
     "guess": "guessing common words",
     "blank_memory": "a blank vector",
     "shuffled_memory": "another text's vector",
-    "untrained": "an untrained encoder",
 }
-_CONTROLS = ("blank_memory", "shuffled_memory", "untrained")
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Reading:
 
     Attributes:
         kind: of the reading.
-        status: what it says.
+        status: what can be read.
         reason: why it is inconclusive; empty otherwise.
         value: share of what is read.
-        control: name and share of the control that comes closest.
+        control: name and share of the control without the text's vector that comes closest.
+        untrained: share of what is read from an untrained encoder's vectors, None where that was not measured.
+        from_training: True where more is read than from an untrained encoder's vectors, with intervals apart.
     """
 
     kind: Kind
@@ -60,12 +63,26 @@ class Reading:
     reason: str
     value: float
     control: tuple[str, float]
+    untrained: float | None
+    from_training: bool
 
     def __str__(self) -> str:
-        name, share = self.control
         reason = f" ({self.reason})" if self.reason else ""
-        beside = f"{percent(self.value)} {self.kind.what}; {_CONTROL_WORDS[name]} gives {percent(share)}"
-        return f"{beside}: {self.status}{reason}"
+        return f"{percent(self.value)} {self.kind.what}; {self.beside}: {self.status}{reason}{self.because}"
+
+    @property
+    def beside(self) -> str:
+        """The closest control and its share, in words."""
+        name, share = self.control
+        return f"{_CONTROL_WORDS[name]} gives {percent(share)}"
+
+    @property
+    def because(self) -> str:
+        """Whether training put there what is read, in words; empty where nothing is read or that was not measured."""
+        if self.untrained is None or self.status != "found":
+            return ""
+        more = "training adds to what can be read" if self.from_training else "this is no effect of training"
+        return f"; an untrained encoder's vector gives {percent(self.untrained)}, so {more}"
 
     @property
     def margin(self) -> float:
@@ -89,26 +106,38 @@ def readings(measurements: Sequence[Measurement], split: str, passages: int) -> 
 def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Reading:
     value, controls = found[kind.name], dict(_controls(kind, found))
     name, closest = max(controls.items(), key=lambda item: item[1].value)
-    status, reason = _status(value, controls, found.get(f"{kind.name}/autoencoder"), passages)
-    return Reading(kind, status, reason, value.value, (name, closest.value))
+    status, reason = _status(value, controls, found.get(f"{kind.name}/{kind.positive}"), passages)
+    untrained = found.get(f"{kind.name}/untrained")
+    return Reading(
+        kind,
+        status,
+        reason,
+        value.value,
+        (name, closest.value),
+        None if untrained is None else untrained.value,
+        untrained is not None and _above(value, [untrained]),
+    )
 
 
 def _controls(kind: Kind, found: Mapping[str, Measurement]) -> Iterator[tuple[str, Measurement]]:
-    names = {name: f"{kind.name}/{name}" for name in (kind.guess, *_CONTROLS)}
+    names = {name: f"{kind.name}/{name}" for name in _CONTROL_WORDS}
     names |= {"unigram": "token_accuracy/unigram"} if kind.guess == "unigram" else {}
     yield from ((name, found[measured]) for name, measured in names.items() if measured in found)
+
+
+def _above(value: Measurement, controls: Sequence[Measurement]) -> bool:
+    """Return whether an interval lies above all others; False where one of them is missing."""
+    low, ends = value.low, [control.high for control in controls]
+    return low is not None and all(end is not None and low > end for end in ends)
 
 
 def _status(
     value: Measurement, controls: Mapping[str, Measurement], positive: Measurement | None, passages: int
 ) -> tuple[Status, str]:
-    ends = [control.high for control in controls.values()]
-    if value.low is None or any(end is None for end in ends):
+    if value.low is None or any(control.high is None for control in controls.values()):
         return "inconclusive", value.interval_note or "no interval"
-    if value.low > max(end for end in ends if end is not None):
+    if _above(value, list(controls.values())):
         return "found", ""
-    if value.low > max(control.high or 0.0 for name, control in controls.items() if name != "untrained"):
-        return "inconclusive", "an untrained encoder's vectors give as much"
     if positive is not None and positive.value < _WORKS:
         read = percent(positive.value)
         return "inconclusive", f"the probe did not learn: it reads {read} of vectors that hold their text"
@@ -120,14 +149,13 @@ def _status(
 
 
 def headline(found: Sequence[Reading], *, encoder: str, numbers: int, length: int, passages: int) -> str:
-    """Return the verdict in one sentence."""
+    """Return the verdict in one or two sentences: what can be read, and whether training put it there."""
     vector = f"one {numbers}-number vector of {encoder}"
     first = found[0]
     if first.status == "found":
-        name, share = first.control
         return (
             f"At least {percent(first.value)} {first.kind.what} of a {length}-token passage can be read from {vector}; "
-            f"{_CONTROL_WORDS[name]} gives {percent(share)}."
+            f"{first.beside}{first.because}."
         )
     unsure = [reading for reading in found if reading.status == "inconclusive"]
     if not unsure:
