@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,9 @@ from memlm.objectives import token_nats
 from memlm.shapes import IGNORE_INDEX
 
 
-def probe(**changes: int) -> ProbeDecoder:
+def probe(**changes: Any) -> ProbeDecoder:
     sizes = {"vocab_size": 12, "length": 4, "vector_size": 24, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
-    return ProbeDecoder(ProbeConfig(**{**sizes, **changes}))  # type: ignore[arg-type]
+    return ProbeDecoder(ProbeConfig(**{**sizes, **changes}))
 
 
 def linear_code(rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -96,3 +98,60 @@ def test_another_width_is_refused_with_both_numbers() -> None:
         probe().decode(torch.randn(2, 23))
     with pytest.raises(ConfigError, match=r"hidden_size \(16\).*num_heads \(3\)"):
         probe(num_heads=3)
+
+
+def writer(**changes: Any) -> ProbeDecoder:
+    return probe(reads_tokens=True, backbone="llama", learned_positions=True, **changes).eval()
+
+
+def test_a_decoder_that_reads_tokens_reads_only_earlier_ones() -> None:
+    model, (vectors, labels) = writer(), linear_code(6)
+    changed = labels.clone()
+    changed[:, 2] = changed[:, 2] % 11 + 1
+    first, second = (model.teacher_forced(vectors, given) for given in (labels, changed))
+    assert first.shape == (6, 4, 12)
+    torch.testing.assert_close(first[:, :3], second[:, :3])
+    assert not torch.allclose(first[:, 3], second[:, 3])
+    torch.testing.assert_close(model.decode(vectors, labels[:, :2]), first[:, :3])
+
+
+def test_every_parameter_of_a_writer_gets_a_gradient_and_noise_is_for_training_alone() -> None:
+    vectors, labels = linear_code(64)
+    model = writer(vector_noise=0.5)
+    start_from_vectors(model, vectors, labels, seed=0)
+    assert torch.equal(model.teacher_forced(vectors, labels), model.teacher_forced(vectors, labels))
+    model.train()
+    assert not torch.equal(model.teacher_forced(vectors, labels), model.teacher_forced(vectors, labels))
+    model(vectors, labels=labels).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_the_prior_says_which_tokens_occur_before_the_first_step() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.stack([torch.randperm(40, generator=draw)[:4] + 1 for _ in range(3000)])
+    vectors = torch.randn(41, 24, generator=draw)[labels].sum(1)
+    model = writer(vocab_size=41)
+    start_from_vectors(model, vectors[:2500], labels[:2500], seed=0)
+    torch.nn.init.zeros_(model.lm_head.weight)  # the prior alone
+    own, another = (
+        token_nats(model.teacher_forced(given, labels[2500:]), labels[2500:]).mean()
+        for given in (vectors[2500:], vectors[2500:].roll(1, 0))
+    )
+    assert own < another - 0.3
+    assert own < torch.tensor(40.0).log() - 0.2
+
+
+def test_what_is_written_is_what_a_slow_search_finds() -> None:
+    model, (vectors, labels) = writer(vocab_size=5, length=3), linear_code(7)
+    start_from_vectors(model, vectors, labels[:, :3] % 4 + 1, seed=0)
+    greedy = torch.empty(7, 0, dtype=torch.long)
+    for _ in range(3):
+        best = model.decode(vectors, greedy)[:, -1, 1:].argmax(-1) + 1
+        greedy = torch.cat([greedy, best[:, None]], 1)
+    assert torch.equal(model.write(vectors), greedy)
+    every = torch.tensor(list(product(range(1, 5), repeat=3)))
+    for row, vector in enumerate(vectors):
+        logits = model.teacher_forced(vector.expand(64, -1), every)
+        logits[..., 0] = -torch.inf
+        likeliest = every[token_nats(logits, every).sum(1).argmin()]
+        assert torch.equal(model.write(vectors[row : row + 1], beams=64)[0], likeliest)

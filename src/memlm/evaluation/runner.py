@@ -365,6 +365,7 @@ def _probe_memories(encoder: MemoryEncoder, config: RunConfig, folder: Path) -> 
         held_out=config.data.held_out,
         seed=config.training.seed,
         controls=False,
+        writer_steps=0,
         probe=ProbeTraining(size="small", steps=240),
     )
     documents = read_documents(config.data)

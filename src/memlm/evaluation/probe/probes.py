@@ -17,6 +17,7 @@ from torch import Tensor
 from memlm.data import decode_piece, near_duplicates
 from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
+from memlm.evaluation.probe.content_words import ContentWords
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
 from memlm.evaluation.probe.metrics import (
@@ -26,13 +27,14 @@ from memlm.evaluation.probe.metrics import (
     capacity_measurements,
     linear_measurements,
 )
-from memlm.evaluation.probe.settings import SIZES, ProbeSettings, Size
+from memlm.evaluation.probe.settings import SIZES, ProbeSettings, ProbeTraining, Size
 from memlm.evaluation.probe.training import train_probe
-from memlm.evaluation.reconstruction import ReconstructionScores, score_decoder
+from memlm.evaluation.probe.writing import Writing, information_measurements, score_writer, text_measurements
+from memlm.evaluation.reconstruction import ReconstructionScores, per_document, score_decoder
 from memlm.evaluation.result import passages_of
 from memlm.files import write_file_atomic
-from memlm.measurement import Measurement, Passage
-from memlm.models import TextAutoencoderConfig
+from memlm.measurement import Measurement, Passage, unigram_log_probabilities, unigram_nats
+from memlm.models import ProbeDecoder, TextAutoencoderConfig
 from memlm.store import rounded
 from memlm.training import OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.loop.callbacks import ProgressView
@@ -106,6 +108,7 @@ class Probes:
         controls = self._controls(dataset, vectors, others) if settings.controls else {}
         found = capacity_measurements(dataset, runs, controls, numbers=numbers, split=split)
         found += linear_measurements(dataset, vectors, others, settings, split=split)
+        found += self._writing(dataset, vectors, others, split) if settings.writer_steps else []
         shares = {m.name: m.value for m in found}
         point = CapacityPoint(
             dataset.length,
@@ -132,6 +135,12 @@ class Probes:
         """Train one probe, or read the finished one, and score it on held-out passages."""
         training = self.settings.probe
         training = training.model_copy(update={"size": size}) if size else training
+        probe = self._trained(dataset, vectors, name, training, seed=seed)
+        return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
+
+    def _trained(
+        self, dataset: ProbeDataset, vectors: PartVectors, name: str, training: ProbeTraining, *, seed: int
+    ) -> ProbeDecoder:
         self._say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
         folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
         data = dataset.probe_data(vectors)
@@ -139,7 +148,35 @@ class Probes:
         restore(folder, cached, finished="done")
         probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
         save(folder, cached)
-        return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
+        return probe
+
+    def _writing(
+        self, dataset: ProbeDataset, vectors: PartVectors, others: OtherVectors, split: str
+    ) -> list[Measurement]:
+        """Measure usable information and written texts: of the encoder's vectors, and of controls.
+
+        The decoder of blank vectors, of the same size and training, is what all others are compared with.
+        """
+        words, seed = ContentWords.of(dataset.passages["train"].texts), self.settings.seed
+        known = {"untrained": others["untrained"][1]} if "untrained" in others else {}
+        sums = words.sums(dataset.passages, width=vectors["train"].shape[1], seed=seed)
+        sources = {"": vectors, **({**known, "word_sums": sums} if self.settings.controls else {})}
+        rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
+        unigram = per_document(rows, unigram_nats(unigram_log_probabilities(counts), rows.input_ids))
+        blank = {part: torch.zeros_like(rows) for part, rows in vectors.items()}
+        without = self._written(dataset, blank, "blank_memory", beams=0).nats
+        found: list[Measurement] = []
+        for name, given in sources.items():
+            beams = 0 if name else self.settings.beams
+            writing = self._written(dataset, given, name or "encoder", beams=beams)
+            found += information_measurements(name, writing, without, unigram, split)
+            found += text_measurements(rows, writing.texts, split) if beams else []
+        return found
+
+    def _written(self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, beams: int) -> Writing:
+        seed = self.settings.seed
+        model = self._trained(dataset, vectors, f"writer_{name}", self.settings.writer, seed=seed)
+        return score_writer(model, dataset.classes("held_out"), vectors["held_out"], beams=beams)
 
     def _say(self, line: str) -> None:
         if self.progress:

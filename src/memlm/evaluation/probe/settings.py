@@ -21,6 +21,8 @@ class ProbeTraining(Settings):
 
     size: Size = "medium"
     """Width and depth of the decoder."""
+    reads_tokens: bool = False
+    """The decoder writes from left to right: each position also reads the tokens before it."""
     readout_rank: Count | None = None
     """Numbers that each position reads out of the vector; by default twice its even share, between 8 and 64."""
     steps: Count = 400
@@ -64,3 +66,15 @@ class ProbeSettings(Settings):
     """Updates of the autoencoder that is the positive control."""
     probe: ProbeTraining = ProbeTraining()
     """Settings of the probe decoder."""
+    writer_steps: Annotated[int, Field(ge=0)] = 600
+    """Greatest number of updates of the decoders that write from left to right, which usable information is measured
+    with; 0 leaves them out."""
+    beams: Annotated[int, Field(ge=1, le=64)] = 1
+    """Beginnings of a text that are followed at once in writing it."""
+
+    @property
+    def writer(self) -> ProbeTraining:
+        """Settings of the decoders that write from left to right."""
+        rate = self.probe.learning_rate / 2
+        changes = {"reads_tokens": True, "steps": self.writer_steps, "batch_size": 64, "learning_rate": rate}
+        return self.probe.model_copy(update=changes)

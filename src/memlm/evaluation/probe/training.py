@@ -31,6 +31,8 @@ from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, 
 from memlm.training.loop.trainer import MemlmTrainer, fit
 
 _VALIDATION_BATCH = 128
+_NOISE = 0.3
+"""Standard deviation of the noise on whitened vectors from which a decoder that reads tokens learns."""
 _KEY = "validation_cross_entropy"
 
 
@@ -107,6 +109,9 @@ def _untrained(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
     length, size = data.train_labels.shape[1], data.train_vectors.shape[1]
     rank = settings.readout_rank or int(min(max(8, 2 * size / length), 64))
     shape: dict[str, Any] = dict(SIZES[settings.size])
+    # attention learns what follows what at all positions at once, and a mixer at each position anew
+    writes = {"reads_tokens": True, "backbone": "llama", "learned_positions": True, "vector_noise": _NOISE}
+    shape |= writes if settings.reads_tokens else {}
     return ProbeDecoder(
         ProbeConfig(vocab_size=data.num_classes, length=length, vector_size=size, readout_rank=rank, **shape)
     )
@@ -154,7 +159,7 @@ def _validate(trainer: MemlmTrainer, model: ProbeDecoder, data: ProbeData) -> di
     parts = (tensor.split(_VALIDATION_BATCH) for tensor in (data.validation_vectors, data.validation_labels))
     for vectors, labels in zip(*parts, strict=True):
         with trainer.compute_loss_context_manager():
-            logits = model.decode(vectors.to(model.device)).cpu()
+            logits = model.teacher_forced(vectors.to(model.device), labels.to(model.device)).cpu()
         num_correct += int(correct(logits.argmax(-1), labels).sum())
         nats += float(token_nats(logits, labels).sum())
         count += int(target_mask(labels).sum())

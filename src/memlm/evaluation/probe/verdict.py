@@ -16,22 +16,33 @@ from typing import Literal, NamedTuple
 from memlm.measurement import Measurement
 
 Status = Literal["found", "nothing found", "inconclusive"]
-_WORKS = 0.5
-"""Share that a reading must find in the positive control's vectors for its silence to mean something."""
+_LANGUAGE = 0.05
+"""Share of the bits of token frequencies that a decoder must save without a vector to have learnt to write at all."""
 _FEW = 500
 """Training passages below which the silence of a reading means nothing."""
 
 
 class Kind(NamedTuple):
-    """A kind of reading: its measurement, what it reads, what it is without a vector, and vectors that it can read."""
+    """A kind of reading.
+
+    Attributes:
+        name: its measurement.
+        what: what it reads, behind a share.
+        guess: its control without a vector.
+        positive: its control of vectors that it can read.
+        works: share that it must read of those for its silence to mean something.
+    """
 
     name: str
     what: str
     guess: str
     positive: str
+    works: float = 0.5
 
 
+_BITS = "usable_share"
 KINDS = (
+    Kind(_BITS, "of the information", "shuffled_memory", "word_sums", 0.1),
     Kind("token_accuracy", "of the tokens", "unigram", "autoencoder"),
     Kind("position_accuracy", "of the tokens, by a linear reading", "unigram", "autoencoder"),
     Kind("word_f1", "of the content words (F1)", "guess", "word_sums"),
@@ -54,6 +65,7 @@ class Reading:
         reason: why it is inconclusive; empty otherwise.
         value: share of what is read.
         control: name and share of the control without the text's vector that comes closest.
+        detail: the reading in bits, where it has some.
         untrained: share of what is read from an untrained encoder's vectors, None where that was not measured.
         from_training: True where more is read than from an untrained encoder's vectors, with intervals apart.
     """
@@ -63,12 +75,18 @@ class Reading:
     reason: str
     value: float
     control: tuple[str, float]
+    detail: str
     untrained: float | None
     from_training: bool
 
     def __str__(self) -> str:
         reason = f" ({self.reason})" if self.reason else ""
-        return f"{percent(self.value)} {self.kind.what}; {self.beside}: {self.status}{reason}{self.because}"
+        return f"{self.read}; {self.beside}: {self.status}{reason}{self.because}"
+
+    @property
+    def read(self) -> str:
+        """The share of what is read, in words."""
+        return f"{percent(self.value)} {self.kind.what}{self.detail}"
 
     @property
     def beside(self) -> str:
@@ -91,7 +109,7 @@ class Reading:
 
 
 def readings(measurements: Sequence[Measurement], split: str, passages: int) -> list[Reading]:
-    """Return the readings of a split, the clearest first.
+    """Return the readings of a split: what was found first, usable information before the others, the clearest first.
 
     Args:
         measurements: of a measurement of retention.
@@ -100,13 +118,18 @@ def readings(measurements: Sequence[Measurement], split: str, passages: int) -> 
     """
     found = {m.name: m for m in measurements if m.split == split}
     made = [_reading(kind, found, passages) for kind in KINDS if kind.name in found]
-    return sorted(made, key=lambda reading: (reading.status != "found", -reading.margin))
+    # bits say most, and are comparable between encoders
+    return sorted(made, key=lambda found: (found.status != "found", found.kind.name != _BITS, -found.margin))
 
 
 def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Reading:
     value, controls = found[kind.name], dict(_controls(kind, found))
     name, closest = max(controls.items(), key=lambda item: item[1].value)
-    status, reason = _status(value, controls, found.get(f"{kind.name}/{kind.positive}"), passages)
+    status, reason = _status(value, controls, found.get(f"{kind.name}/{kind.positive}"), passages, kind.works)
+    language = found.get(f"{kind.name}/language")
+    if language is not None and (language.low is None or language.low < _LANGUAGE):
+        saved = percent(language.value)
+        status, reason = "inconclusive", f"the decoder did not learn to write: it saves {saved} of the bits by itself"
     untrained = found.get(f"{kind.name}/untrained")
     return Reading(
         kind,
@@ -114,9 +137,16 @@ def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Rea
         reason,
         value.value,
         (name, closest.value),
+        _in_bits(found) if kind.name == _BITS else "",
         None if untrained is None else untrained.value,
         untrained is not None and _above(value, [untrained]),
     )
+
+
+def _in_bits(found: Mapping[str, Measurement]) -> str:
+    """Return usable information beside the bits without a vector."""
+    bits, plain = (found[name].value for name in ("usable_bits", "bits_without_vector"))
+    return f" ({bits:.1f} of {plain:.1f} bits)"
 
 
 def _controls(kind: Kind, found: Mapping[str, Measurement]) -> Iterator[tuple[str, Measurement]]:
@@ -132,13 +162,13 @@ def _above(value: Measurement, controls: Sequence[Measurement]) -> bool:
 
 
 def _status(
-    value: Measurement, controls: Mapping[str, Measurement], positive: Measurement | None, passages: int
+    value: Measurement, controls: Mapping[str, Measurement], positive: Measurement | None, passages: int, works: float
 ) -> tuple[Status, str]:
     if value.low is None or any(control.high is None for control in controls.values()):
         return "inconclusive", value.interval_note or "no interval"
-    if _above(value, list(controls.values())):
+    if _above(value, list(controls.values())) and value.low > 0:
         return "found", ""
-    if positive is not None and positive.value < _WORKS:
+    if positive is not None and positive.value < works:
         read = percent(positive.value)
         return "inconclusive", f"the probe did not learn: it reads {read} of vectors that hold their text"
     if passages < _FEW:
@@ -154,7 +184,7 @@ def headline(found: Sequence[Reading], *, encoder: str, numbers: int, length: in
     first = found[0]
     if first.status == "found":
         return (
-            f"At least {percent(first.value)} {first.kind.what} of a {length}-token passage can be read from {vector}; "
+            f"At least {first.read} of a {length}-token passage can be read from {vector}; "
             f"{first.beside}{first.because}."
         )
     unsure = [reading for reading in found if reading.status == "inconclusive"]

@@ -9,6 +9,12 @@ Differences from the information probe of arXiv 2602.13466, whose decoder reads 
 - each position reads r directions of its own from the whole vector. They start as the directions that best predict the
   token there (memlm.models.probe.start); without that start, a few thousand passages fit noise (LOG.md)
 - one layer shared by all positions reads which tokens occur, independently of where
+
+With `reads_tokens` each position also reads the tokens before it, so that the decoder writes from left to right. It
+then adds to its logits those of a linear reading of which tokens occur, times a weight that depends on what it has
+written so far:
+
+    logits = lm_head(h) + weight(h) * (vector @ table + offsets)
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization as init
 
@@ -27,6 +33,9 @@ from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import LayersConfig, build_backbone
 from memlm.objectives import mean_loss
 from memlm.shapes import Labels, Logits
+
+PRIOR_WEIGHT = 0.2
+"""Weight of the prior's logits at the start; numbers of a vector repeat each other, so that their sum is too large."""
 
 
 @strict
@@ -49,6 +58,10 @@ class ProbeConfig(LayersConfig):
     """Numbers that each position reads from the vector."""
     num_layers: int = 2
     """Layers of the decoder."""
+    reads_tokens: bool = False
+    """Each position also reads the tokens before it."""
+    vector_noise: float = 0.0
+    """Standard deviation of the noise on whitened vectors in training."""
 
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
@@ -96,8 +109,30 @@ class Whitening(nn.Module):
             return (vectors.float() - self.mean) @ self.matrix
 
 
+class TokenPrior(nn.Module):
+    """Logits of the tokens that occur in a text, linear in its vector, with a weight for each position."""
+
+    def __init__(self, config: ProbeConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.vector_size)
+        self.offsets = nn.Parameter(torch.empty(config.vocab_size))
+        self.weight = nn.Linear(config.hidden_size, 1)
+
+    def init_own_weights(self) -> None:
+        """Initialise to no logits, weighted by PRIOR_WEIGHT everywhere."""
+        for parameter in (self.table.weight, self.offsets, self.weight.weight):
+            init.zeros_(parameter)
+        init.constant_(self.weight.bias, PRIOR_WEIGHT)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch tokens width"], vectors: Float[Tensor, "batch numbers"]
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Return logits (batch, tokens, vocabulary) of whitened vectors."""
+        return self.weight(hidden) * nn.functional.linear(vectors, self.table.weight, self.offsets)[:, None]
+
+
 class ProbeDecoder(MemlmModel):
-    """Predicts the tokens of a text from one vector of a frozen encoder."""
+    """Predicts the tokens of a text from one vector of a frozen encoder, all at once or from left to right."""
 
     config: ProbeConfig
     config_class = ProbeConfig
@@ -109,6 +144,9 @@ class ProbeDecoder(MemlmModel):
         self.readout = PositionReadout(config)
         self.decoder = build_backbone(config, num_layers=config.num_layers, length=config.length)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        # the last row stands before the first token
+        self.embed_tokens = nn.Embedding(config.vocab_size + 1, config.hidden_size) if config.reads_tokens else None
+        self.prior = TokenPrior(config) if config.reads_tokens else None
         # transformers would pick a loss from the class name
         self.loss_type = "ForMaskedLM"
         self.post_init()
@@ -117,11 +155,14 @@ class ProbeDecoder(MemlmModel):
         """Return the output layer."""
         return self.lm_head
 
-    def decode(self, vectors: Float[Tensor, "batch numbers"]) -> Logits:
-        """Return the logits (batch, length, vocabulary).
+    def decode(
+        self, vectors: Float[Tensor, "batch numbers"], tokens: Int[Tensor, "batch given"] | None = None
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Return the logits (batch, length, vocabulary), or with `reads_tokens` (batch, given + 1, vocabulary).
 
         Args:
             vectors: (batch, numbers).
+            tokens: (batch, given), the first tokens of each text, at most length - 1; of a decoder that reads them.
 
         Raises:
             MemoryShapeError: vectors of another width than the probe reads.
@@ -131,7 +172,20 @@ class ProbeDecoder(MemlmModel):
                 f"vectors of {vectors.shape[1]} numbers do not fit a probe of {self.config.vector_size}; "
                 "probe vectors of one encoder at a time."
             )
-        return self.lm_head(self.decoder(self.readout(self.whitening(vectors))))
+        white = self.whitening(vectors)
+        if self.training and self.config.vector_noise:
+            white = white + self.config.vector_noise * torch.randn_like(white)
+        inputs = self.readout(white)
+        if self.embed_tokens is None or self.prior is None:
+            return self.lm_head(self.decoder(inputs))
+        given = white.new_empty(len(white), 0, dtype=torch.long) if tokens is None else tokens
+        read = self.embed_tokens(nn.functional.pad(given, (1, 0), value=self.config.vocab_size))
+        hidden = self.decoder(inputs[:, : read.shape[1]] + read)
+        return self.lm_head(hidden) + self.prior(hidden, white)
+
+    def teacher_forced(self, vectors: Float[Tensor, "batch numbers"], labels: Labels) -> Logits:
+        """Return the logits (batch, length, vocabulary), of a decoder that reads tokens behind the true ones."""
+        return self.decode(vectors, labels[:, :-1].clamp(min=0) if self.config.reads_tokens else None)
 
     def forward(
         self,
@@ -140,7 +194,7 @@ class ProbeDecoder(MemlmModel):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AutoencoderOutput:
-        """Decode vectors, and compute the loss if there are labels.
+        """Decode vectors, and compute the loss if there are labels, which are also the tokens that are read.
 
         Args:
             vectors: (batch, numbers).
@@ -152,6 +206,30 @@ class ProbeDecoder(MemlmModel):
             MemoryShapeError: vectors of another width than the probe reads.
             UserError: no label is a target.
         """
-        logits = self.decode(vectors)
-        loss = None if labels is None else mean_loss(logits, labels, num_items_in_batch)
-        return AutoencoderOutput(loss=loss, logits=logits)
+        if labels is None:
+            return AutoencoderOutput(logits=self.decode(vectors))
+        logits = self.teacher_forced(vectors, labels)
+        return AutoencoderOutput(loss=mean_loss(logits, labels, num_items_in_batch), logits=logits)
+
+    @torch.inference_mode()
+    def write(self, vectors: Float[Tensor, "batch numbers"], *, beams: int = 1) -> Int[Tensor, "batch tokens"]:
+        """Return the likeliest text of each vector, (batch, length), from left to right; never class 0.
+
+        Args:
+            vectors: (batch, numbers).
+            beams: beginnings that are followed at once; 1 takes the likeliest token at each position.
+        """
+        batch = torch.arange(len(vectors))[:, None]
+        repeated = vectors.repeat_interleave(beams, 0)
+        texts = torch.empty(len(vectors), beams, 0, dtype=torch.long)
+        # all beams are the same before the first token
+        scores = torch.full((len(vectors), beams), -torch.inf).index_fill_(1, torch.tensor([0]), 0.0)
+        for _ in range(self.config.length):
+            logits = self.decode(repeated, texts.flatten(0, 1))[:, -1]
+            logits[:, 0] = -torch.inf
+            every = scores[..., None] + logits.log_softmax(-1).unflatten(0, (-1, beams))
+            scores, chosen = every.flatten(1).topk(beams)
+            texts = torch.cat(
+                [texts[batch, chosen // self.config.vocab_size], chosen[..., None] % self.config.vocab_size], 2
+            )
+        return texts[:, 0]

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memlm.models.probe.modeling import ProbeDecoder
+from memlm.models.probe.modeling import PRIOR_WEIGHT, ProbeDecoder, TokenPrior
 from memlm.shapes import IGNORE_INDEX
 
-_RARE = 8.0
+_RARE, _RARE_IN_TEXTS = 8.0, 32.0
 _SHARED = 64
 _SPREAD = 1e-6
 """Directions with less than this share of the largest variance hold rounding noise, and are left out."""
@@ -50,7 +50,10 @@ def start_from_vectors(
     white = model.whitening(vectors)
     centred = embeddings[labels.masked_fill(~target_mask, 0)] - shares.float() @ embeddings
     targets = torch.where(target_mask[..., None], centred, 0.0)
-    directions, maps = _least_squares(white, labels, targets.mean(1), shares, _SHARED)
+    if model.prior is not None:
+        _start_prior(model.prior, white, labels)
+    # the prior of a decoder that reads tokens says which ones occur, so that the shared layer begins with nothing
+    directions, maps = _least_squares(white, labels, targets.mean(1), shares, 0 if model.prior is not None else _SHARED)
     model.readout.shared.weight.copy_((directions @ maps).T * width**0.5)
     targets = targets - (white @ directions @ maps)[:, None]
     rank = model.readout.directions.shape[-1]
@@ -60,6 +63,21 @@ def start_from_vectors(
         directions, maps = _least_squares(*given, shares, rank)
         model.readout.directions[position] = directions
         model.readout.maps[position] = maps * width**0.5
+
+
+def _start_prior(prior: TokenPrior, white: Float[Tensor, "rows numbers"], labels: Int[Tensor, "rows tokens"]) -> None:
+    """Set the prior to log-odds of linear discriminants between texts with and without a token.
+
+    In whitened numbers, a token's direction is the mean of its texts' vectors, drawn to zero for rare ones.
+    """
+    size = len(prior.offsets)
+    rows = torch.arange(len(labels))[:, None].expand_as(labels)
+    pairs = (rows * size + labels)[labels != IGNORE_INDEX].unique()
+    row, token = pairs // size, pairs % size
+    sums = torch.zeros(size, white.shape[1]).index_add_(0, token, white[row])
+    means = sums / (torch.bincount(token, minlength=size) + _RARE_IN_TEXTS)[:, None]
+    prior.table.weight.copy_(means)
+    prior.offsets.copy_(-PRIOR_WEIGHT / 2 * means.square().sum(1))
 
 
 def _least_squares(
