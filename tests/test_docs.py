@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 NEEDS_OTHERS = ("hellaswag", "--nnodes", "--gguf-file", "vectors.safetensors --texts texts.jsonl")
 """Parts of commands that need the internet, other machines, or files that a page only names."""
 RUN = "--text SOURCE --data.vocab_size 300 --data.held_out 0.2 --training.batch_size 4 --training.evaluate_rows 4"
-PROBE = "--passages 60 --held-out-passages 20 --steps 3 --no-controls"
+PROBE = "--passages 60 --held-out-passages 20 --steps 3 --writer-steps 2 --no-controls"
 SMALL = {
     "autoencoder-pretrained": "--steps 3 --model.chunk_length 8 --model.hidden_size 8 --model.num_heads 2 "
     "--model.bottleneck_size 16 --data.held_out 0.2 --training.evaluate_rows 4",

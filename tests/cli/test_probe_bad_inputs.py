@@ -94,7 +94,7 @@ def foreign_cache(folder: Path) -> list[str]:
     """Vectors kept by another encoder, in the place of this one's."""
     from memlm.cli import main
 
-    assert main(of_encoder("--no-controls", "--size", "small", "--steps", "1")(folder)) == 0
+    assert main(of_encoder("--no-controls", "--size", "small", "--steps", "1", "--writer-steps", "0")(folder)) == 0
     for record in (folder / "cache").rglob("vectors.json"):
         values = json.loads(record.read_text())
         record.write_text(json.dumps({**values, "encoder": "b" * 64}))

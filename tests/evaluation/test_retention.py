@@ -25,6 +25,7 @@ from memlm.errors import RunFolderError
 from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
 from memlm.evaluation.probe.dataset import dataset_of_passages
+from memlm.evaluation.probe.estimate import Estimate, trained_decoders
 from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
@@ -125,6 +126,7 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
 
     first = measured("first")
     assert len(trained) == 6
+    assert len(trained_decoders(settings(), False)) == 5  # and the positive control
     assert measured("second").measurements == first.measurements
     assert trained == []
     measured("rounded", bits="int8")
@@ -135,6 +137,25 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
         weights.write_bytes(weights.read_bytes()[:-1])
     assert measured("damaged").measurements == first.measurements
     assert len(trained) == 5  # a cut file is not used
+
+
+def test_the_estimate_grows_with_what_is_to_do(tokenizer: PreTrainedTokenizerFast) -> None:
+    class Slow(LinearCode):
+        def encode(self, texts: Sequence[str]) -> Tensor:
+            time.sleep(0.002 * len(texts))
+            return super().encode(texts)
+
+    texts = Passages(tuple(speech(i, words=12) for i in range(50)), torch.zeros(50, dtype=torch.long), ("a",))
+    dataset = dataset_of_passages(dict.fromkeys(("train", "validation", "held_out"), texts), tokenizer, length=8)
+    encoder = Slow(tokenizer)
+    found = Estimate.of(dataset, encoder, settings(controls=False), encoder.width)
+    assert found.encoding == pytest.approx(150 * 0.002, rel=0.3)
+    assert Estimate.of(dataset, None, settings(controls=False), encoder.width).encoding == 0
+    assert "at most about" in str(found)
+    more = settings(writer_steps=1000, seeds=9)
+    assert len(trained_decoders(more, True)) == 9 + 4 + 1 + 4
+    assert len(trained_decoders(settings(writer_steps=9, one_pass_controls=False), True)) == 1 + 3
+    assert Estimate.of(dataset, None, more, encoder.width).training > 3 * found.training
 
 
 def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -245,7 +266,16 @@ def test_killed_while_embedding_and_training_it_ends_with_the_same_figures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def command(out: str) -> list[str]:
-        common = ["--encoder", str(finished_run), "--text", str(corpus), "--no-controls", "--json"]
+        common = [
+            "--encoder",
+            str(finished_run),
+            "--text",
+            str(corpus),
+            "--no-controls",
+            "--writer-steps",
+            "0",
+            "--json",
+        ]
         return ["probe", *common, "--size", "small", "--steps", "240", "--out", str(tmp_path / out)]
 
     killed_when("cache/vectors/*/vectors.json", tmp_path, command("killed"))

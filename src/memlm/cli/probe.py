@@ -20,6 +20,9 @@ from memlm.reports import PageContent, figure, tables, write_page
 from memlm.training.run_folder import command_line, describe_versions
 from memlm.training.schema import checked
 
+QUICK = {"passages": 4096, "held_out_passages": 512, "one_pass_controls": False, "word_passes": 2, "writer_steps": 240}
+QUICK_PROBE = {"size": "small", "steps": 40}
+
 
 @dataclass(frozen=True)
 class Probe(TextOptions):
@@ -28,7 +31,7 @@ class Probe(TextOptions):
     Controls give the measurement its scale: an untrained encoder of the same architecture, and blank and shuffled
     vectors. The command writes report.html and measurements.jsonl, and continues where it was stopped.
 
-      memlm probe --encoder runs/demo
+      memlm probe --encoder runs/demo --quick
       memlm probe --encoder sentence-transformers/all-MiniLM-L6-v2 --lengths 16,32,64
       memlm probe --embeddings vectors.safetensors --texts texts.jsonl
     """
@@ -61,6 +64,8 @@ class Probe(TextOptions):
     """Width and depth of the probe's decoder."""
     steps: Positive = 400
     """Greatest number of updates of a probe; early stopping usually ends training before."""
+    quick: bool = False
+    """A first answer in a few minutes, from few passages: words, positions and usable information, with controls."""
     out: str | None = None
     """Folder of the probes and the report; by default runs/probe-NAME."""
     export: str | None = None
@@ -141,6 +146,8 @@ def _settings(options: Probe, *, default: int) -> ProbeSettings:
         ) from error
     given = {name: value for name, value in vars(options).items() if name in ProbeSettings.model_fields}
     probe = {"size": options.size, "steps": options.steps}
+    if options.quick:
+        given, probe = given | QUICK, QUICK_PROBE
     return checked(ProbeSettings, {**given, "lengths": lengths, "probe": probe})
 
 

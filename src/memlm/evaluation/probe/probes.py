@@ -19,6 +19,7 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.evaluation.probe.content_words import ContentWords
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
+from memlm.evaluation.probe.estimate import Estimate
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
 from memlm.evaluation.probe.metrics import (
     ROUNDINGS,
@@ -82,6 +83,11 @@ class Probes:
         self.vector_cache = cache / "vectors"
         self.cache = cache / "probes"
 
+    def say_estimate(self, dataset: ProbeDataset, encoder: Encoder | None, numbers: int) -> None:
+        """Say how long the measurement of one length will take, where progress is shown."""
+        if self.progress:
+            self._say(f"{dataset.length} tokens: {Estimate.of(dataset, encoder, self.settings, numbers)}")
+
     def vectors(self, dataset: ProbeDataset, encoder: Encoder) -> PartVectors:
         """Encode all passages, rounded as the settings say."""
         found: PartVectors = {}
@@ -105,7 +111,7 @@ class Probes:
         runs = [self.run(dataset, vectors, "encoder", seed=settings.seed + i) for i in range(settings.seeds)]
         split, numbers = f"{dataset.length} tokens", vectors["train"].shape[1]
         others = self._other_vectors(dataset, untrained, numbers) if settings.controls else {}
-        controls = self._controls(dataset, vectors, others) if settings.controls else {}
+        controls = self._controls(dataset, vectors, others) if settings.controls and settings.one_pass_controls else {}
         found = capacity_measurements(dataset, runs, controls, numbers=numbers, split=split)
         found += linear_measurements(dataset, vectors, others, settings, split=split)
         found += self._writing(dataset, vectors, others, split) if settings.writer_steps else []
@@ -158,7 +164,8 @@ class Probes:
         The decoder of blank vectors, of the same size and training, is what all others are compared with.
         """
         words, seed = ContentWords.of(dataset.passages["train"].texts), self.settings.seed
-        known = {"untrained": others["untrained"][1]} if "untrained" in others else {}
+        twin = self.settings.one_pass_controls and "untrained" in others
+        known = {"untrained": others["untrained"][1]} if twin else {}
         sums = words.sums(dataset.passages, width=vectors["train"].shape[1], seed=seed)
         sources = {"": vectors, **({**known, "word_sums": sums} if self.settings.controls else {})}
         rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
@@ -196,6 +203,8 @@ class Probes:
     ) -> OtherVectors:
         """Return vectors of the same passages by an untrained encoder, if known, and by the positive control."""
         found: OtherVectors = {} if untrained is None else {"untrained": (dataset, untrained())}
+        if not self.settings.one_pass_controls:
+            return found
         return {**found, "autoencoder": self._positive_control(dataset, width=numbers)}
 
     def _controls(

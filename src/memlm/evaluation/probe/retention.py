@@ -109,6 +109,7 @@ class Retention:
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
             dataset = dataset_of_documents(split, tokenizer, length=length, limits=limits, seed=chosen.seed)
+            probes.say_estimate(dataset, encoder, encoder.width)
             encode = partial(probes.vectors, dataset)
             vectors = encode(encoder)
             if export_to is not None:
@@ -149,6 +150,7 @@ class Retention:
         result = cls(name, ready.vectors["train"].shape[1])
         for length in chosen.lengths:
             dataset = dataset_of_passages(ready.passages, tokens, length=length)
+            probes.say_estimate(dataset, None, result.numbers)
             vectors = {part: rounded(v, chosen.bits) for part, v in ready.vectors.items()}
             result.add(probes.measure(dataset, vectors, None))
         return result

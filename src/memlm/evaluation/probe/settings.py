@@ -58,6 +58,8 @@ class ProbeSettings(Settings):
     """Seed of the split, of the passages and of the first probe."""
     controls: bool = True
     """Train the controls too."""
+    one_pass_controls: bool = True
+    """Among them those of the probe that predicts all tokens at once, and its positive control."""
     audit: bool = False
     """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
     word_passes: Annotated[int, Field(ge=0)] = 12
