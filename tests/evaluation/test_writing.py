@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from difflib import SequenceMatcher
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,14 @@ def test_a_verdict_is_of_bits_and_needs_a_decoder_that_learnt_to_write() -> None
 
 
 def test_scores_are_of_each_passage_and_of_another_texts_vector() -> None:
-    sizes = {"vocab_size": 6, "length": LENGTH, "vector_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 6,
+        "length": LENGTH,
+        "vector_size": 8,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
     model = ProbeDecoder(ProbeConfig(**sizes, reads_tokens=True, backbone="llama", learned_positions=True)).eval()
     ids, vectors = draw(COUNT, LENGTH), torch.randn(COUNT, 8, generator=torch.Generator().manual_seed(0))
     found = score_writer(model, rows(ids), vectors, beams=1)

@@ -19,7 +19,14 @@ from memlm.shapes import IGNORE_INDEX
 
 
 def probe(**changes: Any) -> ProbeDecoder:
-    sizes = {"vocab_size": 12, "length": 4, "vector_size": 24, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 12,
+        "length": 4,
+        "vector_size": 24,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
     return ProbeDecoder(ProbeConfig(**{**sizes, **changes}))
 
 

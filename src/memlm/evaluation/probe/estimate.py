@@ -62,8 +62,9 @@ class Estimate:
 
 def trained_decoders(settings: ProbeSettings, twin: bool) -> list[tuple[ProbeTraining, Size]]:
     """Return the decoders that are trained, each with its size."""
-    size, sizes = settings.probe.size, list(SIZES)
-    found = [(settings.probe, size)] * settings.seeds
+    size = settings.probe.size
+    sizes: list[Size] = list(SIZES)
+    found: list[tuple[ProbeTraining, Size]] = [(settings.probe, size)] * settings.seeds
     if settings.controls and settings.one_pass_controls:
         found += [(settings.probe, size)] * (3 + twin)
         found += [(settings.probe, sizes[sizes.index(size) + 1])] if size != sizes[-1] else []
@@ -90,10 +91,10 @@ def _seconds_per_text(encoder: Encoder, dataset: ProbeDataset) -> float:
 def _products_per_second() -> float:
     """Return multiplications (with an addition each) of a matrix product, in a second."""
     left, right = torch.rand(_TIMED_ROWS, _TIMED_ROWS), torch.rand(_TIMED_ROWS, _TIMED_ROWS)
-    left @ right
+    torch.mm(left, right)
     began = time.perf_counter()
     for _ in range(4):
-        left @ right
+        torch.mm(left, right)
     return 4 * _TIMED_ROWS**3 / (time.perf_counter() - began)
 
 
