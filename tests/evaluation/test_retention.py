@@ -25,7 +25,7 @@ from memlm.errors import RunFolderError
 from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
 from memlm.evaluation.probe.dataset import dataset_of_passages
-from memlm.evaluation.probe.estimate import Estimate, trained_decoders
+from memlm.evaluation.probe.duration import Estimate, trained_decoders
 from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention

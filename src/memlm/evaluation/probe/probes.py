@@ -19,7 +19,7 @@ from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
 from memlm.evaluation.probe.content_words import ContentWords
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
-from memlm.evaluation.probe.estimate import Estimate
+from memlm.evaluation.probe.duration import Estimate
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
 from memlm.evaluation.probe.metrics import (
     ROUNDINGS,
