@@ -21,6 +21,8 @@ from memlm.shapes import IGNORE_INDEX
 
 _RARE, _RARE_IN_TEXTS = 8.0, 32.0
 _SHARED = 64
+_QUIET = 0.2
+"""Scale of the first output layer of a decoder that reads tokens."""
 _SPREAD = 1e-6
 """Directions with less than this share of the largest variance hold rounding noise, and are left out."""
 
@@ -46,7 +48,8 @@ def start_from_vectors(
     counts = torch.bincount(labels[target_mask], minlength=vocabulary).double() + 0.5
     shares = counts / counts.sum()
     model.lm_head.bias.copy_(shares.log())
-    model.lm_head.weight.copy_(embeddings)
+    # what a decoder reads of tokens is noise at first, which its output layer should not say loudly
+    model.lm_head.weight.copy_(embeddings * (1.0 if model.prior is None else _QUIET))
     white = model.whitening(vectors)
     centred = embeddings[labels.masked_fill(~target_mask, 0)] - shares.float() @ embeddings
     targets = torch.where(target_mask[..., None], centred, 0.0)
