@@ -96,7 +96,7 @@ class Reading:
 
     @property
     def because(self) -> str:
-        """Whether training put there what is read, in words; empty where nothing is read or that was not measured."""
+        """The share of training in what is read, in words; empty where nothing is read or that was not measured."""
         if self.untrained is None or self.status != "found":
             return ""
         more = "training adds to what can be read" if self.from_training else "this is no effect of training"

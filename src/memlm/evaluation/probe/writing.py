@@ -24,7 +24,7 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Writing:
-    """What a decoder makes of held-out passages.
+    """Scores and texts of a decoder on held-out passages.
 
     Attributes:
         nats: teacher-forced cross-entropy of each passage, with a count of 1.
