@@ -167,10 +167,11 @@ class Probes:
         twin = self.settings.one_pass_controls and "untrained" in others
         known = {"untrained": others["untrained"][1]} if twin else {}
         sums = words.sums(dataset.passages, width=vectors["train"].shape[1], seed=seed)
+        sums = {part: rounded(own, self.settings.bits) for part, own in sums.items()}
         sources = {"": vectors, **({**known, "word_sums": sums} if self.settings.controls else {})}
         rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
         unigram = per_document(rows, unigram_nats(unigram_log_probabilities(counts), rows.input_ids))
-        blank = {part: torch.zeros_like(rows) for part, rows in vectors.items()}
+        blank = {part: torch.zeros_like(own) for part, own in vectors.items()}
         without = self._written(dataset, blank, "blank_memory", beams=0).nats
         found: list[Measurement] = []
         for name, given in sources.items():
