@@ -56,25 +56,26 @@ class Estimate:
         words = _WORDS * len({word for text in dataset.passages["train"].texts for word in words_of(text)})
         readings = 1 + settings.controls * (twins if settings.one_pass_controls else twins - 1) + settings.controls
         linear = readings * 2 * _OVERHEAD * settings.word_passes * train * numbers * words / rate
-        training = sum(_products(*decoder, dataset, numbers) for decoder in trained_decoders(settings, twins == 2))
+        training = sum(_products(decoder, dataset, numbers) for decoder in trained_decoders(settings, twins == 2))
         return cls(encoding, linear, _OVERHEAD * training / rate)
 
 
-def trained_decoders(settings: ProbeSettings, twin: bool) -> list[tuple[ProbeTraining, Size]]:
-    """Return the decoders that are trained, each with its size."""
-    size = settings.probe.size
+def trained_decoders(settings: ProbeSettings, twin: bool) -> list[ProbeTraining]:
+    """Return the settings of each decoder that is trained."""
+    probe = settings.probe
     sizes: list[Size] = list(SIZES)
-    found: list[tuple[ProbeTraining, Size]] = [(settings.probe, size)] * settings.seeds
+    found = [probe] * settings.seeds
     if settings.controls and settings.one_pass_controls:
-        found += [(settings.probe, size)] * (3 + twin)
-        found += [(settings.probe, sizes[sizes.index(size) + 1])] if size != sizes[-1] else []
+        found += [probe] * (3 + twin)
+        larger = sizes[sizes.index(probe.size) + 1 :][:1]
+        found += [probe.model_copy(update={"size": size}) for size in larger]
     writers = 2 + settings.controls * (1 + (twin and settings.one_pass_controls))
-    return found + [(settings.writer, size)] * (writers if settings.writer_steps else 0)
+    return found + [settings.writer] * (writers if settings.writer_steps else 0)
 
 
-def _products(training: ProbeTraining, size: Size, dataset: ProbeDataset, numbers: int) -> float:
+def _products(training: ProbeTraining, dataset: ProbeDataset, numbers: int) -> float:
     """Return the multiplications of a training: three for each weight and token."""
-    width, layers = SIZES[size]["hidden_size"], SIZES[size]["num_layers"]
+    width, layers = (SIZES[training.size][name] for name in ("hidden_size", "num_layers"))
     body, head = layers * 14 * width**2, len(dataset.vocabulary) * width
     prior = training.reads_tokens * len(dataset.vocabulary) * (1 + numbers / dataset.length)
     return 3 * training.steps * training.batch_size * dataset.length * (body + head + prior)
