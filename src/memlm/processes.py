@@ -58,10 +58,22 @@ def stoppable() -> Generator[None]:
 
 
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
-    """Handle `STOPS` by a function, and return the handlers before; none where this is not the main thread."""
+    """Handle `STOPS` by a function, and return the handlers before; none where this is not the main thread.
+
+    A process that a library forks later inherits handlers, but must end as it would without them.
+    """
+    owner, before = os.getpid(), dict[int, Any]()
+
+    def of_this_process(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+            return
+        restore(before)
+        signal.raise_signal(number)
+
     with suppress(ValueError):
-        return {number: signal.signal(number, handler) for number in STOPS}
-    return {}
+        before |= {number: signal.signal(number, of_this_process) for number in STOPS}
+    return before
 
 
 def restore(handlers: dict[int, Any]) -> None:

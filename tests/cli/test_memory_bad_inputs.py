@@ -217,8 +217,11 @@ def test_an_encoder_changed_since_its_memories_were_kept_is_refused(
     weights = tmp_path / "run" / "model.safetensors"
     from safetensors.torch import load_file, save_file
 
+    from memlm.durable import seal_folder
+
     changed = {k: v + 0.01 if v.is_floating_point() else v for k, v in load_file(weights).items()}
     save_file(changed, weights, metadata={"format": "pt"})
+    seal_folder(tmp_path / "run", ["model.safetensors"])  # as a training does
     capsys.readouterr()
     refused(["train", "--resume", "--out", out], ("encoder has changed",), tmp_path, capsys)
     assert json.loads((tmp_path / "out" / "encoder.json").read_text())["fingerprint"]

@@ -37,8 +37,11 @@ ATTEMPTS: dict[str, tuple[Attempt, str]] = {
     "no text": (lambda m: m.encode([]), "there is no text"),
     "an empty text": (lambda m: m.encode(["a", ""]), "one of the texts is empty"),
     "a text beyond the positions": (lambda m: m.encode([TEXT * 11]), r"264 tokens .* \(256 positions\)"),
-    "a token that the decoder does not have": (lambda m: m.encode([[5, 300]]), "token 300 is none of the"),
-    "a negative token": (lambda m: m.encode([[-1]]), "token -1 is none"),
+    "a token that the decoder does not have": (
+        lambda m: m.encode([[5, 300]]),
+        "300, of type int. is none of the model.s",
+    ),
+    "a negative token": (lambda m: m.encode([[-1]]), "-1, of type int. is none of the model's"),
     "a budget of no slots": (lambda m: m.memories([TEXT], slots=0), r"slots \(0\)"),
     "a ratio of 0": (lambda m: m.memories([TEXT], tokens_per_memory=0), r"tokens_per_memory \(0\)"),
     "a ratio below 1": (lambda m: m.encode([TEXT]).at(tokens_per_memory=0.5), r"\(0.5\)"),

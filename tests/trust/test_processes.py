@@ -105,3 +105,20 @@ def test_no_environment_gives_a_traceback(name: str) -> None:
     assert "Exception ignored" not in done.stderr
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == (1 if code else 0)
+
+
+FORKS = """
+import multiprocessing
+from memlm.processes import stoppable
+
+with stoppable():
+    with multiprocessing.get_context("fork").Pool(2) as pool:  # it ends its processes by SIGTERM
+        print(pool.map(abs, [-1, -2]), flush=True)
+print("behind", flush=True)
+"""
+
+
+def test_processes_that_a_library_forks_end_as_it_asks_them_to() -> None:
+    for _ in range(3):
+        run = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+        assert run.stdout.split("\n") == ["[1, 2]", "behind", ""], run.stderr
