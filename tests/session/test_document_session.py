@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -47,6 +47,7 @@ def session(tokenizer: PreTrainedTokenizerFast) -> DocumentSession:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), st.integers(1, 9))
+@example("00\n00", 3)
 def test_chunks_know_their_characters(tokenizer: PreTrainedTokenizerFast, text: str, length: int) -> None:
     chunks = cut_chunks(tokenizer, "d", text, length, start=5)
     assert [token for chunk in chunks for token in chunk.tokens] == encode_texts(tokenizer, [text])[0]

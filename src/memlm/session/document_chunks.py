@@ -17,7 +17,7 @@ from memlm.data import encode_with_ends
 from memlm.data.words import spaced
 
 _LONGEST_WORD = 32
-_WORD_START, _WORD_END = re.compile(r"\w+"), re.compile(r"\w+$")
+_WORD_START, _WORD_END = re.compile(r"\w+"), re.compile(r"\w+\Z")
 _PASSAGES = 4
 """Passages of a chunk; half as far apart, so that a sentence is whole in one of them."""
 
