@@ -48,7 +48,7 @@ _SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 
 @cache
-def _expected_schema() -> frozenset[tuple[str, ...]]:
+def _expected_schema() -> frozenset[tuple[str | None, ...]]:
     """Return the tables of an index; a view or a trigger of the same name could run without end."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(_TABLES)
