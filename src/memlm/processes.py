@@ -58,29 +58,46 @@ def stoppable() -> Generator[None]:
 
 
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
-    """Handle `STOPS` by a function, and return the handlers before; none where this is not the main thread.
-
-    A process that a library forks later inherits handlers, but must end as it would without them.
-    """
-    owner, before = os.getpid(), dict[int, Any]()
-
-    def of_this_process(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:
-            handler(number, frame)
-            return
-        restore(before)
-        signal.raise_signal(number)
-
+    """Handle `STOPS` by a function, and return the handlers before; none where this is not the main thread."""
     with suppress(ValueError):
-        before |= {number: signal.signal(number, of_this_process) for number in STOPS}
-    return before
+        before = {number: signal.signal(number, handler) for number in STOPS}
+        _replaced.append(before)
+        return before
+    return {}
 
 
 def restore(handlers: dict[int, Any]) -> None:
     """Put back the handlers that `handled_by` returned."""
+    _replaced[:] = [before for before in _replaced if before is not handlers]
     for number, handler in handlers.items():
         # a handler that was not set by Python cannot be put back
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+_replaced: list[dict[int, Any]] = []
+"""Handlers that ours stand for, the outermost ones first."""
+_mask = threading.local()
+
+
+# A process that a library forks must end as it would without memlm. Python drops signals that arrive while it is made,
+# so they wait until it has the handlers from before.
+def _before_fork() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS) if _replaced else None
+
+
+def _after_fork() -> None:
+    if _mask.before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _in_forked() -> None:
+    if _replaced:
+        restore(_replaced[0])
+        _replaced.clear()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_forked)
 
 
 def rank_of_launcher() -> int:

@@ -112,13 +112,14 @@ import multiprocessing
 from memlm.processes import stoppable
 
 with stoppable():
-    with multiprocessing.get_context("fork").Pool(2) as pool:  # it ends its processes by SIGTERM
-        print(pool.map(abs, [-1, -2]), flush=True)
+    for _ in range(40):
+        # most of its processes are told to end, by SIGTERM, before they have begun
+        with multiprocessing.get_context("fork").Pool(8) as pool:
+            pool.map(abs, [-1])
 print("behind", flush=True)
 """
 
 
 def test_processes_that_a_library_forks_end_as_it_asks_them_to() -> None:
-    for _ in range(3):
-        run = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
-        assert run.stdout.split("\n") == ["[1, 2]", "behind", ""], run.stderr
+    run = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "behind\n", run.stderr
