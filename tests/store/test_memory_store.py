@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from memlm.store import memory_store as module
 from memlm.store.format import segments
 from memlm.store.format.header import sealed_text
 from memlm.store.format.index import Index
+from tests.trust import Say, killed
 
 HEADER = StoreHeader(
     encoder="a" * 64, decoder="b" * 64, tokenizer="c" * 64, chunk_length=4, memories_per_chunk=2, numbers=5, bits=8
@@ -248,7 +250,7 @@ def _nothing_wrong_is_read(folder: Path, written: list[StoredDocument]) -> None:
     store.close()
 
 
-def _work(folder: Path, seed: int, said: int) -> None:
+def _work(folder: Path, seed: int, say: Say) -> None:
     """Writes, replaces, deletes and compacts until it is killed; says what it begins and what is done."""
     draw = random.Random(seed)
     store = MemoryStore.open(folder, write=True, wait=10.0)
@@ -261,32 +263,14 @@ def _work(folder: Path, seed: int, said: int) -> None:
             job = ("delete", name, 0)
         else:
             job = ("write", name, content)
-        os.write(said, (json.dumps(["begin", *job]) + "\n").encode())
+        say(json.dumps(["begin", *job]))
         if job[0] == "compact":
             store.compact()
         elif job[0] == "delete":
             store.delete([name])
         else:
             store.add([document(name, chunks=content % 4, seed=content)], replace=True)
-        os.write(said, (json.dumps(["done", *job]) + "\n").encode())
-
-
-def _killed(folder: Path, seed: int, after: float) -> list[list[object]]:
-    """What a worker said before it was killed."""
-    out, into = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(out)
-        try:
-            _work(folder, seed, into)
-        finally:
-            os._exit(1)
-    os.close(into)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with os.fdopen(out) as pipe:
-        return [json.loads(line) for line in pipe.read().splitlines()]
+        say(json.dumps(["done", *job]))
 
 
 @pytest.mark.slow
@@ -295,9 +279,9 @@ def test_whenever_a_writer_is_killed_what_was_committed_is_there(folder: Path, s
     draw = random.Random(seed)
     there: dict[str, int] = {}
     for kill in range(50):
-        lines = _killed(folder, seed * 1000 + kill, draw.uniform(0.005, 0.12))
+        lines = killed(partial(_work, folder, seed * 1000 + kill), draw.uniform(0.005, 0.12))
         last: list[object] | None = None
-        for state, *job in lines:
+        for state, *job in map(json.loads, lines):
             last = job if state == "begin" else None
             if state == "done":
                 _apply(there, job)
@@ -334,15 +318,12 @@ def _matches(found: dict[str, StoredDocument], wanted: dict[str, int]) -> bool:
 
 
 def test_readers_see_whole_documents_during_writes(folder: Path) -> None:
-    out, into = os.pipe()
     child = os.fork()
     if not child:
-        os.close(out)
         try:
-            _work(folder, 7, into)
+            _work(folder, 7, lambda line: None)
         finally:
             os._exit(1)
-    os.close(into)
     try:
         readers = [MemoryStore.open(folder) for _ in range(10)]
         seen = 0
@@ -362,7 +343,6 @@ def test_readers_see_whole_documents_during_writes(folder: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        os.close(out)
 
 
 def test_a_lost_commit_or_file_is_reported(folder: Path) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from memlm.durable import write_folder_atomic
 from memlm.session import MemorySession
@@ -20,28 +17,7 @@ from memlm.training import train_run
 from memlm.training.config import RunConfig
 from tests.conftest import speech
 from tests.store.test_memory_store import HEADER, document, same
-from tests.trust import KILLS
-
-Say = Callable[[str], object]
-
-
-def killed(work: Callable[[Say], None], after: float) -> list[str]:
-    """Run work in a child process, kill it after so many seconds, and return what it acknowledged."""
-    out, into = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(out)
-        try:
-            torch.set_num_threads(1)
-            work(lambda name: os.write(into, f"{name}\n".encode()))
-        finally:
-            os._exit(1)
-    os.close(into)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with os.fdopen(out) as pipe:
-        return pipe.read().split()
+from tests.trust import KILLS, Say, killed
 
 
 def nothing_left_beside(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,11 +15,11 @@ from memlm.encoders import MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
-from memlm.evaluation.probe.settings import ProbeSettings, Size
+from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining, Size
 from memlm.measurement import append_journal, to_json_lines
 from memlm.reports import PageContent, figure, tables, write_page
 from memlm.training.run_folder import command_line, describe_versions
-from memlm.training.schema import checked
+from memlm.training.schema import Settings, checked
 
 QUICK = {"passages": 4096, "held_out_passages": 512, "one_pass_controls": False, "word_passes": 2, "writer_steps": 240}
 QUICK_PROBE = {"size": "small", "steps": 40}
@@ -65,7 +66,8 @@ class Probe(TextOptions):
     steps: Positive = 400
     """Greatest number of updates of a probe; early stopping usually ends training before."""
     quick: bool = False
-    """A first answer in a few minutes, from few passages: words, positions and usable information, with controls."""
+    """A first answer from few passages: words, positions and usable information, with controls. Other flags win where
+    they differ from their defaults."""
     out: str | None = None
     """Folder of the probes and the report; by default runs/probe-NAME."""
     export: str | None = None
@@ -76,8 +78,7 @@ class Probe(TextOptions):
 
 def run(arguments: list[str]) -> None:
     """Probe the vectors, write the report and the journal, and print the result."""
-    kind = options_of(ProbeSettings, Probe, leave_out=("lengths", "held_out", "control_steps", "probe"))
-    options = parse(kind, arguments, command="probe")
+    options = _options(arguments)
     _check_options(options)
     out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
     result = _probed_vectors(options, out) if options.embeddings is not None else _probed_encoder(options, out)
@@ -88,6 +89,11 @@ def run(arguments: list[str]) -> None:
     else:
         _show(result)
     print(f"report: {path}", file=sys.stderr)
+
+
+def _options(arguments: list[str]) -> Probe:
+    kind = options_of(ProbeSettings, Probe, leave_out=("lengths", "held_out", "control_steps", "probe"))
+    return parse(kind, arguments, command="probe")
 
 
 def _check_options(options: Probe) -> None:
@@ -147,8 +153,15 @@ def _settings(options: Probe, *, default: int) -> ProbeSettings:
     given = {name: value for name, value in vars(options).items() if name in ProbeSettings.model_fields}
     probe = {"size": options.size, "steps": options.steps}
     if options.quick:
-        given, probe = given | QUICK, QUICK_PROBE
+        given |= _unless_given(QUICK, given, ProbeSettings)
+        probe |= _unless_given(QUICK_PROBE, probe, ProbeTraining)
     return checked(ProbeSettings, {**given, "lengths": lengths, "probe": probe})
+
+
+def _unless_given(quick: dict[str, Any], given: dict[str, Any], kind: type[Settings]) -> dict[str, Any]:
+    """Return the settings of --quick, without those that were given another value than the default."""
+    defaults = {name: field.default for name, field in kind.model_fields.items()}
+    return {name: value for name, value in quick.items() if given.get(name, defaults[name]) == defaults[name]}
 
 
 def _write_report(result: Retention, out: Path) -> Path:

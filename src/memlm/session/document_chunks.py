@@ -100,25 +100,26 @@ class ChunkSearch:
         if self._index is not None:
             self._index.index(words, show_progress=False)
 
-    def passages_for(self, question: str, scores: Float[ndarray, " chunks"] | None = None) -> list[Passage]:
-        """Return the best passage of each chunk that is found, best chunk first.
+    def passages_for(self, question: str) -> list[Passage]:
+        """Return the best passage of each chunk that shares a word with the question, best first."""
+        return list(self.best_passages(question, self.scores(question)).values())
+
+    def best_passages(self, question: str, scores: Float[ndarray, " chunks"]) -> dict[int, Passage]:
+        """Return the passage of each chunk that shares most words with the question, by chunk, best chunk first.
 
         Args:
             question: words to look for.
-            scores: of the chunks, by default those of `scores`; a chunk is found where its score is above 0.
+            scores: of the chunks; those above 0 are returned.
         """
-        scores = self.scores(question) if scores is None else scores
         of_passages = self._scores(question)
         best: dict[int, Passage] = {}
         for place in np.argsort(-of_passages, kind="stable").tolist():
             best.setdefault(self.owners[place], replace(self.passages[place], score=float(of_passages[place])))
-        return [best[chunk] for chunk in np.argsort(-scores, kind="stable").tolist() if scores[chunk] > 0]
+        return {chunk: best[chunk] for chunk in np.argsort(-scores, kind="stable").tolist() if scores[chunk] > 0}
 
-    def passages_of(self, passage: Passage) -> list[Passage]:
-        """Return the passages of the same chunk."""
-        inside = replace(passage, score=0.0)
-        chunk = self.owners[self.passages.index(inside)]
-        return [other for other, owner in zip(self.passages, self.owners, strict=True) if owner == chunk]
+    def passages_of(self, chunk: int) -> list[Passage]:
+        """Return the passages of a chunk."""
+        return [passage for passage, owner in zip(self.passages, self.owners, strict=True) if owner == chunk]
 
     def scores(self, question: str) -> Float[ndarray, " chunks"]:
         """Return the score of each chunk; 0 where no word is common."""

@@ -35,6 +35,7 @@ from memlm.session.blocks import Block, side_by_side
 from memlm.session.document_chunks import ChunkSearch, DocumentChunk, Passage, cut_chunks, fused
 from memlm.session.parts_read import parts_read
 from memlm.session.reading_plan import AskSettings, ChunkReading, plan_reading, slots_of
+from memlm.store.ingest import document_vectors
 from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
 
@@ -88,6 +89,13 @@ class _Source(NamedTuple):
     store: TextStore
     part: str
     number: int
+
+
+class _Found(NamedTuple):
+    """Scores of all chunks, (chunks,), and the best passages, one for each chunk that is found."""
+
+    scores: Float[ndarray, " chunks"]
+    passages: list[Passage]
 
 
 class _Reading(NamedTuple):
@@ -173,14 +181,7 @@ class DocumentSession:
 
     def passages(self, question: str) -> list[Passage]:
         """Return the passages of documents that the search finds for a question, best first, one for each chunk."""
-        question = one_text(question, name="question")
-        search = self._searched()
-        found = search.passages_for(question, self._scores(question))
-        shown = max(self.settings.passages, _CITED)
-        return [
-            passage if passage.score else self._nearest(question, search.passages_of(passage))
-            for passage in found[:shown]
-        ] + found[shown:]
+        return self._found(one_text(question, name="question")).passages
 
     def ask(
         self,
@@ -206,9 +207,9 @@ class DocumentSession:
         if not one_text(question, name="question").strip():
             raise UserError("the question is empty; ask something.")
         Within(1, 2**31 - 1).check("max_new_tokens", max_new_tokens, whole=True)
-        found = self.passages(question)
+        scores, found = self._found(question)
         prompt = self._prompt(question, found)
-        reading = self._reading(question, len(prompt) + max_new_tokens, on_chunk)
+        reading = self._reading(scores, len(prompt) + max_new_tokens, on_chunk)
         ids = self._generated(prompt, reading.memories, max_new_tokens, streamer, options)
         text = decode_ids(self.model.tokenizer, ids).strip()
         support = self._support(question, prompt, text, reading.memories)
@@ -232,10 +233,10 @@ class DocumentSession:
         answers = list_of_texts(answers, name="answers")
         if not answers:
             return []
-        found = self.passages(question)
+        scores, found = self._found(one_text(question, name="question"))
         prompt = self._prompt(question, found)
         longest = max(map(len, encode_texts(self.model.tokenizer, answers)))
-        reading = self._reading(question, len(prompt) + longest, lambda done, of: None)
+        reading = self._reading(scores, len(prompt) + longest, lambda done, of: None)
         return [sum(nats) for nats in self._nats(prompt, answers, reading.memories)]
 
     def _support(self, question: str, prompt: list[int], answer: str, memories: SlotMemories | None) -> float:
@@ -272,18 +273,26 @@ class DocumentSession:
         every = {id(source.store): source.store for source in self._sources if source is not None}
         return [store for store in every.values() if store.retrieval is not None]
 
-    def _nearest(self, question: str, passages: list[Passage]) -> Passage:
-        """Return the passage whose vector is nearest to that of the question."""
-        store = self._stores()[0]
-        query = store.query_vectors(question)
-        vectors = cast(Encoder, store.retrieval).encode([passage.text for passage in passages])
-        return passages[int(torch.cosine_similarity(vectors, query[:1]).argmax())]
+    def _found(self, question: str) -> _Found:
+        """Search for a question; where a vector alone finds a chunk, its passage is found by vectors, too."""
+        search, scores = self._searched(), self._scores(question)
+        best = search.best_passages(question, scores)
+        for chunk in list(best)[: max(self.settings.passages, _CITED)]:
+            if not best[chunk].score:
+                best[chunk] = self._nearest(question, chunk, search.passages_of(chunk))
+        return _Found(scores, list(best.values()))
+
+    def _nearest(self, question: str, chunk: int, passages: list[Passage]) -> Passage:
+        """Return the passage whose vector is nearest to that of the question, by the encoder of the chunk's store."""
+        store = cast(_Source, self._sources[chunk]).store
+        vectors = document_vectors(cast(Encoder, store.retrieval), [passage.text for passage in passages])
+        return passages[int(torch.cosine_similarity(vectors, store.query_vectors(question)[:1]).argmax())]
 
     def _prompt(self, question: str, found: list[Passage]) -> list[int]:
         shown = [passage.text.strip() for passage in found[: self.settings.passages]]
         return prompt_ids(self.model.tokenizer, self.turns, behind_passages(shown, question))
 
-    def _reading(self, question: str, behind: int, on_chunk: OnChunk) -> _Reading:
+    def _reading(self, scores: Float[ndarray, " chunks"], behind: int, on_chunk: OnChunk) -> _Reading:
         """Return the memories of the chunks that are read, with `behind` positions behind them."""
         if behind + self.chunk_length >= self.positions:
             raise UserError(
@@ -291,7 +300,7 @@ class DocumentSession:
                 "positions, which leaves no room for documents; shorten them, or begin a new session."
             )
         sizes = [len(chunk.tokens) for chunk in self.chunks]
-        plan = plan_reading(sizes, self._scores(question).tolist(), self.settings)
+        plan = plan_reading(sizes, scores.tolist(), self.settings)
         if not plan:
             return _Reading(None, plan)
         rotary, blocks = self.model.reader.rotary, list[Block]()

@@ -14,6 +14,8 @@ from itertools import chain, zip_longest
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from memlm.data import decode_ids, decode_piece
 from memlm.data.corpus import parts_of
@@ -84,8 +86,7 @@ def encode_units(
         texts = [
             decode_piece(codec.tokenizer, ids[i : i + length]) for ids in tokens for i in range(0, len(ids), length)
         ]
-        encode = retrieval.encode_document if isinstance(retrieval, HuggingFaceEncoder) else retrieval.encode
-        vectors = quantize(encode(texts) if texts else torch.zeros(0, retrieval.width), bits)
+        vectors = quantize(document_vectors(retrieval, texts), bits)
     documents: list[StoredDocument] = []
     first = 0
     for unit, ids in zip(units, tokens, strict=True):
@@ -94,6 +95,12 @@ def encode_units(
         documents.append(_document(codec, unit, ids, written.rows(rows), own))
         first = rows.stop
     return documents
+
+
+def document_vectors(retrieval: Encoder, texts: Sequence[str]) -> Float[Tensor, "texts numbers"]:
+    """Return the vectors of texts that are searched, with the prompt that the encoder declares for them."""
+    encode = retrieval.encode_document if isinstance(retrieval, HuggingFaceEncoder) else retrieval.encode
+    return encode(texts) if texts else torch.zeros(0, retrieval.width)
 
 
 def _document(

@@ -15,7 +15,7 @@ from memlm.evaluation.probe.settings import SIZES, ProbeSettings, ProbeTraining,
 
 _TIMED_TEXTS, _TIMED_ROWS = 32, 1024
 _OVERHEAD = 2.0
-"""Seconds of a training beside those of its products alone: activations, softmax, optimizer, validation (LOG.md)."""
+"""Seconds of a training beside those of its products alone: activations, softmax, optimizer, validation. A guess."""
 _WORDS = 0.8
 """Content words that can be read, for each word that occurs in training passages."""
 
