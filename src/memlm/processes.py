@@ -60,7 +60,7 @@ def stoppable() -> Generator[None]:
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
     """Handle `STOPS` by a function, and return the handlers before; none where this is not the main thread."""
     with suppress(ValueError):
-        before = {number: signal.signal(number, handler) for number in STOPS}
+        before: dict[int, Any] = {number: signal.signal(number, handler) for number in STOPS}
         _replaced.append(before)
         return before
     return {}
