@@ -28,8 +28,6 @@ from memlm.session import SlotSession
 class Options(Source):
     """A decoder, text and sizes."""
 
-    dtype: str = "float32"
-    """Type of the decoder's weights."""
     rows: int = 16
     """Texts."""
     tokens: int = 4096
@@ -71,7 +69,7 @@ def scores(model: MemoryDecoder, passage: list[int], memories: SlotMemories | No
 def main(options: Options) -> None:
     """Measure and print."""
     began = time.perf_counter()
-    model = options.load(dtype=options.dtype)
+    model = options.load()
     documents = options.documents()
     settings = ContextGainSettings(rows=options.rows, context=options.tokens, window=1, scored=1)
     found: dict[str, list[tuple[float, float]]] = {}

@@ -29,8 +29,6 @@ class Options(Source):
     """Folders of runs of the same decoder with other seeds, measured on the same rows; their mean is printed, too."""
     gguf_file: str | None = None
     """Name of the GGUF file in the folder."""
-    dtype: str = "float32"
-    """Type of the decoder's weights."""
     measure: ContextGainSettings = field(default_factory=ContextGainSettings)
     """Rows, contexts and ratios."""
     encoding: EncodingSettings = field(default_factory=EncodingSettings)
@@ -70,8 +68,8 @@ def main(options: Options) -> None:
     more: dict[str, Any] = {} if options.gguf_file is None else {"gguf_file": options.gguf_file}
     # a folder of trained adapters has settings of its own
     settings = None if options.encoding == EncodingSettings() else options.encoding
-    model = options.load(settings=settings, dtype=options.dtype, **more)
-    others = [options.load(run, settings=settings, dtype=options.dtype) for run in options.others]
+    model = options.load(settings=settings, **more)
+    others = [options.load(run, settings=settings) for run in options.others]
     began = time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("reading rows", total=options.measure.rows)

@@ -39,8 +39,6 @@ class Options(Source):
 
     mode: Literal["joint", "chunks"] = "joint"
     """How texts are encoded."""
-    dtype: str = "float32"
-    """Type of the decoder's weights."""
     bits: tuple[Literal[16, 8, 4], ...] = (16, 8, 4)
     """Bits of each number."""
     measure: ContextGainSettings = field(default_factory=lambda: ContextGainSettings(rows=100, ratios=(8,)))
@@ -112,7 +110,7 @@ def table(nats: dict[tuple[str, int], Tensor], again: dict[tuple[str, int], Tens
 
 def main(options: Options) -> None:
     """Measure and print."""
-    model = options.load(dtype=options.dtype)
+    model = options.load()
     documents = options.documents()
     rows = gain_rows(documents, model.tokenizer, options.measure)
     nats: Found = {}

@@ -35,8 +35,6 @@ class Options(Decoder):
 
     text: str = "sotu"
     """Text source."""
-    dtype: str = "float32"
-    """Type of the decoder's weights."""
     tokens: int = 8000
     """Tokens of the text that is encoded."""
     prompt: int = 32
@@ -64,7 +62,7 @@ def paired(name: str, one: Run, other: Run, repeats: int) -> str:
 
 def steps(options: Options) -> tuple[Run, Run]:
     """Return a training step of the writer, and one of the same adapters on the next token, of equally many tokens."""
-    model = options.load(dtype=options.dtype)
+    model = options.load()
     length = options.chunk_length
     config = SlotWriterConfig(
         chunk_length=length,
@@ -122,7 +120,7 @@ def main(options: Options) -> None:
         tokens = options.batch_size * options.chunk_length * options.num_chunks
         print(paired(f"training step of {tokens} tokens / plain LoRA step", writer, plain, options.repeats), flush=True)
     del writer, plain
-    model = options.load(dtype=options.dtype)
+    model = options.load()
     model.settings = replace(model.settings, chunk_length=options.chunk_length, block_length=2 * options.chunk_length)
     [ids] = encode_texts(
         model.tokenizer, ["\n\n".join(document.text for document in load_documents(options.text)[:20])]

@@ -19,10 +19,12 @@ class Decoder:
     """Folder or Hub id of a decoder, or folder of a run that trained one to write memories."""
     device: Device = "auto"
     """Device of the decoder; a GPU where there is one by default."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the decoder's weights."""
 
     def load(self, path: str | None = None, **options: Any) -> MemoryDecoder:
-        """Return the decoder, or that of another path, with weights in fp32 unless options say otherwise."""
-        given = {"dtype": "float32", "device_map": device_of(self.device), **options}
+        """Return the decoder, or that of another path."""
+        given = {"dtype": self.dtype, "device_map": device_of(self.device), **options}
         return MemoryDecoder.from_pretrained(path or self.decoder, **given)
 
 
