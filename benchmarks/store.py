@@ -1,12 +1,17 @@
-"""Throughput and memory of long texts, and search among many memories.
+"""Throughput and memory of long texts, search among many memories, and stores of many documents.
 
     python -m benchmarks.store stream --model runs/memory
     python -m benchmarks.store search
+    python -m benchmarks.store documents --count 200000
 
 `stream` reads a text of five million tokens (the bundled speeches, repeated in random orders) in four ways, each in a
 process of its own: the encoder alone on prepared tokens; a session that does not verify its memories; a session that
 decodes every chunk to verify it; and a store, which decodes, corrects and writes. Growth of memory is the peak above
 the memory of the process after a fiftieth of the text. `search` fills a store with random memories and searches it.
+`documents` writes many short texts into a store, checks it, searches it, forgets half of them and compacts it. Each
+step is a process of its own, and its memory is the peak of that process, libraries included. By default the model is
+untrained and as small as models are, since the store is what is timed: nearly every token of such a store is kept as a
+correction.
 """
 
 from __future__ import annotations
@@ -20,14 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from memlm.data import load_documents
+from memlm.data import load_documents, train_tokenizer
+from memlm.models import TextAutoencoder, TextAutoencoderConfig
 from memlm.session import MemorySession
 from memlm.store import ChunkCodec, MemoryStore, StoredDocument, StoreHeader, StoreSearch, TextStore, quantize
 from memlm.store.codec import ROWS
@@ -35,6 +43,8 @@ from memlm.store.codec import ROWS
 WAYS = ("encoder", "session", "session, read back", "store")
 _DOCUMENT_CHUNKS = 1000
 _QUERIES = 21
+_ONE_BY_ONE = 100
+_CHARACTERS = 64
 T = TypeVar("T")
 
 
@@ -158,10 +168,14 @@ def characters_per_token(model: str) -> float:
 
 def _apart(way: str, options: argparse.Namespace) -> dict[str, float]:
     flags = ["--model", options.model, "--tokens", str(options.tokens), "--way", way]
-    command = [sys.executable, "-m", "benchmarks.store", "stream", *flags]
-    command += ["--characters-per-token", str(options.characters_per_token)]
+    return in_a_process(["stream", *flags, "--characters-per-token", str(options.characters_per_token)])
+
+
+def in_a_process(arguments: list[str]) -> dict[str, float]:
+    """Run this module with these arguments, and return the figures that it prints."""
+    command = [sys.executable, "-m", "benchmarks.store", *arguments]
     # this very module, with flags that argparse has checked
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)  # noqa: S603
 
 
 def fill(folder: Path, *, chunks: int, numbers: int) -> None:
@@ -219,6 +233,113 @@ def search(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def smallest_model(folder: Path) -> Path:
+    """Write an untrained autoencoder of a few thousand weights with a tokenizer, and return its folder."""
+    tokenizer = train_tokenizer([next(long_text(2**15))], vocab_size=512)
+    sizes = {"hidden_size": 16, "num_heads": 2, "num_encoder_layers": 1, "num_decoder_layers": 1}
+    config = TextAutoencoderConfig(vocab_size=len(tokenizer), chunk_length=32, bottleneck_size=16, **sizes)
+    TextAutoencoder(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def short_texts(count: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield ids and texts, all different, of some sixty characters each."""
+    text = next(long_text(2**15))
+    for number in range(count):
+        first = number * 7 % (len(text) - _CHARACTERS)
+        yield f"notes.jsonl/{number}", [f"{number} {text[first : first + _CHARACTERS]}"]
+
+
+def write_documents(folder: Path, options: argparse.Namespace) -> None:
+    """Store the texts; with `per_commit`, so many in each commit, which writes a file of its own."""
+    with TextStore.open(folder, options.model, write=True) as texts:
+        documents = short_texts(options.count)
+        while group := list(islice(documents, options.per_commit or options.count)):
+            deque(texts.add(group), maxlen=0)
+
+
+def search_documents(folder: Path, options: argparse.Namespace) -> None:
+    """Find the chunks of one text among all."""
+    with TextStore.open(folder, options.model) as texts:
+        name, (text,) = next(short_texts(1))
+        for hit in texts.search(text):
+            texts.text_of(hit)
+        if texts.recall(name) != text:
+            raise SystemExit(f"{name} came back as another text.")
+
+
+def forget_half(folder: Path, options: argparse.Namespace) -> None:
+    """Forget every second document in one commit."""
+    with MemoryStore.open(folder, write=True) as store:
+        store.delete([name for number, (name, _) in enumerate(short_texts(options.count)) if number % 2])
+
+
+def forget_one_by_one(folder: Path, options: argparse.Namespace) -> None:
+    """Forget a hundred documents in a commit each."""
+    names = [name for number, (name, _) in enumerate(short_texts(options.count)) if number and number % 2 == 0]
+    with MemoryStore.open(folder, write=True) as store:
+        for name in names[:_ONE_BY_ONE]:
+            store.delete([name])
+
+
+def compact_documents(folder: Path, _options: argparse.Namespace) -> None:
+    """Free the space of the documents that were forgotten."""
+    with MemoryStore.open(folder, write=True) as store:
+        store.compact()
+
+
+def verify_documents(folder: Path, _options: argparse.Namespace) -> None:
+    """Check every byte of the store."""
+    if problems := MemoryStore.verify(folder):
+        raise SystemExit(problems[0])
+
+
+def list_documents(folder: Path, _options: argparse.Namespace) -> None:
+    """Count documents and chunks of low fidelity, as `memlm stats` does."""
+    with MemoryStore.open(folder) as store:
+        store.stats()
+        store.chunks_below(0.98)
+
+
+STEPS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "write": write_documents,
+    "verify": verify_documents,
+    "stats": list_documents,
+    "search": search_documents,
+    "forget half": forget_half,
+    f"forget {_ONE_BY_ONE} more, one by one": forget_one_by_one,
+    "compact": compact_documents,
+    "verify again": verify_documents,
+    "search again": search_documents,
+}
+
+
+def step(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Run one step in this process; return its seconds and the peak of the process's memory in bytes (Linux)."""
+    _, seconds = timed(lambda: STEPS[name](Path(options.store), options))
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return {"seconds": seconds, "peak": 1024 * int(peak)}
+
+
+def many_documents(options: argparse.Namespace) -> None:
+    """Print a row for each step."""
+    with tempfile.TemporaryDirectory() as parent:
+        store = Path(parent) / "s"
+        model = options.model or str(smallest_model(Path(parent) / "model"))
+        flags = ["--store", str(store), "--model", model, "--count", str(options.count)]
+        print(f"{options.count:,} documents, {model if options.model else 'an untrained model'}")
+        print("| step | seconds | peak memory, MB | files of segments | store, MB |")
+        print("| --- | --- | --- | --- | --- |")
+        for name in STEPS:
+            found = in_a_process(["documents", *flags, "--per-commit", str(options.per_commit), "--step", name])
+            sizes = [file.stat().st_size for file in store.rglob("*") if file.is_file()]
+            files = sum(1 for _ in (store / "segments").iterdir())
+            row = f"{found['seconds']:.1f} | {found['peak'] / 1e6:.0f} | {files} | {sum(sizes) / 1e6:.0f}"
+            print(f"| {name} | {row} |", flush=True)
+
+
 def timed(work: Callable[[], T]) -> tuple[T, float]:
     """Return the result of a call and its seconds."""
     began = time.perf_counter()
@@ -239,8 +360,18 @@ def main() -> None:
     asking = commands.add_parser("search", help="many memories, searched")
     asking.add_argument("--chunks", type=int, default=1_000_000, help="memories")
     asking.add_argument("--numbers", type=int, default=128, help="of each memory")
+    many = commands.add_parser("documents", help="many short texts: written, searched, forgotten, compacted")
+    many.add_argument("--count", type=int, default=200_000, help="documents")
+    many.add_argument("--per-commit", type=int, default=0, help="documents of each commit; by default as remember does")
+    many.add_argument("--model", help="folder of a trained model; by default a small untrained one")
+    many.add_argument("--store", help="of one step alone")
+    many.add_argument("--step", choices=STEPS, help="one step alone, as JSON")
     options = parser.parse_args()
-    if options.what == "stream" and options.way:
+    if options.what == "documents" and options.step:
+        print(json.dumps(step(options.step, options)))
+    elif options.what == "documents":
+        many_documents(options)
+    elif options.what == "stream" and options.way:
         print(json.dumps(stream(options.way, options)))
     elif options.what == "stream":
         compare_streams(options)

@@ -33,11 +33,12 @@ from benchmarks.slot_codes import Options as CodeOptions
 from benchmarks.slot_codes import main as compare_codes
 from benchmarks.slot_seconds import Options as SlotOptions
 from benchmarks.slot_seconds import main as seconds_of_slots
-from benchmarks.store import WAYS, search, stream
+from benchmarks.store import STEPS, WAYS, search, smallest_model, step, stream
 
 from memlm.errors import DataError
 from memlm.evaluation.memory.context_gain import ContextGainSettings
 from memlm.session import AskSettings
+from memlm.store import MemoryStore
 from tests.training.test_pretrained import decoder  # noqa: F401 (a fixture)
 
 
@@ -59,6 +60,18 @@ def test_attention_is_timed() -> None:
 def test_search_is_timed() -> None:
     found = search(argparse.Namespace(chunks=2500, numbers=8))
     assert found["bytes on disk per byte of int8 vectors"] > 1
+
+
+@pytest.mark.parametrize("per_commit", [0, 7])
+def test_every_step_of_many_documents_is_timed(per_commit: int, tmp_path: Path) -> None:
+    model = str(smallest_model(tmp_path / "model"))
+    options = argparse.Namespace(model=model, count=250, per_commit=per_commit, store=str(tmp_path / "s"))
+    found = {name: step(name, options) for name in STEPS}
+    assert min(figures["seconds"] for figures in found.values()) > 0
+    assert min(figures["peak"] for figures in found.values()) > 2**26
+    with MemoryStore.open(tmp_path / "s") as store:
+        assert len(store) == 25
+        assert len(store.segments()) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)

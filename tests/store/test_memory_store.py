@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from memlm.checksums import file_hash
 from memlm.errors import DamagedStoreError, StoreError
 from memlm.store import MemoryStore, StoredDocument, StoreHeader, quantize
-from memlm.store import memory_store as module
 from memlm.store.format import segments
 from memlm.store.format.header import sealed_text
 from memlm.store.format.index import Index
@@ -88,7 +88,7 @@ def test_documents_come_back_as_they_were_written(tmp_path: Path, bits: int) -> 
 
 
 def test_replacing_deleting_and_compacting_keep_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SEGMENT_CHUNKS", 5)
+    monkeypatch.setattr(segments, "_MOST_CHUNKS", 5)
     with MemoryStore.open(folder, write=True) as store:
         store.add([document(str(i), seed=i) for i in range(6)])
         assert len(store.segments()) == 3
@@ -118,6 +118,58 @@ def test_a_reader_that_looked_before_a_compaction_looks_again(folder: Path, monk
         store.compact()
         monkeypatch.setattr(reader, "entry", lambda _: old)
         assert same(reader.read("b"), document("b"))
+        reader.close()
+
+
+def test_many_documents_are_not_in_memory_or_mapped_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [document(f"{i}", seed=i) for i in range(60)]
+
+    def files_mapped(*_: int) -> None:
+        maps = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
+        mapped.append(sum(line.endswith(".safetensors") and str(folder) in line for line in maps.splitlines()))
+
+    mapped: list[int] = []
+    with MemoryStore.open(folder, write=True) as store:
+        for one in there:
+            store.add([one])
+        assert len(store.segments()) == 60
+        monkeypatch.setattr(segments, "_MOST_DOCUMENTS", 7)
+        store.compact(progress=files_mapped)
+        assert [len(group) for group in segments.grouped(there)] == [7] * 8 + [4]
+        assert len(store.segments()) == len(mapped) == 9
+        monkeypatch.setattr(segments, "_MOST_BYTES", 4 * sum(s.size for s in store.segments()) // 180)
+        store.compact(progress=files_mapped)
+        assert len(store.segments()) == 30  # two documents of three chunks each reach four chunks
+        assert all(same(store.read(one.id), one) for one in there)
+    assert set(mapped) == {0}
+    assert MemoryStore.verify(folder) == []
+
+
+def test_commits_cost_no_pass_over_the_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr("memlm.store.format.index.file_hash", lambda path: hashed.append(path) or file_hash(path))
+    with MemoryStore.open(folder, write=True) as store:
+        for i in range(5):
+            store.add([document(f"{i}", seed=i)])
+        store.delete(["0"])
+        store.delete(["1"])
+        store.compact()
+        assert hashed == []
+    assert hashed == [folder / "index.sqlite"]
+    assert MemoryStore.verify(folder) == []
+
+
+def test_a_compaction_while_vectors_are_read_is_no_damage(folder: Path) -> None:
+    with MemoryStore.open(folder, write=True) as store:
+        store.add([document("a")])
+        store.add([document("b")])
+        reader = MemoryStore.open(folder)
+        found = reader.search_vectors(list(reader.entries()))
+        next(found)
+        store.compact()
+        with pytest.raises(StoreError, match="was compacted while it was read; try again"):
+            list(found)
+        assert reader.chunks_below(2.0) == (6, 6)
         reader.close()
 
 
@@ -215,7 +267,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def test_every_flipped_byte_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SEGMENT_CHUNKS", 5)
+    monkeypatch.setattr(segments, "_MOST_CHUNKS", 5)
     written = [document(str(i), seed=i) for i in range(6)]
     with MemoryStore.open(folder, write=True) as store:
         store.add(written)

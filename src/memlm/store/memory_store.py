@@ -8,22 +8,30 @@ segments/0000000000.safetensors memories and corrections (format/segments.py)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from filelock import FileLock
 
-from memlm.checksums import file_hash
 from memlm.data.given import folder_of, list_of_texts, one_text
 from memlm.durable import is_vacant
 from memlm.errors import DamagedStoreError, StoreError, did_you_mean
 from memlm.files import create_folder
-from memlm.store.format.document import StoredDocument, check_id, is_part, memories_of, named_parts, vectors_of
+from memlm.store.format.document import PART, StoredDocument, check_id, is_part, memories_of, named_parts, vectors_of
 from memlm.store.format.header import StoreHeader, read_header, write_header
 from memlm.store.format.index import Index, write_seal
-from memlm.store.format.segments import FOLDER, Entry, Segment, read_entry, read_segment, segment_path, write_segment
+from memlm.store.format.segments import (
+    FOLDER,
+    Entry,
+    Segment,
+    grouped,
+    joined_rows,
+    read_entries,
+    read_segment,
+    write_segment,
+)
 from memlm.store.format.transaction import (
     Progress,
     lock_store,
@@ -38,9 +46,6 @@ from memlm.store.quantize import QuantizedMemories
 
 _NEAR = 10_000
 """The number of documents that are searched for an id similar to a mistyped one."""
-_SEGMENT_CHUNKS = 2**16
-"""The number of chunks after which a new segment begins."""
-Item = TypeVar("Item", StoredDocument, Entry)
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class MemoryStore:
 
     def __len__(self) -> int:
         """Return the number of documents; a long document counts once."""
-        return sum(1 for _ in self.documents())
+        return self._index.count(without=PART)
 
     def __contains__(self, name: str) -> bool:
         """Return True if a document has this id."""
@@ -271,7 +276,7 @@ class MemoryStore:
         for name in list(ids):
             ids |= dict.fromkeys(self.part_ids(self.entry(name)))
         self._index.change(remove=ids)
-        settle(self.folder, self._index)
+        settle(self.folder, self._index, closing=False)
 
     def part_ids(self, entry: Entry) -> list[str]:
         """Return the ids of a long document's parts in order; none for a short document."""
@@ -286,39 +291,58 @@ class MemoryStore:
         added: list[Segment] = []
         moved: list[Entry] = []
         with transaction(self.folder, self._index):
-            for group in _grouped(entries):
-                documents = [self._read(entry) for entry in group]
+            for group in grouped(entries, old):
+                documents = list(read_entries(self.folder, self.header, group))
                 segment, written = write_segment(self.folder, first + len(added), documents, 0)
                 added.append(segment)
-                moved += [replace(new, order=entry.order) for new, entry in zip(written, group, strict=True)]
+                moved += [new._replace(order=entry.order) for new, entry in zip(written, group, strict=True)]
                 if progress is not None:
                     progress(len(moved), len(entries))
             removed, old_numbers = [entry.id for entry in entries], [segment.number for segment in old]
             self._index.change(add=moved, remove=removed, add_segments=added, remove_segments=old_numbers)
-        settle(self.folder, self._index)
+        settle(self.folder, self._index, closing=False)
         sweep(self.folder, self._index)
 
-    def search_vectors(self) -> Iterator[tuple[Segment, QuantizedMemories]]:
-        """Iterate over segments and the vectors that search compares: those of a retrieval encoder, or the memories.
+    def search_vectors(self, entries: Iterable[Entry]) -> Iterator[tuple[list[Entry], QuantizedMemories]]:
+        """Iterate over the segments of documents: those in it, and its vectors that search compares.
+
+        These are the vectors of a retrieval encoder, or the memories, of all chunks of the segment.
 
         Raises:
             DamagedStoreError: a segment is not what was written.
         """
-        for segment in self._index.segments():
-            path = segment_path(self.folder, segment.number)
-            tensors = read_segment(self.folder, segment.number, chunks=slice(None), corrections=slice(0))
-            if file_hash(path) != segment.sha256:
-                raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
-            yield segment, vectors_of(tensors, self.header) or memories_of(tensors, self.header)
+        names = ("values", "scale") if self.header.retrieval_numbers is None else ("vectors", "vector_scale")
+        for inside, tensors in self._columns(entries, names):
+            yield inside, vectors_of(tensors, self.header) or memories_of(tensors, self.header)
 
     def chunks_below(self, fidelity: float) -> tuple[int, int]:
-        """Return how many chunks have a lower fidelity than this, and how many chunks there are."""
+        """Return how many chunks have a lower fidelity than this, and how many chunks there are.
+
+        Raises:
+            DamagedStoreError: a segment is not what was written.
+        """
         below = total = 0
-        for entry in self._index.entries():
-            if entry.chunks:
-                shares = self._read(entry).fidelity
+        for inside, tensors in self._columns(self._index.entries(), ("tokens", "right")):
+            for rows in joined_rows(inside):
+                shares = tensors["right"][rows] / tensors["tokens"][rows].clamp(min=1)
                 below, total = below + int((shares < fidelity).sum()), total + len(shares)
         return below, total
+
+    def _columns(self, entries: Iterable[Entry], names: Sequence[str]) -> Iterator[tuple[list[Entry], dict[str, Any]]]:
+        """Iterate over the segments of documents: those in it, and its tensors of these names."""
+        documents: dict[int, list[Entry]] = {}
+        for entry in entries:
+            documents.setdefault(entry.segment, []).append(entry)
+        for segment in (one for one in self._index.segments() if one.number in documents):
+            try:
+                tensors = read_segment(self.folder, segment, names)
+            except DamagedStoreError:
+                if segment in self._index.segments():
+                    raise
+                break  # its file was removed meanwhile
+            yield documents.pop(segment.number), tensors
+        if documents:
+            raise StoreError(f"'{self.folder}' was compacted while it was read; try again.")
 
     def stats(self) -> StoreStats:
         """Return the size of the store at one moment."""
@@ -342,20 +366,20 @@ class MemoryStore:
         return verify_store(Path(folder), wait=wait, progress=progress)
 
     def _read(self, entry: Entry) -> StoredDocument:
-        return read_entry(self.folder, self.header, entry)
+        return next(read_entries(self.folder, self.header, [entry]))
 
     def _commit(self, documents: Sequence[StoredDocument], *, remove: list[str]) -> None:
         state = self._index.state()
         segments: list[Segment] = []
         entries: list[Entry] = []
         with transaction(self.folder, self._index):
-            for group in _grouped(documents):
+            for group in grouped(documents):
                 number, order = state.next_segment + len(segments), state.next_place + len(entries)
                 segment, written = write_segment(self.folder, number, group, order)
                 segments.append(segment)
                 entries += written
             self._index.change(add=entries, remove=remove, add_segments=segments)
-        settle(self.folder, self._index)
+        settle(self.folder, self._index, closing=False)
 
     def _require_lock(self) -> FileLock:
         if self._lock is None:
@@ -372,17 +396,3 @@ class MemoryStore:
         if found != expected:
             sizes = "a chunk's vectors, numbers, bits"
             raise StoreError(f"memories of {found} ({sizes}) do not fit '{self.folder}' of {expected}; use its model.")
-
-
-def _grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield lists of documents whose chunks fill one segment."""
-    group: list[Item] = []
-    chunks = 0
-    for item in items:
-        group.append(item)
-        chunks += item.chunks if isinstance(item, Entry) else len(item.tokens)
-        if chunks >= _SEGMENT_CHUNKS:
-            yield group
-            group, chunks = [], 0
-    if group:
-        yield group

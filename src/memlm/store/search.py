@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from memlm.errors import MemoryShapeError, StoreError, UserError
+from memlm.errors import MemoryShapeError, UserError
 from memlm.store.format.document import is_part, owner_of
-from memlm.store.format.segments import Entry
+from memlm.store.format.segments import Entry, joined_rows
 from memlm.store.memory_store import MemoryStore
 from memlm.store.quantize import dequantize, rows_of
 
@@ -50,29 +50,25 @@ class StoreSearch:
             StoreError: a document does not exist.
             DamagedStoreError: a segment is not what was written.
         """
-        chosen = None if documents is None else {store.entry(name).id for name in documents}
-        entries = _visible_entries(store, chosen)
-        by_segment: dict[int, list[Entry]] = {}
-        for entry in entries:
-            by_segment.setdefault(entry.segment, []).append(entry)
+        entries = _visible_entries(store, documents)
         header = store.header
         width = header.retrieval_numbers or header.memories_per_chunk * header.numbers
         count = sum(entry.chunks for entry in entries)
         self.vectors = torch.empty(count, width)
         self._first: list[int] = []
         self._owners: list[Entry] = []
-        row = 0
-        for segment, stored in store.search_vectors():
-            for entry in by_segment.get(segment.number, []):
-                self._first.append(row)
+        row = owned = 0
+        for inside, stored in store.search_vectors(entries):
+            for entry in inside:
+                self._first.append(owned)
                 self._owners.append(entry)
-                for rows in torch.arange(entry.first_chunk, entry.first_chunk + entry.chunks).split(_ROWS):
+                owned += entry.chunks
+            for joined in joined_rows(inside):
+                for rows in torch.arange(joined.start, joined.stop).split(_ROWS):
                     numbers = dequantize(rows_of(stored, rows)).flatten(1)
                     self.vectors[row : row + len(rows)] = F.normalize(numbers, dim=-1)
                     row += len(rows)
         self._row_of = {owner.id: first for owner, first in zip(self._owners, self._first, strict=True)}
-        if row != count:
-            raise StoreError(f"'{store.folder}' was compacted while it was read; search again.")
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -114,9 +110,12 @@ class StoreSearch:
         return Hit(name, part, row - self._first[owner], score)
 
 
-def _visible_entries(store: MemoryStore, chosen: set[str] | None) -> list[Entry]:
-    """Return documents with chunks, and the parts of long documents that are complete."""
+def _visible_entries(store: MemoryStore, chosen: Iterable[str] | None) -> list[Entry]:
+    """Return documents with chunks, and the parts of long documents that are complete, in the order of writing."""
+    if chosen is not None:
+        documents = [store.entry(name) for name in dict.fromkeys(chosen)]
+        found = [*documents, *(store.entry(part) for one in documents for part in store.part_ids(one))]
+        return sorted((entry for entry in found if entry.chunks), key=lambda entry: entry.order)
     entries = list(store.entries())
-    documents = [e for e in entries if not is_part(e.id) and (chosen is None or e.id in chosen)]
-    visible = {name for e in documents for name in (e.id, *store.part_ids(e))}
+    visible = {name for e in entries if not is_part(e.id) for name in (e.id, *store.part_ids(e))}
     return [e for e in entries if e.chunks and e.id in visible]

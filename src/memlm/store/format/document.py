@@ -15,7 +15,7 @@ from memlm.store.quantize import QuantizedMemories
 
 LONGEST_ID = 1024
 """The greatest size of an id in bytes."""
-_PART = "\x1f"
+PART = "\x1f"
 """The separator between a long document's id and the numbers of its part; `check_id` forbids it in ids."""
 _MANIFEST = b"parts "
 """The beginning of a manifest; no corrections begin so (`memlm.store.corrections`)."""
@@ -86,17 +86,17 @@ def part_id(name: str, generation: int, number: int) -> str:
 
     The generation is 0 or 1, since the parts of a replacement are stored beside those that it will replace.
     """
-    return f"{name}{_PART}{generation}{_PART}{number}"
+    return f"{name}{PART}{generation}{PART}{number}"
 
 
 def is_part(name: str) -> bool:
     """Return True for the id of a part."""
-    return _PART in name
+    return PART in name
 
 
 def owner_of(name: str) -> tuple[str, int | None, int | None]:
     """Split an id into the document's id and the generation and number of its part, None for a document."""
-    owner, *part = name.split(_PART)
+    owner, *part = name.split(PART)
     return (owner, int(part[0]), int(part[1])) if part else (owner, None, None)
 
 
@@ -132,7 +132,7 @@ def check_id(name: str) -> None:
         raise StoreError(f"id {ascii(name)[:60]} is not valid Unicode; give it another.") from None
     if not 1 <= size <= LONGEST_ID:
         raise StoreError(f"an id of {size} bytes; ids have 1 to {LONGEST_ID}.")
-    if any(unicodedata.category(character) == "Cc" for character in name):  # _PART holds some
+    if any(unicodedata.category(character) == "Cc" for character in name):  # PART holds some
         raise StoreError(f"id {ascii(name)[:60]} holds control characters; give it another.")
 
 

@@ -2,7 +2,8 @@
 
 SQLite makes a write atomic, also on a loss of power, but it does not detect a flipped bit. Therefore each row carries a
 seal (a hash of its fields), and one row of state carries the sum of all seals: no row can change, vanish or come back
-without being noticed. The file `seal.json` holds a hash of the index file at rest, which covers the bytes between rows.
+without being noticed. The file `seal.json` holds a hash of the index file at rest, which covers the bytes between rows;
+while a writer has the store open, it holds the number of commits alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,7 @@ CREATE TABLE state (
 """
 
 
+_ENCODER = json.JSONEncoder(default=repr)
 _SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 
@@ -127,6 +129,12 @@ class Index:
             for row in self._connection.execute("SELECT * FROM documents ORDER BY place"):
                 yield self._entry(row)
 
+    def count(self, *, without: str) -> int:
+        """Return the number of documents whose ids do not hold a character; their rows are not checked."""
+        query = "SELECT count(*) FROM documents WHERE instr(id, ?) = 0"
+        with self._errors(self.path):
+            return self._connection.execute(query, (without,)).fetchone()[0]
+
     def segments(self) -> list[Segment]:
         """Return all rows of segments by number."""
         with self._errors(self.path):
@@ -162,10 +170,10 @@ class Index:
                 for key in remove_segments:
                     root -= int(run("DELETE FROM segments WHERE number = ? RETURNING seal", (key,)).fetchone()[0], 16)
                 for found in add_segments:
-                    root += self._insert("segments", astuple(found))
+                    root += self._insert("segments", found)
                     segment = max(segment, found.number + 1)
                 for entry in add:
-                    root += self._insert("documents", astuple(entry))
+                    root += self._insert("documents", entry)
                     count, order = count + 1, max(order, entry.order + 1)
                 _write_state(self._connection, State(state.commits + 1, order, segment, count, root % _SUMS))
                 run("COMMIT")
@@ -189,7 +197,7 @@ class Index:
                     return [f"{NAME}: {' '.join(str(wrong[0]).split())}"]
                 state = self.state()
                 entries = list(self.entries())
-                seals = [int(_seal(astuple(row)), 16) for row in (*entries, *self.segments())]
+                seals = [int(_seal(row), 16) for row in (*entries, *self.segments())]
         except DamagedStoreError as error:
             return [str(error)]
         if len(entries) != state.documents or sum(seals) % _SUMS != state.root:
@@ -205,7 +213,7 @@ class Index:
     def _entry(self, row: tuple[object, ...]) -> Entry:
         if row[-1] != _seal(row[:-1]):
             raise self._damaged(f"its row of document {ascii(row[0])[:60]}")
-        return Entry(*row[:-1])  # type: ignore[arg-type]  (the seal says that they are what was written)
+        return Entry._make(row[:-1])  # the seal says that the fields are what was written
 
     def _damaged(self, part: str) -> DamagedStoreError:
         return DamagedStoreError(f"'{self.path}' is damaged ({part} is not what was written); restore it from a copy.")
@@ -246,7 +254,7 @@ def _write_state(connection: sqlite3.Connection, state: State) -> None:
 
 def _seal(values: Iterable[object]) -> str:
     # a damaged row may hold bytes, which JSON lacks; their repr differs from every written row
-    return hashlib.sha256(json.dumps(list(values), default=repr).encode()).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(list(values)).encode()).hexdigest()
 
 
 def write_seal(folder: Path, commits: int, *, settled: bool) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memlm.checksums import file_hash
-from memlm.errors import DamagedStoreError
+from memlm.errors import DamagedStoreError, StoreError
 from memlm.files import reason_of, tensors_hash, write_tensors_atomic
 from memlm.store.format.document import StoredDocument, document_of, tensors_of
 from memlm.store.format.header import StoreHeader
 
 FOLDER = "segments"
 _BYTES = "corrections"
+_MOST_CHUNKS, _MOST_DOCUMENTS, _MOST_BYTES = 2**16, 2**14, 2**27
+"""What one segment holds: a segment is in memory while it is written."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """The index's row of a document, in the order of its columns.
 
     Attributes:
@@ -56,8 +59,7 @@ class Entry:
         return self.num_correct / self.tokens if self.tokens else 1.0
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """The index's row of a segment.
 
     Attributes:
@@ -71,6 +73,25 @@ class Segment:
     sha256: str
     size: int
     chunks: int
+
+
+Item = TypeVar("Item", StoredDocument, Entry)
+
+
+def grouped(items: Iterable[Item], stored: Sequence[Segment] = ()) -> Iterator[list[Item]]:
+    """Yield lists of documents that fill one segment; the sizes of stored chunks are those of these segments."""
+    size = sum(segment.size for segment in stored) // max(1, sum(segment.chunks for segment in stored))
+    most = min(_MOST_CHUNKS, _MOST_BYTES // max(1, size))
+    group: list[Item] = []
+    chunks = 0
+    for item in items:
+        group.append(item)
+        chunks += item.chunks if isinstance(item, Entry) else len(item.tokens)
+        if chunks >= most or len(group) >= _MOST_DOCUMENTS:
+            yield group
+            group, chunks = [], 0
+    if group:
+        yield group
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -108,34 +129,60 @@ def write_segment(
     return Segment(number, file_hash(path), path.stat().st_size, chunk), entries
 
 
-def read_segment(folder: Path, number: int, *, chunks: slice, corrections: slice) -> dict[str, Tensor]:
-    """Read these chunks and these bytes of corrections, and nothing else of the segment.
+def read_segment(folder: Path, segment: Segment, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read the tensors of a segment that have these names; those that it does not have are left out.
 
     Raises:
-        DamagedStoreError: the file is missing, cut short or not a segment.
+        DamagedStoreError: the file is missing, or is not what was written.
     """
-    path = segment_path(folder, number)
-    try:
-        with safe_open(path, "pt") as file:
-            names: list[str] = list(file.keys())
-            # copies, since a slice keeps the whole file mapped
-            return {name: file.get_slice(name)[corrections if name == _BYTES else chunks].clone() for name in names}
-    except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
-        raise DamagedStoreError(f"'{path}' cannot be read ({reason_of(error)}); restore it from a copy.") from error
+    path = segment_path(folder, segment.number)
+    with _mapped(folder, segment.number) as tensors:
+        if file_hash(path) != segment.sha256:
+            raise DamagedStoreError(f"'{path}' is not what was written (its hash differs); restore it from a copy.")
+        return {name: tensors[name].clone() for name in names if name in tensors}
 
 
-def read_entry(folder: Path, header: StoreHeader, entry: Entry) -> StoredDocument:
-    """Read a document and check its data against the hash in the index.
+def read_entries(folder: Path, header: StoreHeader, entries: Iterable[Entry]) -> Iterator[StoredDocument]:
+    """Read documents and check their data against the hashes in the index; a segment's neighbours open it once.
 
     Raises:
         DamagedStoreError: the data is not what was written.
     """
-    tensors = read_segment(
-        folder,
-        entry.segment,
-        chunks=slice(entry.first_chunk, entry.first_chunk + entry.chunks),
-        corrections=slice(entry.first_byte, entry.first_byte + entry.num_bytes),
-    )
+    for number, inside in groupby(entries, key=lambda entry: entry.segment):
+        with _mapped(folder, number) as tensors:
+            for entry in inside:
+                yield _document(folder, header, entry, tensors)
+
+
+def joined_rows(entries: Iterable[Entry]) -> list[slice]:
+    """Return the rows of a segment that documents have, in their order; those of neighbours are one slice."""
+    found: list[slice] = []
+    for entry in (entry for entry in entries if entry.chunks):
+        first, last = entry.first_chunk, entry.first_chunk + entry.chunks
+        if found and found[-1].stop == first:
+            first = found.pop().start
+        found.append(slice(first, last))
+    return found
+
+
+@contextmanager
+def _mapped(folder: Path, number: int) -> Generator[dict[str, Tensor]]:
+    """Yield a segment's tensors, which are the file itself in memory; only copies may be kept."""
+    path = segment_path(folder, number)
+    try:
+        with safe_open(path, "pt") as file:
+            yield {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
+    except StoreError:  # what was read is not what was written
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError, IndexError) as error:
+        raise DamagedStoreError(f"'{path}' cannot be read ({reason_of(error)}); restore it from a copy.") from error
+
+
+def _document(folder: Path, header: StoreHeader, entry: Entry, segment: dict[str, Tensor]) -> StoredDocument:
+    rows = slice(entry.first_chunk, entry.first_chunk + entry.chunks)
+    inside = slice(entry.first_byte, entry.first_byte + entry.num_bytes)
+    # copies, since a slice keeps the whole file mapped
+    tensors = {name: tensor[inside if name == _BYTES else rows].clone() for name, tensor in segment.items()}
     if tensors_hash(tensors) != entry.data_sha256:
         name = f"document {ascii(entry.id)[:80]} in '{folder}'"
         raise DamagedStoreError(f"{name} is damaged; restore the store from a copy, or delete the document.")

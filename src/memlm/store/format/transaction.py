@@ -18,7 +18,7 @@ from memlm.store.format.header import NAME as HEADER
 from memlm.store.format.header import StoreHeader, read_header
 from memlm.store.format.index import NAME as INDEX
 from memlm.store.format.index import SEAL, Index, read_seal, write_seal
-from memlm.store.format.segments import FOLDER, read_entry, segment_path
+from memlm.store.format.segments import FOLDER, Entry, read_entries, segment_path
 
 _LOCK = "writer.lock"
 
@@ -74,14 +74,16 @@ def transaction(folder: Path, index: Index) -> Generator[None]:
         raise
 
 
-def settle(folder: Path, index: Index) -> None:
-    """Move commits into the index's main file and write the seal of that file.
+def settle(folder: Path, index: Index, *, closing: bool = True) -> None:
+    """Move commits into the index's main file and write their number, with the hash of that file at the end.
+
+    Hashing takes time that grows with the store, so that a writer does it once.
 
     Raises:
         StoreError: the folder cannot be written; the commits are kept.
     """
     try:
-        write_seal(folder, index.state().commits, settled=index.settle())
+        write_seal(folder, index.state().commits, settled=index.settle() and closing)
     except OSError as error:
         raise write_error(folder, error, committed=True) from error
 
@@ -159,17 +161,20 @@ def _seal_problems(folder: Path, index: Index) -> list[str]:
 
 def _segment_problems(folder: Path, header: StoreHeader, index: Index, progress: Progress | None) -> list[str]:
     """Compare segments with their hashes, and name the documents that a damaged segment affects."""
-    entries = list(index.entries())
+    documents: dict[int, list[Entry]] = {}
+    for entry in index.entries():
+        documents.setdefault(entry.segment, []).append(entry)
+    total = sum(map(len, documents.values()))
     found: list[str] = []
     done = 0
     for segment in index.segments():
         path = segment_path(folder, segment.number)
-        inside = [entry for entry in entries if entry.segment == segment.number]
+        inside = documents.get(segment.number, [])
         if not path.is_file() or file_hash(path) != segment.sha256:
             lost: list[str] = []
             for entry in inside:
                 try:
-                    read_entry(folder, header, entry)
+                    next(read_entries(folder, header, [entry]))
                 except DamagedStoreError:
                     lost.append(ascii(entry.id))
             more = " ..." if len(lost) > _MOST_NAMED else ""
@@ -178,5 +183,5 @@ def _segment_problems(folder: Path, header: StoreHeader, index: Index, progress:
             found.append(f"'{path}' is not what was written ({reason}){names}")
         done += len(inside)
         if progress is not None:
-            progress(done, len(entries))
+            progress(done, total)
     return found
