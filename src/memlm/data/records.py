@@ -103,7 +103,8 @@ def text_of(value: Value, text_field: str) -> str:
         found = field_of(fields, text_field)
         if found is _MISSING:
             names = did_you_mean(text_field, _names(fields)) if fields else "It has no fields."
-            raise DataError(f"{place} has no field '{text_field}'. {names} Another field is named by text_field.")
+            remedy = "Name another field (--text-field, or text_field)."
+            raise DataError(f"{place} has no field '{text_field}'. {names} {remedy}")
     if not isinstance(found, str):
         raise DataError(f"{place}: field '{text_field}' is {_kind(found)}, not text; set another text_field.")
     if has_surrogates(found):
