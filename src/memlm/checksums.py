@@ -8,21 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from memlm.errors import CheckpointError
+from memlm.switches import IGNORE_CHECKSUMS
 from memlm.version import __version__
 
 SUMS: Final = "checksums.json"
 """The file that names the files that memlm wrote into a folder."""
-IGNORED: Final = "MEMLM_IGNORE_CHECKSUMS"
-"""The variable of the environment that is 1 where checksums are ignored."""
 _FORMAT: Final = 1
-_IGNORED = ContextVar("checksums are ignored", default=False)
+ignoring_checksums = IGNORE_CHECKSUMS.here
+"""A context in which files are read although they are not what was written."""
 
 
 def sums_text(files: dict[str, str]) -> str:
@@ -36,7 +35,7 @@ def check_folder(folder: Path, names: Iterable[str] | None = None) -> None:
     Raises:
         CheckpointError: a file is missing or not what was written, or a newer memlm wrote the folder.
     """
-    if checksums_are_ignored() or not os.path.lexists(folder / SUMS):
+    if IGNORE_CHECKSUMS.is_on() or not os.path.lexists(folder / SUMS):
         return
     files = _sums(folder)
     for name in files if names is None else files.keys() & set(names):
@@ -51,21 +50,6 @@ def check_folder(folder: Path, names: Iterable[str] | None = None) -> None:
 
 REMEDY: Final = "restore it, or go on regardless (--ignore-checksums)."
 """The way out of damage."""
-
-
-def checksums_are_ignored() -> bool:
-    """Return whether files are read although they are not what was written."""
-    return _IGNORED.get() or os.environ.get(IGNORED) == "1"
-
-
-@contextmanager
-def ignoring_checksums() -> Generator[None]:
-    """Read files inside the block although they are not what was written."""
-    token = _IGNORED.set(True)
-    try:
-        yield
-    finally:
-        _IGNORED.reset(token)
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from memlm.checksums import REMEDY, check_format, checksums_are_ignored
+from memlm.checksums import REMEDY, check_format
 from memlm.durable import append_text as append_text
 from memlm.durable import create_folder as create_folder
 from memlm.durable import draft_file
 from memlm.durable import write_file_atomic as write_file_atomic
 from memlm.durable import write_folder_atomic as write_folder_atomic
 from memlm.errors import CheckpointError, ConfigError, MemlmError, UserError
+from memlm.switches import IGNORE_CHECKSUMS
 
 _FORMAT: Final = 1
 """The newest format of files of tensors."""
@@ -100,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
         if _FORMAT_KEY in marks:
             check_format(path, int(marks[_FORMAT_KEY]), _FORMAT)
-        if _HASH_KEY in marks and not checksums_are_ignored() and tensors_hash(tensors) != marks[_HASH_KEY]:
+        if _HASH_KEY in marks and not IGNORE_CHECKSUMS.is_on() and tensors_hash(tensors) != marks[_HASH_KEY]:
             raise CheckpointError(f"'{path}' is damaged: it is not what was written (its hash differs); {REMEDY}")
     return tensors
 
@@ -133,7 +134,7 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     """
     values = read_json(path)
     sealed = values.pop("sha256", None)
-    if sealed is None or checksums_are_ignored():
+    if sealed is None or IGNORE_CHECKSUMS.is_on():
         return values
     if sealed != hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest():
         raise CheckpointError(f"'{path}' is damaged: it is not what was written (its hash differs); {REMEDY}")

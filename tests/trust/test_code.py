@@ -22,6 +22,7 @@ from memlm.files import sealed_text
 from memlm.models.runtime import load_decoder
 from memlm.store import MemoryStore
 from memlm.store.format.header import NAME as HEADER_NAME
+from memlm.switches import TRUST_REMOTE_CODE
 from tests.conftest import speech
 from tests.store.test_memory_store import HEADER, document
 
@@ -67,15 +68,18 @@ def said(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> Lines:
 
 
 ON_A_MODEL: dict[str, Callable[[Path, Path, Path], list[str]]] = {
-    "probe": lambda model, text, out: ["probe", "--encoder", f"{model}", "--text", f"{text}", "--out", f"{out}"],
+    "probe": lambda model, text, out: [
+        *("probe", "--encoder", f"{model}", "--text", f"{text}", "--out", f"{out}", "--lengths", "8"),
+        *("--passages", "60", "--held-out-passages", "4", "--steps", "1", "--size", "small", "--writer-steps", "0"),
+    ],
     "train": lambda model, text, out: [
         *("train", "memory-pretrained", "--decoder", f"{model}", "--text", f"{text}", "--steps", "2"),
         *("--out", f"{out}"),
     ],
     "remember": lambda model, text, out: ["remember", f"{text}", "--store", f"{out}", "--model", f"{model}"],
     "generate": lambda model, text, out: ["generate", "word", "--read", f"{text}", "--model", f"{model}"],
-    "ask": lambda model, text, out: ["ask", "who?", "--read", f"{text}", "--model", f"{model}"],
-    "bench": lambda model, text, out: ["bench", "--model", f"{model}", "--out", f"{out}"],
+    "ask": lambda model, text, out: ["ask", "who?", "--text", f"{text}", "--model", f"{model}"],
+    "chat": lambda model, text, out: ["chat", "--text", f"{text}", "--model", f"{model}"],
     "eval-harness": lambda model, text, out: ["eval-harness", "--model", f"{model}", "--out", f"{out}"],
     "eval-harness --hf": lambda model, text, out: [
         *("eval-harness", "--model", f"{model}", "--hf", f"{model}", "--out", f"{out}")
@@ -92,7 +96,26 @@ def test_code_of_a_model_folder_does_not_run(
     folder, marker = hostile
     code, lines = said(capsys, ON_A_MODEL[command](folder, corpus, tmp_path / "out"))
     assert (code, len(lines)) == (2, 1)
+    assert "brings code of its own" in lines[0]
+    assert "--trust-remote-code" in lines[0]
     assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", ON_A_MODEL)
+def test_code_of_a_model_folder_runs_where_it_is_trusted(
+    command: str, hostile: tuple[Path, Path], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, marker = hostile
+    arguments = ON_A_MODEL[command](folder, corpus, tmp_path / "out")
+
+    def stop(*_: object, **__: object) -> None:
+        raise CheckpointError("the code has run")  # what follows is the business of other tests
+
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", stop)
+    assert main([*arguments, "--trust-remote-code"]) == 2
+    assert marker.exists()
+    assert not TRUST_REMOTE_CODE.is_on()
 
 
 @pytest.mark.usefixtures("yes")

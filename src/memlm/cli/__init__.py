@@ -12,16 +12,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from memlm.checksums import IGNORED
 from memlm.errors import ConfigError, MemlmError, UserError, did_you_mean, is_out_of_memory, one_line
 from memlm.processes import Stopped, rank_of_launcher, stoppable
+from memlm.switches import SWITCHES
 from memlm.version import __version__
 
-_IGNORE = "--ignore-checksums"
 _LONGEST = 2000
 """The greatest number of characters of an error that is shown in full."""
 _LATER = 3.0
@@ -65,7 +64,8 @@ usage: memlm COMMAND [--help]
   export      write a memory model's decoder, or a prompt of memories, for other programs
   bench       time a decoder behind memories against one that reads the full context
 
-  --ignore-checksums, with any command, reads runs and sessions that are not what was written
+with any command:
+{chr(10).join(f"  {switch.flag:<19}  {switch.does}" for switch in SWITCHES)}
 
 a first look:
   memlm demo --quick
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 on success, 2 on an error of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
     _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    ignoring = _IGNORE in given
-    given = [argument for argument in given if argument != _IGNORE]
+    switched = [switch for switch in SWITCHES if switch.flag in given]
+    given = [argument for argument in given if argument not in [switch.flag for switch in switched]]
     if not given or given[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         return 0
@@ -88,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"memlm {__version__}")
         return 0
     try:
-        with _notes_on_stderr(), stoppable(), _checksums_ignored() if ignoring else nullcontext():
+        with _notes_on_stderr(), stoppable(), ExitStack() as switches:
+            for switch in switched:
+                switches.enter_context(switch.everywhere())
             rank_of_launcher()
             _command(given[0])(given[1:])
             sys.stdout.flush()
@@ -110,18 +112,6 @@ def _open_standard_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w" if number else "r", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _checksums_ignored() -> Generator[None]:
-    """Read what is not what was written, also in the processes that this one starts."""
-    before = os.environ.get(IGNORED)
-    os.environ[IGNORED] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(IGNORED)
-        os.environ |= {} if before is None else {IGNORED: before}
 
 
 @contextmanager

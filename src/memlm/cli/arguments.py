@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from memlm.errors import ConfigError, Within, did_you_mean
+from memlm.switches import SWITCHES
 
 Parsed = TypeVar("Parsed")
 
@@ -72,7 +73,9 @@ def parse(kind: type[Parsed], arguments: Sequence[str], *, command: str) -> Pars
     import tyro
 
     program = f"memlm {command}"
-    read = partial(tyro.cli, kind, prog=program, description=inspect.getdoc(kind) or "")
+    more = "; ".join(f"{switch.flag} to {switch.does}" for switch in SWITCHES)
+    description = f"{inspect.getdoc(kind) or ''}\n\nEvery command also takes {more}."
+    read = partial(tyro.cli, kind, prog=program, description=description)
     if any(a in ("-h", "--help") for a in arguments):
         read(args=["--help"])
     _check_unknown_flags(kind, arguments, command)
@@ -170,6 +173,7 @@ def _check_unknown_flags(kind: type[Any], arguments: Sequence[str], command: str
         name = argument.partition("=")[0].replace("_", "-")
         if _FLAG.fullmatch(name) and name not in known:
             shown = [flag for flag in sorted(known) if not flag.startswith("--no-")]
+            shown += [switch.flag for switch in SWITCHES]
             raise ConfigError(f"unknown flag '{name}' of memlm {command}. {did_you_mean(name, shown)}")
 
 

@@ -48,8 +48,6 @@ class Probe(TextOptions):
     """Layer whose hidden states are pooled, 0 for the embeddings; the last by default."""
     prompt: str | None = None
     """Name of a prompt that the encoder declares, such as query, or the text before every text; '' for none."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the encoder."""
     embeddings: str | None = None
     """File of existing vectors: .safetensors or .npy, one row per text."""
     texts: str | None = None
@@ -128,7 +126,6 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
         pooling=options.pooling,
         layer=options.layer,
         prompt=options.prompt,
-        trust_remote_code=options.trust_remote_code,
     )
     chunk = encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
     settings = _settings(options, default=chunk or 32)

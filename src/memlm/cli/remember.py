@@ -55,8 +55,6 @@ class Remember(TextOptions):
     """In a new store, search vectors of this encoder (a folder or an id) instead of the memories."""
     prompt: str | None = None
     """In a new store, the prompt before each text for --retrieval: a name that it declares, or a text."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the retrieval encoder."""
     workers: Workers = 1
     """Number of processes that encode; they share the cores."""
     wait: Seconds = 0.0
@@ -89,7 +87,6 @@ def run(arguments: list[str]) -> None:
         bits=options.bits,
         retrieval=retrieval,
         prompt=options.prompt,
-        trust_remote_code=options.trust_remote_code,
         tokens_per_memory=options.tokens_per_memory,
         wait=options.wait,
     ) as store:
@@ -129,14 +126,7 @@ def _parallel_encoder(store: TextStore, options: Remember, model: str, retrieval
     if launched():
         return partial(encode_over_ranks, codec=store.codec, header=header, retrieval=store.retrieval)
     if workers > 1:
-        return partial(
-            encode_with_workers,
-            model=model,
-            header=header,
-            retrieval=retrieval,
-            workers=workers,
-            trust_remote_code=options.trust_remote_code,
-        )
+        return partial(encode_with_workers, model=model, header=header, retrieval=retrieval, workers=workers)
     return None
 
 
@@ -160,9 +150,7 @@ def _serve(options: Remember) -> None:
 
     if options.model is None:
         raise ConfigError("under torchrun every process needs the model; give --model RUN.")
-    trust, retrieval = options.trust_remote_code, None
-    if options.retrieval is not None:
-        retrieval = open_encoder(options.retrieval, prompt=options.prompt, trust_remote_code=trust)
+    retrieval = None if options.retrieval is None else open_encoder(options.retrieval, prompt=options.prompt)
     with joined():
         serve_rank(options.model, retrieval)
 

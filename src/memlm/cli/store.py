@@ -66,8 +66,6 @@ class Search(_StoreAndModel):
     prompt: str | None = None
     """Prompt before the query: a name that the store's retrieval encoder declares, or a text; by default its own for
     queries."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the retrieval encoder."""
     json: bool = False
     """Print one JSON object per line."""
 
@@ -121,8 +119,7 @@ def recall(arguments: list[str]) -> None:
 def search(arguments: list[str]) -> None:
     """Print the nearest chunks."""
     options = parse(Search, arguments, command="search")
-    trust = options.trust_remote_code
-    with open_texts(options.store, options.model, search=True, retrieval=options.retrieval, trust_code=trust) as store:
+    with open_texts(options.store, options.model, search=True, retrieval=options.retrieval) as store:
         for hit in store.search(options.query, options.k, documents=options.document or None, prompt=options.prompt):
             text = store.text_of(hit)
             if options.json:
@@ -263,9 +260,7 @@ def progress_view(total: int, noun: str) -> Generator[ProgressView]:
         view.stop()
 
 
-def open_texts(
-    folder: str, model: str | None, *, search: bool = False, retrieval: str | None = None, trust_code: bool = False
-) -> TextStore:
+def open_texts(folder: str, model: str | None, *, search: bool = False, retrieval: str | None = None) -> TextStore:
     """Open a store for reading with the model in a folder, by default the one that it was made with.
 
     Args:
@@ -273,7 +268,6 @@ def open_texts(
         model: folder of the model.
         search: open the retrieval encoder, too.
         retrieval: folder or id of that encoder; by default where it was when the store was made.
-        trust_code: run Python code that comes with that encoder.
 
     Raises:
         StoreError: the model is not there any more, or a retrieval encoder is given to a store without one.
@@ -283,7 +277,7 @@ def open_texts(
 
     encoder = retrieval or (retrieval_of(folder) if search else None)
     place = model or model_of(folder)
-    return TextStore.open(folder, place, retrieval=encoder, trust_remote_code=trust_code)
+    return TextStore.open(folder, place, retrieval=encoder)
 
 
 def model_of(folder: str) -> str:

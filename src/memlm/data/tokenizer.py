@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from memlm.data.given import list_of_texts, one_text
 from memlm.errors import TokenizerError
+from memlm.switches import OWN_CODE, TRUST_REMOTE_CODE, needs_code
 
 PAD, EOS = "<pad>", "<eos>"
 SMALLEST_VOCABULARY: Final = 258
@@ -58,11 +59,14 @@ def load_tokenizer(path_or_id: str | Path, **options: Any) -> PreTrainedTokenize
     Raises:
         TokenizerError: there is no tokenizer.
     """
-    given = {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
+    given = {name: value for name, value in options.items() if value is not None}
+    given["trust_remote_code"] = given.get("trust_remote_code") or TRUST_REMOTE_CODE.is_on()
     given |= {} if "gguf_file" in given else gguf_option(path_or_id)
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(str(path_or_id), **given))
     except Exception as error:
+        if needs_code(error):
+            raise TokenizerError(f"the tokenizer of '{path_or_id}' {OWN_CODE}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         message = f"cannot load a tokenizer from '{path_or_id}' ({reason}); give a folder with tokenizer.json."
         raise TokenizerError(message) from error

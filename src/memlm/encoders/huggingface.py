@@ -36,6 +36,7 @@ from memlm.files import reason_of
 from memlm.models import MemoryModelForCausalLM, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import wants_bf16
+from memlm.switches import TRUST_REMOTE_CODE
 
 _TEXTS = 64
 """Texts that are encoded at once."""
@@ -243,6 +244,7 @@ def open_encoder(
         TokenizerError: there is no tokenizer.
     """
     folder = folder_of(path_or_id, name="encoder")
+    trust_remote_code = trust_remote_code or TRUST_REMOTE_CODE.is_on()
     if gguf_file is None and _is_run(folder):
         if any(option is not None for option in (pooling, layer, prompt)):
             options = "--pooling, --layer and --prompt"

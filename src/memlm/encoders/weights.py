@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from memlm.errors import EncoderError
 from memlm.files import reason_of
 from memlm.models.runtime import SAFE_WEIGHTS, check_weight_files, no_shard_bars, unsafe_weights
+from memlm.switches import OWN_CODE
 
 
 def inside(path: Path, name: str) -> str:
@@ -253,10 +254,7 @@ def check_code(folder: Path, *, trust_remote_code: bool) -> None:
     """
     settings = read_settings(folder / "config.json")
     if settings.get("auto_map") and settings.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
-        raise EncoderError(
-            f"'{folder}' brings code of its own (auto_map), which memlm does not run; give a model that transformers "
-            "knows, or --trust-remote-code (trust_remote_code=True) where you trust its code."
-        )
+        raise EncoderError(f"'{folder}' {OWN_CODE}")
     if (folder / "adapter_config.json").is_file():
         check_weight_files(folder, EncoderError)
     named = str(settings.get("transformers_weights") or "model.safetensors")

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError, ConfigError, UserError, Within
+from memlm.switches import OWN_CODE, TRUST_REMOTE_CODE, needs_code
 
 Device = Literal["auto", "cpu", "cuda"]
 """The device of a model; `auto` is the GPU where there is one."""
@@ -75,17 +76,15 @@ def load_decoder(path_or_id: str, *, trust_remote_code: bool = False, **options:
     """
     options |= {} if "gguf_file" in options else gguf_option(path_or_id)
     check_weight_files(Path(path_or_id), CheckpointError)
-    given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": trust_remote_code, **options}
+    trusted = trust_remote_code or TRUST_REMOTE_CODE.is_on()
+    given: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": trusted, **options}
     try:
         with no_shard_bars():
             return AutoModelForCausalLM.from_pretrained(path_or_id, **given)
     except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
+        if needs_code(error):
+            raise CheckpointError(f"'{path_or_id}' {OWN_CODE}") from error
         reason = " ".join(str(error).split())[:200]
-        if "custom code" in reason:
-            raise CheckpointError(
-                f"'{path_or_id}' brings code of its own, which memlm does not run; give a model that transformers "
-                "knows, or convert it to one."
-            ) from error
         raise CheckpointError(
             f"cannot load a decoder from '{path_or_id}' ({reason}); give a causal language model's folder or Hub id."
         ) from error

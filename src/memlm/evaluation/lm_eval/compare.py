@@ -20,6 +20,7 @@ from memlm.evaluation.lm_eval.context_reader import ContextReader, Reading
 from memlm.evaluation.lm_eval.ruler import TASKS as RULER
 from memlm.evaluation.lm_eval.ruler import ruler_task
 from memlm.evaluation.lm_eval.tasks import TASKS
+from memlm.switches import OWN_CODE, TRUST_REMOTE_CODE, needs_code
 
 _NORMAL_95 = 1.96
 _BOOTSTRAPS = 1000
@@ -135,8 +136,11 @@ def hf_scores(
         CheckpointError: the model cannot be loaded.
     """
     try:
-        plain = cast(Any, HFLM)(pretrained=path_or_id, dtype="float32", device="cpu", batch_size=batch_size)
+        trusted = {"trust_remote_code": TRUST_REMOTE_CODE.is_on()}
+        plain = cast(Any, HFLM)(pretrained=path_or_id, dtype="float32", device="cpu", batch_size=batch_size, **trusted)
     except Exception as error:  # hub, safetensors, JSON and transformers each raise their own kind
+        if needs_code(error):
+            raise CheckpointError(f"'{path_or_id}' {OWN_CODE}") from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"cannot load '{path_or_id}' by the harness's own class ({reason}).") from error
     found: dict[str, dict[str, Score]] = {}

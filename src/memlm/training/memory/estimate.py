@@ -16,6 +16,7 @@ from memlm.data.tokenizer import gguf_option
 from memlm.errors import CheckpointError, ConfigError
 from memlm.models import SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings
+from memlm.switches import OWN_CODE, TRUST_REMOTE_CODE, needs_code
 from memlm.training.config import RunConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "8bit": 1}
@@ -96,11 +97,14 @@ def check_fits(model: PreTrainedModel, rows: int) -> None:
 def _outline(path: str, gguf_file: str | None) -> PreTrainedModel:
     option = gguf_option(path) if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **option)
+        trusted = TRUST_REMOTE_CODE.is_on()
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trusted, **option)
         with torch.device("meta"):
-            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            outline = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
         return _with_sizes(outline)
     except Exception as error:  # hub, JSON and transformers each raise their own kind
+        if needs_code(error):
+            raise CheckpointError(f"'{path}' {OWN_CODE}") from error
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"cannot load a decoder from '{path}' ({reason}); give a causal language model's folder or Hub id."
