@@ -120,6 +120,24 @@ def require_replaceable(folder: Path) -> None:
         )
 
 
+def require_place(folder: Path) -> None:
+    """Check that a folder can be written or replaced, before the work whose result it will hold.
+
+    Raises:
+        UserError: it holds something else than memlm wrote, or its place cannot be written.
+    """
+    place = _followed(folder)
+    require_replaceable(place)
+    above = next(parent for parent in place.parents if os.path.lexists(parent))
+    try:
+        with suppress(FileNotFoundError):
+            place.lstat()
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to '{folder}' ('{above}' is no folder that can be written); give another.")
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}' ({error.strerror}); give another folder.") from error
+
+
 def read_folder(folder: Path, read: Callable[[Path], Found]) -> Found:
     """Read a folder that another process may replace meanwhile, after its checksums are checked.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -34,10 +35,18 @@ class Stopped:
 
 @contextmanager
 def stoppable() -> Generator[None]:
-    """Raise KeyboardInterrupt at SIGINT and SIGTERM within the context, and remember the signal in `Stopped`."""
+    """Raise KeyboardInterrupt at SIGINT and SIGTERM within the context, and remember the signal in `Stopped`.
 
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    While a module is imported, the function that handled the signal before the context is called first: libraries lose
+    an exception there, or end the process.
+    """
+    here = inspect.currentframe()
+    caller = here and here.f_back and here.f_back.f_back  # contextlib stands between
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
         Stopped.signal = number
+        if callable(earlier := before.get(number)) and _is_importing(frame, caller):
+            earlier(number, frame)
         raise KeyboardInterrupt
 
     def again(unraisable: Any) -> None:
@@ -55,6 +64,15 @@ def stoppable() -> Generator[None]:
     finally:
         restore(before)
         sys.unraisablehook = hook
+
+
+def _is_importing(frame: FrameType | None, outside: FrameType | None) -> bool:
+    """Return whether Python imports a module in a frame, or in one that called it within another one."""
+    while frame is not None and frame is not outside:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def handled_by(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:

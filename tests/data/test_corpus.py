@@ -112,6 +112,13 @@ def test_the_hub_is_one_line_when_it_is_not_there() -> None:
         load_documents("hub:nobody/nothing")
 
 
+def test_the_hub_is_not_asked_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.load_dataset", None)
+    with pytest.raises(DataError, match=r"cannot read 'a/b' from the Hub \(HF_HUB_OFFLINE is set\); unset it, or give"):
+        load_documents("hub:a/b:c@d")
+
+
 def test_splits_keep_documents_whole_and_apart() -> None:
     documents = [Document(str(i), f"text {i}") for i in range(20)]
     split = split_documents(documents, held_out=0.2, validation=0.1, seed=3)

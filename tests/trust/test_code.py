@@ -7,7 +7,7 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import memlm
 from memlm.checksums import SUMS
 from memlm.cli import main
+from memlm.data.records import Value
 from memlm.errors import CheckpointError, DamagedStoreError
 from memlm.files import sealed_text
 from memlm.models.runtime import load_decoder
 from memlm.store import MemoryStore
 from memlm.store.format.header import NAME as HEADER_NAME
 from memlm.switches import TRUST_REMOTE_CODE
+from memlm.training import train_run
+from memlm.training.config import RunConfig
 from tests.conftest import speech
 from tests.store.test_memory_store import HEADER, document
 
@@ -186,6 +189,32 @@ def test_a_store_never_makes_search_ask_the_hub(
     code, lines = said(capsys, ["search", str(store), "people"])
     assert (code, len(lines)) == (2, 1)
     assert "'stranger/encoder', which is not on this machine" in lines[0]
+
+
+def test_a_run_on_text_of_the_hub_is_measured_on_other_text_without_asking_it(
+    tiny_config: RunConfig,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def hub(name: str) -> Iterator[Value]:
+        asked.append(name)
+        return (Value(f"{i}", {"text": speech(i)}) for i in range(10))
+
+    monkeypatch.setattr("memlm.data.sources._read_hub", hub)
+    data = tiny_config.data.model_copy(update={"text": "hub:stranger/texts"})
+    run = str(train_run(tiny_config.model_copy(update={"data": data}), tmp_path / "run", progress=False).path)
+    assert asked == ["stranger/texts"]
+    assert main(["evaluate", run, "--text", str(corpus)]) == 0
+    assert asked == ["stranger/texts"]
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, lines = said(capsys, ["evaluate", run])
+    assert (code, len(lines)) == (2, 1)
+    assert "cannot read 'stranger/texts' from the Hub (HF_HUB_OFFLINE is set)" in lines[0]
 
 
 def test_an_index_whose_table_is_an_endless_view_is_refused(tmp_path: Path) -> None:

@@ -74,6 +74,28 @@ def test_a_session_is_not_saved_over_a_diary(memory_run: Path, tmp_path: Path) -
     assert MemorySession.load(tmp_path / "empty", memory_run).stats() == session.stats()
 
 
+@pytest.mark.parametrize("place", ["file", "file/talk", "d", "x" * 300, "loop"])
+def test_a_session_that_cannot_be_saved_is_refused_before_anything_is_read(
+    place: str, memory_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("d").mkdir()
+    Path("d/diary.txt").write_text("x")
+    Path("loop").symlink_to("loop")
+    monkeypatch.setattr("memlm.session.MemorySession.read", None)
+    command = ["generate", "word", "--model", str(memory_run), "--max-new-tokens", "1", "--session"]
+    assert main([*command, place]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give another" in line
+    assert names(tmp_path) == ["d", "file", "loop"]
+    monkeypatch.undo()
+    for folder in ("below/new", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert main([*command, str(tmp_path / folder)]) == 0
+        assert (tmp_path / folder / SUMS).is_file()
+
+
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.trust import KILLS
 
 MEMLM = [sys.executable, "-m", "memlm"]
 PARENT = """
@@ -84,6 +87,68 @@ def test_a_signal_gives_one_line(number: int, code: int, tmp_path: Path) -> None
     out, err = running.communicate(timeout=60)
     os.close(writer)
     assert (running.returncode, out, err) == (code, "", "memlm: stopped.\n")
+
+
+COMMANDS = {
+    "remember": "remember {corpus} --store {out} --model {run}",
+    "train": "train autoencoder-tiny --text {corpus} --data.vocab_size 300 --steps 40 --out {out}",
+    "probe": "probe --encoder {run} --text {corpus} --lengths 8 --no-controls --steps 5 --out {out}",
+    "claims": "claims --workers 2 --seeds 1 --out {out}",
+}
+
+
+def stopped_after(delay: float, number: int, command: list[str]) -> None:
+    """Send a signal so many seconds after Python can hand it to memlm, and check the answer."""
+    running = subprocess.Popen([*MEMLM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert until(lambda: handles(running.pid, number))
+    time.sleep(delay)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=120)
+    told = [line for line in err.splitlines() if line.startswith("memlm: ") and ": note:" not in line]
+    assert "Traceback" not in err
+    assert (running.returncode, len(told)) in ((128 + number, 1), (0, 0)), (delay, err)
+
+
+def handles(process: int, number: int) -> bool:
+    """Return whether a process has a function for a signal; Python itself has one for SIGINT, none for SIGTERM."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return all(int(caught, 16) >> (each - 1) & 1 for each in (number, signal.SIGTERM))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize(
+    ("name", "delay", "number"),
+    [("remember", 0.0, 2), ("remember", 0.3, 15), ("train", 0.1, 2), ("probe", 1.0, 15), ("claims", 2.0, 2)],
+)
+def test_a_command_stops_while_its_modules_are_imported(
+    name: str, delay: float, number: int, finished_run: Path, corpus: Path, tmp_path: Path
+) -> None:
+    command = COMMANDS[name].format(run=finished_run, corpus=corpus, out=tmp_path / "out")
+    stopped_after(delay, number, command.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_stops_at_any_moment(name: str, finished_run: Path, corpus: Path, tmp_path: Path) -> None:
+    draw = random.Random(name)
+    for trial in range(KILLS):
+        command = COMMANDS[name].format(run=finished_run, corpus=corpus, out=tmp_path / f"{trial}")
+        stopped_after(draw.choice([draw.uniform(0, 3), draw.uniform(3, 20)]), draw.choice([2, 15]), command.split())
+
+
+def test_an_interrupt_within_an_import_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    for _ in range(10**6): pass\nexcept BaseException: pass\nprint('went on')\n"
+    )
+    start = "import sys; import memlm.cli; sys.argv = ['memlm', 'recipes']; import memlm.__main__ as m; "
+    change = "memlm.cli._command = lambda name: __import__('swallows'); sys.exit(m.main())"
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", start + change], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "memlm: stopped.\n")
 
 
 ENVIRONMENTS = {

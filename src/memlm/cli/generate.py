@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional
 
 from memlm.cli.arguments import NotNegative, Seed, Share, TextOptions, TokensPerMemory, parse, text_field_of
+from memlm.durable import is_vacant, require_place
 from memlm.errors import ConfigError, Within
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def run(arguments: list[str]) -> None:
     import torch
     from transformers import TextStreamer
 
+    if options.session is not None:
+        require_place(Path(options.session))
     session = _open_session(options)
     session.read(options.prompt)
     print(session.stats(), file=sys.stderr)
@@ -94,7 +97,7 @@ def memory_session(options: Generate) -> MemorySession:
     from memlm.session import MemorySession
 
     model = _model(options)
-    if options.session is not None and Path(options.session).exists():
+    if options.session is not None and not is_vacant(Path(options.session)):
         session = MemorySession.load(options.session, model)
     else:
         session = MemorySession(model, fidelity=options.fidelity)
@@ -121,7 +124,7 @@ def _decoder_session(options: Generate, model: str) -> SlotSession:
     from memlm.store import SlotCodec, TextStore, read_header
 
     slots = None if options.store is None else read_header(Path(options.store)).slots
-    if options.session is not None and Path(options.session).exists():
+    if options.session is not None and not is_vacant(Path(options.session)):
         session = SlotSession.load(options.session, model)
     else:
         ratio = options.tokens_per_memory or (8 if slots is None else slots.tokens_per_memory)

@@ -15,6 +15,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, cast
 
+from huggingface_hub import constants
+
 from memlm.data.corpus import Document, LeftOut, has_surrogates, stream_file
 from memlm.data.given import list_of_texts
 from memlm.data.records import Value, field_of, is_plain, read_values, shown_path, text_of
@@ -290,6 +292,10 @@ def _read_hub(name: str) -> Iterator[Value]:
     """Stream a dataset through `datasets`: "owner/name", optionally with ":config" and "@split"."""
     name, _, split = name.partition("@")
     name, _, config = name.partition(":")
+    if constants.HF_HUB_OFFLINE:
+        raise DataError(
+            f"cannot read '{name}' from the Hub (HF_HUB_OFFLINE is set); unset it, or give a file (--text)."
+        )
     try:
         import datasets
 
