@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 
 
@@ -12,9 +13,7 @@ def main() -> int:
     """Run the command of this process's arguments, and return its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    from memlm.cli import main as run
-
-    return run()
+    return import_module("memlm.cli").main()
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

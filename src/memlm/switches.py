@@ -54,7 +54,7 @@ OWN_CODE: Final = (
     "brings code of its own, which memlm does not run; give a model that transformers knows, or --trust-remote-code "
     "(trust_remote_code=True) where you trust its code."
 )
-"""What is said of a model that needs code of its own."""
+"""The words about a model that needs code of its own."""
 
 
 def needs_code(error: Exception) -> bool:

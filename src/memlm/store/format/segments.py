@@ -21,7 +21,7 @@ from memlm.store.format.header import StoreHeader
 FOLDER = "segments"
 _BYTES = "corrections"
 _MOST_CHUNKS, _MOST_DOCUMENTS, _MOST_BYTES = 2**16, 2**14, 2**27
-"""What one segment holds: a segment is in memory while it is written."""
+"""The most that one segment holds: a segment is in memory while it is written."""
 
 
 class Entry(NamedTuple):
