@@ -61,7 +61,10 @@ class ProbeSettings(Settings):
     one_pass_controls: bool = True
     """Among them those of the probe that predicts all tokens at once, and its positive control."""
     audit: bool = False
-    """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
+    """Count the names, e-mail addresses, card-like numbers, dates, phone numbers and other numbers that are recovered,
+    also from the vectors as fp16, int8 and binary."""
+    audit_pattern: tuple[str, ...] = ()
+    """With --audit: further kinds of entities, each NAME=REGEX as in invoices='INV-[0-9]{6}'."""
     word_passes: Annotated[int, Field(ge=0)] = 12
     """Greatest number of passes over the training passages of the regression that reads words; 0 for closed form."""
     control_steps: Count = 400
