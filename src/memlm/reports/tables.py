@@ -98,8 +98,8 @@ def audits(found: Sequence[Audit]) -> RenderableType:
     """Return a table for each audit, at most 80 columns wide."""
     tables: list[RenderableType] = []
     for audit in found:
-        title = {"title": f"audit of {audit.split}", "title_justify": "left", "title_style": "bold"}
-        table = Table(**title, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        title = Text(f"audit of {audit.split}", style="bold")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column(AUDIT_HEADINGS[0], overflow="fold")
         for heading in AUDIT_HEADINGS[1:-1]:
             table.add_column(heading, justify="right", no_wrap=True)
