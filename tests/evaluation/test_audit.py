@@ -20,6 +20,7 @@ from memlm.errors import DataError
 from memlm.evaluation.probe.audit import Audit, TextsRead, check_enough
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.stored import read_store
+from memlm.reports.page import PageContent, render
 from memlm.store import TextStore
 from tests.conftest import speech
 from tests.evaluation.test_retention import LinearCode, settings
@@ -169,3 +170,15 @@ def test_the_memories_of_an_autoencoder_are_read_without_corrections(
         read = read_store(store, limit=3, cue=8)
         assert read.blank is None
         assert read.read[0] == store.reading(next(iter(store.store.documents())).id)
+
+
+def test_the_page_lists_recovered_records_beside_what_was_read() -> None:
+    audit = audited([f"saw <b>{name}</b>" if i % 2 else "nobody" for i, name in enumerate(NAMES)])
+    page = render(PageContent("t", "h", "c", audit.measurements(), (), (), audits=[audit]))
+    assert "Recovered, and on no floor: 20" in page
+    assert f"names · {NAMES[1]} · 1 · unseen" in page
+    assert f"we met {NAMES[1]} here" in page
+    assert f"saw &lt;b&gt;{NAMES[1]}&lt;/b&gt;" in page
+    assert f"we met {NAMES[2]} here" not in page
+    assert "no text has emails, cards, dates, phones, numbers" in page
+    assert "50.00 %" in page
