@@ -151,7 +151,7 @@ def test_the_estimate_grows_with_what_is_to_do(tokenizer: PreTrainedTokenizerFas
     more = settings(writer_steps=1000, seeds=9)
     assert len(trained_decoders(more, True)) == 9 + 4 + 1 + 4
     assert len(trained_decoders(settings(writer_steps=9, one_pass_controls=False), True)) == 1 + 3
-    assert len(trained_decoders(settings(writer_steps=9, controls=False, audit=True), False)) == 1 + 2 + 1
+    assert len(trained_decoders(settings(writer_steps=9, controls=False, audit=True), False)) == 1 + 2 + 3
     assert len(trained_decoders(settings(controls=False, audit=True, bits="int8"), False)) == 1 + 1
     assert Estimate.of(dataset, None, more, encoder.width).training > 3 * found.training
 

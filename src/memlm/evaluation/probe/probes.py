@@ -41,8 +41,6 @@ PartVectors = dict[str, Float[Tensor, "_ numbers"]]
 """Vectors of the training, validation and held-out passages, by part."""
 OtherVectors = dict[str, tuple[ProbeDataset, dict[str, Float[Tensor, "_ _"]]]]
 """Passages with vectors of other encoders, by name and part."""
-ROUNDINGS = ("fp16", "int8", "binary")
-"""Roundings with which databases store vectors."""
 _ROWS = 64
 """Vectors that are read at once."""
 _CONTROL_NUMBERS = 4
@@ -205,12 +203,11 @@ class Probes:
         empty = {part: torch.zeros_like(v) for part, v in vectors.items()}
         blank = self._read(dataset, empty, "blank_memory", empty["held_out"][:1]).expand(len(held_out), -1)
         audits: list[Audit] = []
-        for rounding in ("", *(ROUNDINGS if self.settings.bits == "none" else ())):
+        for rounding in ("", *self.settings.roundings):
             self._say(f"audit of the vectors{rounding and ' as ' + rounding}")
             stored = {part: rounded(v, rounding) for part, v in vectors.items()} if rounding else vectors
-            # signs alone need a reader of their own; finer vectors are read as those that they are rounded from
-            reader = (stored, rounding) if rounding == "binary" else (vectors, "encoder")
-            read = self._read(dataset, *reader, stored["held_out"])
+            # a decoder of unrounded vectors reads rounded ones badly: its whitening widens directions without spread
+            read = self._read(dataset, stored, rounding or "encoder", stored["held_out"])
             texts = TextsRead(held_out, *(dataset.decoded(classes, "held_out") for classes in (read, blank)))
             name = f"{split}, {rounding}" if rounding else split
             audits.append(Audit.of(texts, kinds, split=name, training=train, unsure=unsure))

@@ -78,6 +78,11 @@ class ProbeSettings(Settings):
     """Beginnings of a text that are followed at once in writing it."""
 
     @property
+    def roundings(self) -> tuple[str, ...]:
+        """Roundings with which databases store vectors, which an audit reads beside unrounded vectors."""
+        return ("fp16", "int8", "binary") if self.bits == "none" else ()
+
+    @property
     def writer(self) -> ProbeTraining:
         """Settings of the decoders that write from left to right."""
         rate = self.probe.learning_rate / 2
