@@ -66,7 +66,7 @@ class Entity(NamedTuple):
 
     @property
     def same(self) -> tuple[str, str]:
-        """What equal entities share: the kind, and the normalised text."""
+        """The kind and the normalised text, which equal entities share."""
         return self.kind, _digits(self.text) if self.kind in _DIGITS_ALONE else normalised(self.text)
 
     def appears_in(self, text: str) -> bool:
