@@ -14,6 +14,7 @@ from benchmarks.ask_documents import main as ask_documents
 from benchmarks.ask_documents import subjects
 from benchmarks.attention import Options as AttentionOptions
 from benchmarks.attention import seconds
+from benchmarks.audit import main as audit_notes
 from benchmarks.beyond_positions import Options as BeyondOptions
 from benchmarks.beyond_positions import main as ask_beyond
 from benchmarks.context_gain import Options as GainOptions
@@ -292,3 +293,18 @@ def test_a_long_document_is_kept_on_disk_and_asked(
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     assert rows[0] == ["", "0 %", "100 %", "all", "first token, s"]
     assert [row[0] for row in rows[1:]] == ["with the question", "all alike"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_audit_of_made_up_notes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--encoder", str(finished_run), "--notes", "60", "--length", "8", "--size", "small"]
+    audit_notes([*arguments, "--writer-steps", "2", "--no-controls", "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.startswith("8 tokens")][:4] == [
+        "8 tokens",
+        "8 tokens, fp16",
+        "8 tokens, int8",
+        "8 tokens, binary",
+    ]
+    assert "| unseen names | " in told
+    assert len((tmp_path / "out" / "notes.jsonl").read_text().splitlines()) == 60

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from memlm.cli import claims, main
+from memlm.data import made_up_notes
 from memlm.reproduction import paper_table
 from tests.conftest import speech
 from tests.training.test_pretrained import decoder  # noqa: F401
@@ -42,6 +43,7 @@ SMALL = {
     "claims --quick": "--text SOURCE --workers 1",
     "claims --out": "--text SOURCE --share 0.004 --seeds 1 --max-documents 60 --workers 1",
     "bench inference": "--lengths 256 --batch-sizes 1",
+    "--audit": "--text NOTES --held-out 0.4",
 }
 """What is added to a command that contains these words."""
 
@@ -81,9 +83,11 @@ def places(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text(speech(1))
     words = speech(3, 600).split()
+    notes = [json.dumps({"id": note.id, "text": note.text}) + "\n" for note in made_up_notes(30)]
+    (tmp_path / "notes.jsonl").write_text("".join(notes))
     sentences = [" ".join(words[i : i + 10]).rstrip(".") + "." for i in range(0, 600, 10)]
     (tmp_path / "prose.txt").write_text(" ".join(sentences * 8))
-    return {"SOURCE": str(corpus), "PROSE": str(tmp_path / "prose.txt")}
+    return {"SOURCE": str(corpus), "PROSE": str(tmp_path / "prose.txt"), "NOTES": "notes.jsonl"}
 
 
 def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
@@ -168,10 +172,31 @@ def test_probe(
 ) -> None:
     shutil.copytree(finished_run, "runs/demo")
     places |= {"PATH_OR_HUB_ID": str(decoder), "PATH": "runs/demo", "16,32,64": "4,8", "64": "8"}
+    assert main(["remember", "notes.jsonl", "--model", "runs/demo", "--store", "notes.mem"]) == 0
     for number, command in enumerate(runnable("probe.md")):
         run(command if "--out" in command else f"{command} --out runs/probe-{number}", places, capsys)
     measured = [Path(f"runs/{name}/measurements.jsonl").read_text() for name in ("direct", "stored")]
     assert len(measured[0].splitlines()) > 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_do_your_vectors_give_away(
+    places: dict[str, str],
+    decoder: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = "tutorials/what-do-your-vectors-give-away.md"
+    places |= {"PATH_OR_HUB_ID": str(decoder), "48": "24", "100": "3"}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    make, look = (block.replace("made_up_notes(3000)", "made_up_notes(30)") for block in blocks)
+    exec(make, {})  # the blocks of a page that is part of this repository
+    told = {command.split(" --out ")[-1]: run(command, places, capsys) for command in runnable(page)}
+    exec(look, {})
+    assert len(told) == 4
+    assert "no text has" in told["runs/audit"]
+    assert "domains" in told["runs/audit-patterns"]
+    assert told["runs/audit-store"].startswith("This store keeps its texts themselves, deflated")
+    assert len(Path("runs/audit/audit.jsonl").read_text().splitlines()) > 4
 
 
 @pytest.mark.slow

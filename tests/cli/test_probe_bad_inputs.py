@@ -120,6 +120,18 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "too few passages": (of_encoder("--passages", "3"), ("passages (3)", "8")),
     "a tokenizer for an encoder": (of_encoder("--tokenizer", "x"), ("--tokenizer is for --embeddings",)),
     "a layer for vectors": (of_files(None, None, "--layer", "1"), ("--layer needs --encoder",)),
+    # audits
+    "an audit of five texts": (
+        lambda f: [p.unlink() for p in sorted((f / "corpus").iterdir())[5:]] and of_encoder("--audit")(f),
+        ("5 documents are too few for an audit", "give 200 or more"),
+    ),
+    "a pattern without an audit": (of_encoder("--audit-pattern", "x=y"), ("--audit-pattern needs --audit",)),
+    "a pattern without a name": (of_encoder("--audit", "--audit-pattern", "[0-9]+"), ("'[0-9]+'", "NAME=REGEX")),
+    "a pattern that is broken": (of_encoder("--audit", "--audit-pattern", "x=("), ("pattern 'x' is no regular",)),
+    "a store that is probed": (lambda _: ["probe", "--store", "s.mem"], ("--store with --audit",)),
+    "a store and an encoder": (of_encoder("--store", "s.mem", "--audit"), ("--store and --encoder exclude",)),
+    "no store there": (lambda f: ["probe", "--audit", "--store", str(f / "s.mem")], ("s.mem",)),
+    "a model without a store": (of_encoder("--model", "m"), ("--model is for --store",)),
     # encoders
     "no encoder there": (lambda f: ["probe", "--encoder", str(f / "none")], ("none", "cannot load")),
     "an encoder without weights": (

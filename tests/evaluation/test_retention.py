@@ -26,7 +26,6 @@ from memlm.evaluation.probe import probes
 from memlm.evaluation.probe import retention as meter
 from memlm.evaluation.probe.dataset import dataset_of_passages
 from memlm.evaluation.probe.duration import Estimate, trained_decoders
-from memlm.evaluation.probe.metrics import recovered_spans
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings
@@ -68,7 +67,7 @@ def values(result: Retention) -> dict[str, float]:
 
 def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = LinearCode(tokenizer)
-    chosen = settings(audit=True, writer_steps=30)
+    chosen = settings(writer_steps=30)
     result = Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=chosen, cache=tmp_path / "cache")
     found = values(result)
     assert found["token_accuracy"] > 0.9
@@ -87,9 +86,6 @@ def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer:
     assert found["usable_bits"] > 0 > found["usable_bits/shuffled_memory"]
     assert {r.status for r in result.readings() if r.kind.name != "usable_share"} == {"found"}
     assert "larger probe" in result.would_gain()
-    assert found["token_accuracy/int8"] > 0.85
-    assert found["token_accuracy/binary"] < found["token_accuracy/int8"]
-    assert "fp16 vectors of 8 tokens can read at least" in result.audit_sentences()[0]
     assert [p.length for p in result.points] == [LENGTH]
     assert result.passages
     before = len(encoder.seen)
@@ -155,28 +151,9 @@ def test_the_estimate_grows_with_what_is_to_do(tokenizer: PreTrainedTokenizerFas
     more = settings(writer_steps=1000, seeds=9)
     assert len(trained_decoders(more, True)) == 9 + 4 + 1 + 4
     assert len(trained_decoders(settings(writer_steps=9, one_pass_controls=False), True)) == 1 + 3
+    assert len(trained_decoders(settings(writer_steps=9, controls=False, audit=True), False)) == 1 + 2 + 3
+    assert len(trained_decoders(settings(controls=False, audit=True, bits="int8"), False)) == 1 + 1
     assert Estimate.of(dataset, None, more, encoder.width).training > 3 * found.training
-
-
-def test_the_audit_counts_names_and_numbers_that_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
-    texts = ("we met John Smith in 1945", "Peace of Amos and 7", "nothing here to find")
-    passages = {
-        part: Passages(texts, torch.tensor([0, 1, 1]), ("a", "b")) for part in ("train", "validation", "held_out")
-    }
-    dataset = dataset_of_passages(passages, tokenizer, length=40)
-    everything = dataset.classes("held_out").input_ids
-    tallies = recovered_spans(dataset, everything)
-    assert {kind: (t.sums.tolist(), t.counts.tolist()) for kind, t in tallies.items()} == {
-        "names": ([1, 1], [1, 1]),
-        "numbers": ([1, 1], [1, 1]),
-    }
-    spoiled = everything.clone()
-    places = tokenizer(texts[0], return_offsets_mapping=True)["offset_mapping"]
-    spoiled[0, next(i for i, (start, end) in enumerate(places) if start <= 10 < end)] = 0  # inside "John"
-    assert recovered_spans(dataset, spoiled)["names"].sums.tolist() == [0, 1]
-    assert recovered_spans(dataset, spoiled)["numbers"].sums.tolist() == [1, 1]
-    short = dataset_of_passages(passages, tokenizer, length=3)
-    assert recovered_spans(short, short.classes("held_out").input_ids)["numbers"].count == 0
 
 
 def test_vectors_from_a_file_give_the_same_figures_to_the_last_digit(

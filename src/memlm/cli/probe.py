@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,31 @@ from typing import Any
 from rich.console import Console
 
 from memlm.cli.arguments import NotNegative, Positive, TextOptions, options_of, parse, text_field_of
+from memlm.cli.store import counted_by, open_texts, progress_view
 from memlm.data import load_documents
+from memlm.data.entities import EntityKinds
 from memlm.encoders import MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
+from memlm.evaluation.probe.audit import Audit, check_enough
+from memlm.evaluation.probe.folders import claim_folder
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining, Size
+from memlm.evaluation.probe.stored import first_words, read_store
+from memlm.files import write_file_atomic
 from memlm.measurement import append_journal, to_json_lines
+from memlm.measurement.intervals import MIN_UNITS
 from memlm.reports import PageContent, figure, tables, write_page
 from memlm.training.run_folder import command_line, describe_versions
 from memlm.training.schema import Settings, checked
 
 QUICK = {"passages": 4096, "held_out_passages": 512, "one_pass_controls": False, "word_passes": 2, "writer_steps": 240}
 QUICK_PROBE = {"size": "small", "steps": 40}
+
+_CAVEATS = (
+    "Recovered means: at least this can be read. A low figure proves no safety: other readers may read more.",
+    "audit.jsonl and the report hold the entities and their texts: both are as sensitive as the texts.",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,8 @@ class Probe(TextOptions):
       memlm probe --encoder runs/demo --quick
       memlm probe --encoder sentence-transformers/all-MiniLM-L6-v2 --lengths 16,32,64
       memlm probe --embeddings vectors.safetensors --texts texts.jsonl
+      memlm probe --encoder PATH_OR_HUB_ID --text notes.jsonl --audit
+      memlm probe --store notes.mem --audit
     """
 
     encoder: str | None = None
@@ -63,6 +78,12 @@ class Probe(TextOptions):
     """Width and depth of the probe's decoder."""
     steps: Positive = 400
     """Greatest number of updates of a probe; early stopping usually ends training before."""
+    store: str | None = None
+    """With --audit: a store of memories, whose texts are read back from the memories alone."""
+    model: str | None = None
+    """With --store: the model that wrote it, if it has moved since."""
+    cue: Positive = 8
+    """With --store of a decoder: first tokens of each chunk that the decoder is given to go on from."""
     quick: bool = False
     """A first answer from few passages: words, positions and usable information, with controls. Other flags win where
     they differ from their defaults."""
@@ -71,30 +92,46 @@ class Probe(TextOptions):
     export: str | None = None
     """Folder to which vectors, texts and tokenizer are also written, in the format of --embeddings."""
     json: bool = False
-    """Print only measurements as JSON lines on stdout."""
+    """Print only measurements as JSON lines on stdout, and the verdict as the last one."""
 
 
 def run(arguments: list[str]) -> None:
     """Probe the vectors, write the report and the journal, and print the result."""
     options = _options(arguments)
     _check_options(options)
-    out = Path(options.out or f"runs/probe-{Path(options.encoder or options.embeddings or '').stem or 'encoder'}")
+    source = Path(options.encoder or options.embeddings or options.store or "").stem or "encoder"
+    out = Path(options.out or f"runs/probe-{source}")
+    if options.store is not None:
+        _audit_store(options, out)
+        return
     result = _probed_vectors(options, out) if options.embeddings is not None else _probed_encoder(options, out)
     append_journal(out / "measurements.jsonl", result.measurements)
+    write_file_atomic(out / "verdict.json", json.dumps(result.verdict(), indent=2) + "\n")
+    if result.audits:
+        write_file_atomic(out / "audit.jsonl", "".join(audit.to_json_lines() for audit in result.audits))
     path = _write_report(result, out)
     if options.json:
-        print(to_json_lines(result.measurements), end="")
+        print(to_json_lines(result.measurements) + json.dumps(result.verdict()))
     else:
         _show(result)
     print(f"report: {path}", file=sys.stderr)
 
 
 def _options(arguments: list[str]) -> Probe:
-    kind = options_of(ProbeSettings, Probe, leave_out=("lengths", "held_out", "control_steps", "probe"))
+    kind = options_of(ProbeSettings, Probe, leave_out=("lengths", "control_steps", "probe"))
     return parse(kind, arguments, command="probe")
 
 
 def _check_options(options: Probe) -> None:
+    audit = {name: getattr(options, name) for name in ("audit", "audit_pattern")}
+    if audit["audit_pattern"] and not audit["audit"]:
+        raise ConfigError("--audit-pattern needs --audit, which counts what it matches.")
+    EntityKinds.of(audit["audit_pattern"])
+    if options.store is not None:
+        _check_store(options, audit=audit["audit"])
+        return
+    if options.model is not None:
+        raise ConfigError("--model is for --store; name the model of vectors with --encoder.")
     if (options.encoder is None) == (options.embeddings is None):
         raise ConfigError("give either --encoder (a model) or --embeddings with --texts (vectors that exist already).")
     if (options.embeddings is None) != (options.texts is None):
@@ -106,6 +143,60 @@ def _check_options(options: Probe) -> None:
     model_only = [n for n in ("gguf_file", "pooling", "layer", "prompt", "export") if getattr(options, n) is not None]
     if options.embeddings is not None and model_only:
         raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
+
+
+def _check_store(options: Probe, *, audit: bool) -> None:
+    given = [name for name in ("encoder", "embeddings", "texts") if getattr(options, name) is not None]
+    if given:
+        raise ConfigError(f"--store and --{given[0]} exclude each other; audit one of them at a time.")
+    if not audit:
+        raise ConfigError("a store's memories are audited, not probed; give --store with --audit.")
+
+
+def _audit_store(options: Probe, out: Path) -> None:
+    """Audit the memories of a store, write the report, and print the result."""
+    settings, folder, cue = _settings(options, default=32), options.store or "", options.cue
+    kinds = EntityKinds.of(settings.audit_pattern)
+    with open_texts(folder, options.model) as store:
+        documents = len(store.store)
+        check_enough(documents, given=documents, needed=MIN_UNITS, remedy="")
+        claim_folder(
+            out, {"settings": settings.model_dump(mode="json"), "store": store.store.header.encoder, "cue": cue}
+        )
+        notice = first_words(store)
+        print(notice, file=sys.stderr if options.json else sys.stdout, flush=True)
+        with progress_view(0, "text") as view:
+            texts = read_store(store, limit=settings.held_out_passages, cue=cue, progress=counted_by(view))
+    audit = Audit.of(texts, kinds, split=Path(folder).name, training=None)
+    _write_audit(audit, out, notice, cue)
+    verdict = {"name": "verdict", "split": audit.split, "headline": notice, "audit": {audit.split: audit.as_json()}}
+    write_file_atomic(out / "verdict.json", json.dumps(verdict, indent=2) + "\n")
+    if options.json:
+        print(to_json_lines(audit.measurements()) + json.dumps(verdict))
+        return
+    console = Console()
+    console.print(tables.audits([audit]))
+    for line in _CAVEATS:
+        console.print(line, highlight=False)
+
+
+def _write_audit(audit: Audit, out: Path, notice: str, cue: int) -> None:
+    append_journal(out / "measurements.jsonl", audit.measurements())
+    write_file_atomic(out / "audit.jsonl", audit.to_json_lines())
+    versions = [(name, str(value)) for name, value in describe_versions().items() if value is not None]
+    cued = [("cue", f"the decoder is given the first {cue} tokens of each chunk, which do not count")]
+    content = PageContent(
+        title=f"memlm probe --audit · {audit.split}",
+        headline=notice,
+        command=command_line(),
+        measurements=audit.measurements(),
+        by_position=(),
+        passages=(),
+        audits=[audit],
+        facts=[("texts", f"{len(audit.texts.read)} texts"), *(cued if audit.texts.blank else []), *versions],
+    )
+    write_page(out / "report.html", content)
+    print(f"report: {out / 'report.html'}", file=sys.stderr)
 
 
 def _probed_vectors(options: Probe, out: Path) -> Retention:
@@ -173,7 +264,7 @@ def _write_report(result: Retention, out: Path) -> Path:
     )
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
     facts = [("reading", str(reading)) for reading in result.readings()]
-    facts += [*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions]
+    facts += [*(("audit", line) for audit in result.audits for line in audit.lines()), *result.notes, *versions]
     content = PageContent(
         title=f"memlm probe · {result.encoder}",
         headline=result.sentence(),
@@ -183,6 +274,7 @@ def _write_report(result: Retention, out: Path) -> Path:
         by_position=result.by_position,
         passages=result.passages,
         facts=facts,
+        audits=result.audits,
     )
     path = out / "report.html"
     write_page(path, content)
@@ -192,10 +284,11 @@ def _write_report(result: Retention, out: Path) -> Path:
 def _show(result: Retention) -> None:
     console = Console()
     console.print(tables.passages(result.passages[:3]))
-    console.print(tables.terminal(result.measurements))
+    console.print(tables.terminal([m for m in result.measurements if "_recovered" not in m.name]))
+    console.print(tables.audits(result.audits))
     for name, value in result.notes:
         console.print(f"{name}: {value}", highlight=False, style="dim")
     console.print()
     console.print(result.sentence(), style="bold", highlight=False)
-    for line in [*map(str, result.readings()), result.would_gain(), *result.audit_sentences()]:
+    for line in [*map(str, result.readings()), result.would_gain(), *(_CAVEATS if result.audits else ())]:
         console.print(line, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,14 +190,7 @@ def verify(arguments: list[str]) -> None:
     from memlm.store import MemoryStore
 
     with progress_view(0, "document") as view:
-
-        def progress(done: int, total: int) -> None:
-            if not view.total:
-                view.total = total
-                view.start(0)
-            view.update(done, "")
-
-        problems = MemoryStore.verify(options.store, wait=options.wait, progress=progress)
+        problems = MemoryStore.verify(options.store, wait=options.wait, progress=counted_by(view))
     problems += _text_problems(options) if options.texts and not problems else []
     for problem in problems:
         print(problem)
@@ -258,6 +251,18 @@ def progress_view(total: int, noun: str) -> Generator[ProgressView]:
         yield view
     finally:
         view.stop()
+
+
+def counted_by(view: ProgressView) -> Callable[[int, int], None]:
+    """Return a callback that shows how many of all are done, where the number of all is not known before."""
+
+    def progress(done: int, total: int) -> None:
+        if not view.total:
+            view.total = total
+            view.start(0)
+        view.update(done, "")
+
+    return progress
 
 
 def open_texts(folder: str, model: str | None, *, search: bool = False, retrieval: str | None = None) -> TextStore:

@@ -12,7 +12,7 @@ from memlm.data.corpus import (
 from memlm.data.packing import PackedRows, chunk_texts, pack, shorten_rows
 from memlm.data.passages import Passages, SeenVocabulary, cut_passages, near_duplicates, passage_rows
 from memlm.data.sources import load_documents, stream_documents
-from memlm.data.synthetic import Planted, digit_ids, ordinary_ids, plant_number, plant_pairs, random_rows
+from memlm.data.synthetic import Planted, digit_ids, made_up_notes, ordinary_ids, plant_number, plant_pairs, random_rows
 from memlm.data.tokenizer import (
     check_vocabulary,
     decode_ids,
@@ -48,6 +48,7 @@ __all__ = [
     "first_token_id",
     "load_documents",
     "load_tokenizer",
+    "made_up_notes",
     "near_duplicates",
     "ordinary_ids",
     "pack",

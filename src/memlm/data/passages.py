@@ -44,9 +44,15 @@ class Passages:
 
 
 def cut_passages(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int, seed: int
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limit: int,
+    seed: int,
+    ends: bool = False,
 ) -> Passages:
-    """Cut at most `limit` random passages of `length` tokens that do not overlap.
+    """Cut at most `limit` random passages of `length` tokens that do not overlap; with `ends` also shorter ends.
 
     Raises:
         DataError: no document has `length` tokens.
@@ -57,7 +63,7 @@ def cut_passages(
     texts: list[str] = []
     owners: list[int] = []
     for index, document in enumerate(documents):
-        spans = _spans(document.text, tokenizer, length)
+        spans = _spans(document.text, tokenizer, length, ends=ends)
         texts += [document.text[start:end] for start, end in spans]
         owners += [index] * len(spans)
     if not texts:
@@ -68,14 +74,14 @@ def cut_passages(
     return Passages(tuple(texts[i] for i in chosen), owner, tuple(d.id for d in documents))
 
 
-def _spans(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[tuple[int, int]]:
-    """Return the first character and the end of each run of `length` tokens."""
+def _spans(text: str, tokenizer: PreTrainedTokenizerBase, length: int, *, ends: bool) -> list[tuple[int, int]]:
+    """Return the first character and the end of each run of `length` tokens, with `ends` also of the rest."""
     encoded = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
     )
     offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-    firsts = range(0, len(offsets) - length + 1, length)
-    return [(offsets[i][0], offsets[i + length - 1][1]) for i in firsts]
+    firsts = range(0, len(offsets) - (0 if ends else length - 1), length)
+    return [(offsets[i][0], offsets[min(i + length, len(offsets)) - 1][1]) for i in firsts]
 
 
 def passage_rows(passages: Passages, tokenizer: PreTrainedTokenizerBase, *, length: int) -> PackedRows:

@@ -1,8 +1,10 @@
-"""Synthetic texts: random tokens, which have no structure to exploit, and texts with planted facts."""
+"""Synthetic texts: random tokens without structure, texts with planted facts, and notes about made-up people."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
+from datetime import date, timedelta
 from typing import NamedTuple
 
 import torch
@@ -10,6 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from memlm.data.corpus import Document
+from memlm.data.entities import passes_luhn
 from memlm.data.packing import PackedRows
 from memlm.errors import DataError
 
@@ -105,3 +109,68 @@ def digit_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of the tokens of single digits; digits that are not one token are left out."""
     found = (tokenizer.encode(str(digit), add_special_tokens=False) for digit in range(10))
     return [ids[0] for ids in found if len(ids) == 1]
+
+
+_FIRST = (
+    *("Alma", "Boris", "Celia", "Dario", "Edith", "Felix", "Gina", "Harald", "Ines", "Jonas", "Karin", "Leon"),
+    *("Mona", "Nils", "Olga", "Pedro", "Quinn", "Ruben", "Sonja", "Tariq", "Ursula", "Vasco", "Wanda", "Yusuf"),
+)
+_LAST = (
+    *("Abbott", "Brandt", "Castro", "Dalton", "Ekberg", "Fowler", "Gruber", "Hansen", "Ito", "Jensen", "Keller"),
+    *("Lindgren", "Moretti", "Novak", "Okafor", "Petrov", "Quist", "Rossi", "Sato", "Tanaka", "Ulrich", "Vargas"),
+)
+_SYLLABLES = ("bel", "cor", "dan", "fer", "gor", "hul", "jam", "kes", "lor", "mir", "nov", "pel", "rud", "sten", "tov")
+_ENDS = ("ek", "is", "man", "ova", "sen", "ti", "wick", "zak")
+_TOPICS = (
+    *("the broken boiler", "a late delivery", "her new glasses", "his knee after the operation", "the lease"),
+    *("two missing parcels", "the school trip", "a refund for the chairs", "the noise at night", "an allergy to nuts"),
+    *("the car that was towed", "a second opinion", "the wedding menu", "a leaking roof", "the lost keys"),
+)
+_NOTES = (
+    "Spoke with {name} on {date} about {topic}. Wants to be called back at {phone}.",
+    "On {date} we wrote to {email} about {topic}, and {name} agreed.",
+    "Payment for {topic} came from {name}, card {card}, on {date}.",
+    "The customer {name} asked about {topic}. Reach them by {email} or {phone}.",
+    "Reminder: {topic} is due on {date}. Charge the card {card} and tell {name}.",
+    "Visit by {name}, {date}. We talked of {topic}. The new number is {phone}.",
+    "A complaint about {topic} came from {email}. Later {name} paid with {card}.",
+)
+_REGULARS = 400
+"""People of whom several notes are written."""
+
+
+def made_up_notes(count: int, *, seed: int = 0) -> list[Document]:
+    """Return short notes about people who do not exist, to try an audit with.
+
+    More than half of the notes are about people who are in other notes, too, with the same numbers. No number can reach
+    or charge anyone: phone numbers are of the range 555-01xx, which is kept for fiction, addresses are of example.org,
+    and card numbers begin with 9999, which no scheme issues, with a valid check digit.
+
+    Args:
+        count: number of notes; each is a document.
+        seed: of everything in them.
+    """
+    draw = random.Random(seed)  # noqa: S311 (texts, not secrets)
+    regulars = [_person(draw, known=True) for _ in range(_REGULARS)]
+    notes: list[Document] = []
+    for number in range(count):
+        person = draw.choice(regulars) if draw.random() < 0.6 else _person(draw, known=False)
+        day = date(2023, 1, 1) + timedelta(days=draw.randrange(730))
+        form = f"{day.day} {day:%B %Y}" if draw.random() < 0.5 else day.isoformat()
+        text = draw.choice(_NOTES).format(**person, date=form, topic=draw.choice(_TOPICS))
+        notes.append(Document(f"note-{number}", text))
+    return notes
+
+
+def _person(draw: random.Random, *, known: bool) -> dict[str, str]:
+    """Return name, phone number, address and card of a person; the names of unknown ones are made of syllables."""
+    made = "".join(draw.choices(_SYLLABLES, k=2)).capitalize() + draw.choice(_ENDS)
+    first, last = draw.choice(_FIRST), draw.choice(_LAST) if known else made
+    digits = "9999" + "".join(str(draw.randrange(10)) for _ in range(11))
+    digits += next(d for d in "0123456789" if passes_luhn(digits + d))
+    return {
+        "name": f"{first} {last}",
+        "phone": f"({draw.randrange(201, 990)}) 555-01{draw.randrange(100):02}",
+        "email": f"{first}.{last}{draw.randrange(100)}@example.org".lower(),
+        "card": " ".join(digits[i : i + 4] for i in range(0, 16, 4)),
+    }

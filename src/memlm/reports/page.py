@@ -10,10 +10,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from memlm.evaluation.probe.audit import Audit
 from memlm.files import write_file_atomic
 from memlm.measurement import Cost, Measurement, Passage, SavedPassage
 from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
-from memlm.reports.tables import HEADINGS, by_split, markdown, visible
+from memlm.reports.tables import AUDIT_HEADINGS, HEADINGS, audit_cells, audit_notes, by_split, markdown, visible
+
+_RECORDS = 50
+"""Recovered entities that a page shows with their texts, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class PageContent:
         costs: bits per byte of the memories and of general compressors.
         facts: (name, value) of versions, data and seed.
         config: the settings as YAML.
+        audits: entities that were recovered.
     """
 
     title: str
@@ -47,6 +52,7 @@ class PageContent:
     costs: Sequence[Cost] = field(default_factory=tuple)
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
+    audits: Sequence[Audit] = field(default_factory=tuple)
 
 
 def write_page(path: str | Path, content: PageContent) -> None:
@@ -68,7 +74,16 @@ def render(content: PageContent) -> str:
     return (
         environment()
         .get_template("page.html")
-        .render(content=content, headings=HEADINGS, tables=by_split(content.measurements), figures=_figures(content))
+        .render(
+            content=content,
+            headings=HEADINGS,
+            tables=by_split(content.measurements),
+            figures=_figures(content),
+            audit_headings=AUDIT_HEADINGS,
+            audit_cells=audit_cells,
+            audit_notes=audit_notes,
+            most=_RECORDS,
+        )
     )
 
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from memlm.evaluation.probe.audit import FLOORS, Audit, Row
 from memlm.measurement import Measurement, Passage
 
 HEADINGS = ("measurement", "value", "95 % interval", "exact binomial", "count", "baseline")
@@ -69,6 +70,43 @@ def terminal(measurements: Sequence[Measurement]) -> RenderableType:
         for name, value, interval, _, count, _ in rows:
             table.add_row(*map(Text, (name, value, interval, count)))
         tables += [table, *(Text(note, style="dim") for note in below if note != _EXACT), Text()]
+    return Group(*tables)
+
+
+AUDIT_HEADINGS = ("entities", "recovered", "share", "95 % interval", "nothing", "another", "verdict")
+"""Headings of the table of an audit: the floors are what is read from nothing, and from another text's vector."""
+
+
+def audit_cells(row: Row) -> tuple[str, ...]:
+    """Return the texts of a row of an audit; shares are left out where there is no verdict for want of entities."""
+    if row.status == "too few to judge":
+        return row.name, row.count, "", "", "", "", row.status
+    floors = [f"{percent(m.value)} %" if (m := row.floors.get(name)) else "" for name in FLOORS]
+    own = row.recovered
+    return row.name, row.count, f"{percent(own.value)} %", _ends(own.low, own.high, own.unit), *floors, row.status
+
+
+def audit_notes(audit: Audit) -> list[str]:
+    """Return what the floors of an audit are, why kinds have no verdict, and which kinds no text has."""
+    reasons = {f"{row.status}: {row.reason}": None for row in audit.rows() if row.reason}
+    absent = ", ".join(audit.absent())
+    floors = "nothing, another: recovered from a blank vector or no memories, and from another text's"
+    return [floors, *reasons, *([f"no text has {absent}"] if absent else [])]
+
+
+def audits(found: Sequence[Audit]) -> RenderableType:
+    """Return a table for each audit, at most 80 columns wide."""
+    tables: list[RenderableType] = []
+    for audit in found:
+        title = Text(f"audit of {audit.split}", style="bold")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column(AUDIT_HEADINGS[0], overflow="fold")
+        for heading in AUDIT_HEADINGS[1:-1]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(AUDIT_HEADINGS[-1], overflow="fold")
+        for row in audit.rows():
+            table.add_row(*map(Text, audit_cells(row)))
+        tables += [table, *(Text(note, style="dim") for note in audit_notes(audit)), Text()]
     return Group(*tables)
 
 

@@ -6,14 +6,15 @@ the third, which neither the tokenizer nor the probe has seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memlm.data import PackedRows, Passages, SeenVocabulary, TrainValTestSplit, cut_passages, passage_rows
+from memlm.data import PackedRows, Passages, SeenVocabulary, TrainValTestSplit, cut_passages, decode_piece, passage_rows
 from memlm.errors import DataError
 from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
@@ -60,6 +61,24 @@ class ProbeDataset:
         rows = self.classes("held_out")
         return float((rows.input_ids[rows.attention_mask.bool()] == 0).double().mean())
 
+    def readable(self, part: str) -> Passages:
+        """Return the passages of a part as far as their first `length` tokens reach, which is what a probe predicts."""
+        passages = self.passages[part]
+        return replace(passages, texts=tuple(text[: self._end(text)] for text in passages.texts))
+
+    def _end(self, text: str) -> int:
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
+        )["offset_mapping"]
+        ends = [end for _, end in cast("list[tuple[int, int]]", offsets)]
+        return ends[self.length - 1] if len(ends) > self.length else len(text)
+
+    def decoded(self, classes: Int[Tensor, "passages tokens"], part: str) -> list[str]:
+        """Return the texts of classes that were predicted for the passages of a part, each as long as its passage."""
+        ids, lengths = self.vocabulary.token_ids(classes.clamp(min=1)), self.rows[part].attention_mask.sum(1)
+        pairs = zip(ids.tolist(), lengths.tolist(), strict=True)
+        return [decode_piece(self.tokenizer, row[:length]) for row, length in pairs]
+
     def probe_data(self, vectors: dict[str, Float[Tensor, "_ numbers"]]) -> ProbeData:
         """Return vectors and targets of the training and validation passages."""
         return ProbeData(
@@ -72,7 +91,13 @@ class ProbeDataset:
 
 
 def dataset_of_documents(
-    documents: TrainValTestSplit, tokenizer: PreTrainedTokenizerBase, *, length: int, limits: dict[str, int], seed: int
+    documents: TrainValTestSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limits: dict[str, int],
+    seed: int,
+    ends: bool = False,
 ) -> ProbeDataset:
     """Cut passages of `length` tokens from documents.
 
@@ -82,12 +107,13 @@ def dataset_of_documents(
         length: tokens per passage.
         limits: the maximum number of passages of each part, by name.
         seed: the seed of the choice of passages.
+        ends: also take the end of each document, though it is shorter than `length`.
 
     Raises:
         DataError: a part has no document of `length` tokens.
     """
     passages = {
-        name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed)
+        name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed, ends=ends)
         for name in PARTS
     }
     return dataset_of_passages(passages, tokenizer, length=length)

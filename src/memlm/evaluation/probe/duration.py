@@ -69,6 +69,10 @@ def trained_decoders(settings: ProbeSettings, twin: bool) -> list[ProbeTraining]
         found += [probe] * (3 + twin)
         larger = sizes[sizes.index(probe.size) + 1 :][:1]
         found += [probe.model_copy(update={"size": size}) for size in larger]
+    if settings.audit:
+        found += [settings.writer if settings.writer_steps else probe] * len(settings.roundings)
+    if settings.audit and not settings.writer_steps and not (settings.controls and settings.one_pass_controls):
+        found.append(probe)  # the floor
     writers = 2 + settings.controls * (1 + (twin and settings.one_pass_controls))
     return found + [settings.writer] * (writers if settings.writer_steps else 0)
 

@@ -1,18 +1,13 @@
-"""Measurements of probes, and the privacy audit.
-
-The audit counts tokens, names and numbers that a probe recovers from vectors rounded as databases store them.
-"""
+"""Measurements of probes and of linear readings, with their controls."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from memlm.evaluation.probe.content_words import ContentWords, guess_words, read_words
@@ -22,9 +17,6 @@ from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, reconstruction_measurements
 from memlm.measurement import DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
 from memlm.store import rounded
-
-ROUNDINGS = ("fp16", "int8", "binary")
-_SPANS = {"names": re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*"), "numbers": re.compile(r"\d[\d,.]*")}
 
 
 @dataclass(frozen=True)
@@ -127,73 +119,3 @@ def _mean(runs: Sequence[ReconstructionScores], name: str) -> DocumentTally:
     """Return the mean over seeds of each document's sum; the counts are the same for all seeds."""
     tallies = [cast(DocumentTally, getattr(run, name)) for run in runs]
     return tallies[0].with_rows(np.mean([t.row_sums for t in tallies], axis=0))
-
-
-def audit_measurements(
-    dataset: ProbeDataset, scores: ReconstructionScores, *, rounding: str, split: str
-) -> list[Measurement]:
-    """Measure the shares of tokens and of spans that a probe recovered; kinds of spans that do not occur are left out.
-
-    Args:
-        dataset: the passages that the probe was trained on.
-        scores: the probe's scores on held-out passages.
-        rounding: one of ROUNDINGS, for the names of the measurements.
-        split: the name of the passages.
-    """
-    found = [measure_ratio(f"token_accuracy/{rounding}", "fraction", scores.tokens, split)]
-    return found + [
-        measure_ratio(f"{kind}_recovered/{rounding}", "fraction", tally, split)
-        for kind, tally in recovered_spans(dataset, scores.predictions).items()
-        if tally.count
-    ]
-
-
-def recovered_spans(dataset: ProbeDataset, predictions: Int[Tensor, "passages tokens"]) -> dict[str, DocumentTally]:
-    """Count recovered spans over spans, by kind and document.
-
-    Args:
-        dataset: the passages that the probe was trained on.
-        predictions: (passages, tokens), classes for each held-out passage.
-    """
-    passages, rows = dataset.passages["held_out"], dataset.classes("held_out")
-    correct = (predictions == rows.input_ids) & rows.attention_mask.bool()
-    tallies = {kind: DocumentTally(len(passages.document_ids)) for kind in _SPANS}
-    for row, text in enumerate(passages.texts):
-        offsets = _offsets(dataset, text)
-        for kind, pattern in _SPANS.items():
-            spans = [_recovered(correct[row], offsets, match.span()) for match in pattern.finditer(text)]
-            known = [recovered for recovered in spans if recovered is not None]
-            counts = torch.tensor([float(sum(known))]), torch.tensor([float(len(known))])
-            tallies[kind].add(passages.document_index[row : row + 1], *counts)
-    return tallies
-
-
-def audit_sentences(measurements: Sequence[Measurement]) -> list[str]:
-    """Return a sentence for each rounding and length that says what an attacker with the vectors can read."""
-    found: list[str] = []
-    for rounding in ROUNDINGS:
-        figures = {(m.split, m.name.split("/")[0]): m for m in measurements if m.name.endswith(f"/{rounding}")}
-        for split in dict.fromkeys(split for split, _ in figures):
-            spans = [
-                f"{100 * m.value:.1f} % of the {kind} ({m.count} in all)"
-                for kind in _SPANS
-                if (m := figures.get((split, f"{kind}_recovered"))) is not None
-            ]
-            shares = ", ".join([f"{100 * figures[split, 'token_accuracy'].value:.1f} % of the tokens", *spans])
-            found.append(f"An attacker with the {rounding} vectors of {split} can read at least {shares}.")
-    return found
-
-
-def _offsets(dataset: ProbeDataset, text: str) -> list[tuple[int, int]]:
-    encoded = dataset.tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False
-    )
-    return cast("list[tuple[int, int]]", encoded["offset_mapping"])[: dataset.length]
-
-
-def _recovered(correct: Bool[Tensor, " tokens"], offsets: list[tuple[int, int]], span: tuple[int, int]) -> bool | None:
-    """Return True where all tokens of a span are correct, None where the passage's tokens end before the span does."""
-    touching = [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
-    if not touching or offsets[-1][1] < span[1]:
-        return None
-    return bool(correct[touching].all())

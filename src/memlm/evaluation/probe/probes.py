@@ -11,26 +11,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.data import decode_piece, near_duplicates
+from memlm.data.entities import EntityKinds
 from memlm.encoders import Encoder, open_encoder
 from memlm.encoders.vector_cache import default_cache, embed
+from memlm.evaluation.probe.audit import Audit, TextsRead
 from memlm.evaluation.probe.content_words import ContentWords
 from memlm.evaluation.probe.dataset import PARTS, ProbeDataset, dataset_of_passages
 from memlm.evaluation.probe.duration import Estimate
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
-from memlm.evaluation.probe.metrics import (
-    ROUNDINGS,
-    CapacityPoint,
-    audit_measurements,
-    capacity_measurements,
-    linear_measurements,
-)
+from memlm.evaluation.probe.metrics import CapacityPoint, capacity_measurements, linear_measurements
 from memlm.evaluation.probe.settings import SIZES, ProbeSettings, ProbeTraining, Size
 from memlm.evaluation.probe.training import train_probe
-from memlm.evaluation.probe.writing import Writing, information_measurements, score_writer, text_measurements
+from memlm.evaluation.probe.verdict import readings
+from memlm.evaluation.probe.writing import Writing, information_measurements, score_writer, text_measurements, written
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, score_decoder
 from memlm.evaluation.result import passages_of
 from memlm.files import write_file_atomic
@@ -44,6 +41,8 @@ PartVectors = dict[str, Float[Tensor, "_ numbers"]]
 """Vectors of the training, validation and held-out passages, by part."""
 OtherVectors = dict[str, tuple[ProbeDataset, dict[str, Float[Tensor, "_ _"]]]]
 """Passages with vectors of other encoders, by name and part."""
+_ROWS = 64
+"""Vectors that are read at once."""
 _CONTROL_NUMBERS = 4
 """Numbers per token of the positive control, where the encoder's vector has as many."""
 
@@ -58,6 +57,7 @@ class LengthResult:
     passages: list[Passage]
     notes: list[tuple[str, str]]
     num_passages: int
+    audits: list[Audit]
 
 
 class Probes:
@@ -123,8 +123,8 @@ class Probes:
             shares["retention/unigram"],
             {name: shares[f"token_accuracy/{name}"] for name in ("unigram", *controls)},
         )
-        if settings.audit:
-            found += self._audit(dataset, vectors, split)
+        audits = self._audits(dataset, vectors, found, split) if settings.audit else []
+        found += [m for audit in audits for m in audit.measurements()]
         returned = dataset.vocabulary.token_ids(runs[0].predictions.clamp(min=1))
         return LengthResult(
             found,
@@ -133,6 +133,7 @@ class Probes:
             passages_of(partial(decode_piece, dataset.tokenizer), dataset.rows["held_out"], returned),
             self._notes(dataset, untrained is not None),
             len(dataset.passages["train"]),
+            audits,
         )
 
     def run(
@@ -191,13 +192,45 @@ class Probes:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
-    def _audit(self, dataset: ProbeDataset, vectors: PartVectors, split: str) -> list[Measurement]:
-        found: list[Measurement] = []
-        for rounding in ROUNDINGS:
-            stored = {part: rounded(v, rounding) for part, v in vectors.items()}
-            scores = self.run(dataset, stored, rounding, seed=self.settings.seed)
-            found += audit_measurements(dataset, scores, rounding=rounding, split=split)
-        return found
+    def _audits(self, dataset: ProbeDataset, vectors: PartVectors, found: list[Measurement], split: str) -> list[Audit]:
+        """Audit what is read from the vectors, and from the vectors as databases round them."""
+        kinds, train = EntityKinds.of(self.settings.audit_pattern), dataset.passages["train"].texts
+        known = {reading.kind.name: reading for reading in readings(found, split, len(train))}
+        by = known["usable_share" if self.settings.writer_steps else "token_accuracy"]
+        unsure = by.reason if by.status == "inconclusive" else ""
+        held_out = dataset.readable("held_out")
+        # all blank vectors are the same
+        empty = {part: torch.zeros_like(v) for part, v in vectors.items()}
+        blank = self._read(dataset, empty, "blank_memory", empty["held_out"][:1]).expand(len(held_out), -1)
+        audits: list[Audit] = []
+        for rounding in ("", *self.settings.roundings):
+            self._say(f"audit of the vectors{rounding and ' as ' + rounding}")
+            stored = {part: rounded(v, rounding) for part, v in vectors.items()} if rounding else vectors
+            # a decoder of unrounded vectors reads rounded ones badly: its whitening widens directions without spread
+            read = self._read(dataset, stored, rounding or "encoder", stored["held_out"])
+            texts = TextsRead(held_out, *(dataset.decoded(classes, "held_out") for classes in (read, blank)))
+            name = f"{split}, {rounding}" if rounding else split
+            audits.append(Audit.of(texts, kinds, split=name, training=train, unsure=unsure))
+        return audits
+
+    def _read(
+        self, dataset: ProbeDataset, vectors: PartVectors, name: str, given: Float[Tensor, "passages numbers"]
+    ) -> Int[Tensor, "passages tokens"]:
+        """Return the classes that are read from each vector, by the decoder that writes where there is one.
+
+        Args:
+            dataset: the passages.
+            vectors: that the decoder is trained on.
+            name: of the decoder.
+            given: the vectors that are read.
+        """
+        seed, training = self.settings.seed, self.settings.probe
+        if self.settings.writer_steps:
+            model = self._trained(dataset, vectors, f"writer_{name}", self.settings.writer, seed=seed)
+            return written(model, given, beams=self.settings.beams)
+        model = self._trained(dataset, vectors, name, training, seed=seed)
+        with torch.inference_mode():
+            return torch.cat([model.decode(part).argmax(-1) for part in given.split(_ROWS)])
 
     def _other_vectors(
         self, dataset: ProbeDataset, untrained: Callable[[], PartVectors] | None, numbers: int

@@ -16,6 +16,7 @@ Linear readings in closed form (`linear.py`) stand beside the probe, and `verdic
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,15 +27,18 @@ from transformers import PreTrainedTokenizerBase
 
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.data.corpus import UniqueIds
+from memlm.data.entities import EntityKinds
 from memlm.data.given import check_kind, list_of_texts, one_text
 from memlm.encoders import Encoder
+from memlm.evaluation.probe.audit import Audit, check_enough
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
-from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
+from memlm.evaluation.probe.metrics import CapacityPoint
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.probe.verdict import Reading, headline, percent, readings
 from memlm.measurement import Measurement, Passage
+from memlm.measurement.intervals import MIN_UNITS
 from memlm.store import rounded
 
 _GAIN = 0.01
@@ -54,6 +58,7 @@ class Retention:
         by_position: accuracy at each position, at the longest length.
         passages: held-out passages beside the predicted ones, at the longest length.
         notes: (name, value) of facts that qualify the figures.
+        audits: entities that were recovered, of each length and rounding.
     """
 
     encoder: str
@@ -64,6 +69,7 @@ class Retention:
     by_position: list[float] = field(default_factory=list[float])
     passages: list[Passage] = field(default_factory=list[Passage])
     notes: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    audits: list[Audit] = field(default_factory=list[Audit])
 
     @classmethod
     def measure(
@@ -102,13 +108,17 @@ class Retention:
         )
         documents = [Document(ids.of(document.id), document.text) for document in named]
         split = split_documents(documents, held_out=chosen.held_out, validation=chosen.held_out, seed=chosen.seed)
+        if chosen.audit:
+            _check_audit(chosen, len(split.held_out), given=len(documents))
         tokenizer = _vocabulary_of(encoder, chosen, [d.text for d in split.train])
         counts = (chosen.passages, -(-chosen.held_out_passages // 2), chosen.held_out_passages)
         limits: dict[str, int] = dict(zip(PARTS, counts, strict=True))
         probes = Probes(Path(out), chosen, encoder=encoder.fingerprint, cache=cache, progress=progress)
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
-            dataset = dataset_of_documents(split, tokenizer, length=length, limits=limits, seed=chosen.seed)
+            dataset = dataset_of_documents(
+                split, tokenizer, length=length, limits=limits, seed=chosen.seed, ends=chosen.audit
+            )
             probes.say_estimate(dataset, encoder, encoder.width)
             encode = partial(probes.vectors, dataset)
             vectors = encode(encoder)
@@ -144,6 +154,9 @@ class Retention:
             RunFolderError: the folder belongs to another measurement.
         """
         chosen = settings or ProbeSettings()
+        if chosen.audit:
+            counts = {part: len(set(ready.passages[part].document_index.tolist())) for part in PARTS}
+            _check_audit(chosen, counts["held_out"], given=sum(counts.values()))
         texts = ready.passages["train"].texts
         tokens = load_tokenizer(tokenizer) if tokenizer else train_tokenizer(texts, vocab_size=1024)
         probes = Probes(Path(out), chosen, encoder=_vectors_digest(ready), cache=cache, progress=progress)
@@ -162,6 +175,7 @@ class Retention:
         self.num_passages = found.num_passages
         self.by_position, self.passages = found.by_position, found.passages
         self.notes += found.notes
+        self.audits += found.audits
 
     def readings(self) -> list[Reading]:
         """Return what each kind of reading found at the longest length, the clearest first."""
@@ -173,9 +187,20 @@ class Retention:
         sizes = {"numbers": self.numbers, "length": length, "passages": self.num_passages}
         return headline(self.readings(), encoder=self.encoder, **sizes)
 
-    def audit_sentences(self) -> list[str]:
-        """Return what an attacker with the vectors can read, a sentence for each audited rounding and length."""
-        return audit_sentences(self.measurements)
+    def verdict(self) -> dict[str, Any]:
+        """Return the verdict on the longest length as values of JSON: of the readings, and of the audits."""
+        found = [
+            {"reading": r.kind.name, "status": r.status, "reason": r.reason, "value": r.value, "control": r.control}
+            for r in self.readings()
+        ]
+        return {
+            "name": "verdict",
+            "split": f"{self.points[-1].length} tokens",
+            "status": found[0]["status"],
+            "headline": self.sentence(),
+            "readings": found,
+            "audit": {audit.split: audit.as_json() for audit in self.audits},
+        }
 
     def would_gain(self) -> str:
         """Return in one sentence whether a larger probe finds more in the same vectors."""
@@ -204,6 +229,17 @@ def _untrained(
     """Return a function that gives the vectors of the untrained architecture, None where it is unknown."""
     make = getattr(encoder, "untrained", None)
     return None if make is None else lambda: encode(make(settings.seed))
+
+
+def _check_audit(settings: ProbeSettings, documents: int, *, given: int) -> None:
+    EntityKinds.of(settings.audit_pattern)
+    share = settings.held_out
+    check_enough(
+        documents,
+        given=given,
+        needed=math.ceil(MIN_UNITS / share),
+        remedy=f", or hold out a larger share (--held-out {share:g})",
+    )
 
 
 def _vectors_digest(ready: ReadyMade) -> str:

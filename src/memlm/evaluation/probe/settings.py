@@ -61,7 +61,10 @@ class ProbeSettings(Settings):
     one_pass_controls: bool = True
     """Among them those of the probe that predicts all tokens at once, and its positive control."""
     audit: bool = False
-    """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
+    """Count the names, e-mail addresses, card-like numbers, dates, phone numbers and other numbers that are recovered,
+    also from the vectors as fp16, int8 and binary."""
+    audit_pattern: tuple[str, ...] = ()
+    """With --audit: further kinds of entities, each NAME=REGEX as in invoices='INV-[0-9]{6}'."""
     word_passes: Annotated[int, Field(ge=0)] = 12
     """Greatest number of passes over the training passages of the regression that reads words; 0 for closed form."""
     control_steps: Count = 400
@@ -73,6 +76,11 @@ class ProbeSettings(Settings):
     with; 0 leaves them out."""
     beams: Annotated[int, Field(ge=1, le=64)] = 1
     """Beginnings of a text that are followed at once in writing it."""
+
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        """Roundings with which databases store vectors, which an audit reads beside unrounded vectors."""
+        return ("fp16", "int8", "binary") if self.bits == "none" else ()
 
     @property
     def writer(self) -> ProbeTraining:

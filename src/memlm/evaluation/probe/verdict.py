@@ -80,8 +80,12 @@ class Reading:
     from_training: bool
 
     def __str__(self) -> str:
-        reason = f" ({self.reason})" if self.reason else ""
-        return f"{self.read}; {self.beside}: {self.status}{reason}{self.because}"
+        # a share stands only where it was found, so that nobody takes another one for what a vector gives away
+        if self.status == "found":
+            return f"{self.read}; {self.beside}: found{self.because}"
+        if self.status == "inconclusive":
+            return f"nothing can be said {self.kind.what}: inconclusive ({self.reason})"
+        return f"{_CONTROL_WORDS[self.control[0]]} gives as much {self.kind.what}: nothing found"
 
     @property
     def read(self) -> str:
@@ -139,7 +143,7 @@ def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Rea
         (name, closest.value),
         _in_bits(found) if kind.name == _BITS else "",
         None if untrained is None else untrained.value,
-        untrained is not None and _above(value, [untrained]),
+        untrained is not None and above(value, [untrained]),
     )
 
 
@@ -155,7 +159,7 @@ def _controls(kind: Kind, found: Mapping[str, Measurement]) -> Iterator[tuple[st
     yield from ((name, found[measured]) for name, measured in names.items() if measured in found)
 
 
-def _above(value: Measurement, controls: Sequence[Measurement]) -> bool:
+def above(value: Measurement, controls: Sequence[Measurement]) -> bool:
     """Return whether an interval lies above all others; False where one of them is missing."""
     low, ends = value.low, [control.high for control in controls]
     return low is not None and all(end is not None and low > end for end in ends)
@@ -166,7 +170,7 @@ def _status(
 ) -> tuple[Status, str]:
     if value.low is None or any(control.high is None for control in controls.values()):
         return "inconclusive", value.interval_note or "no interval"
-    if _above(value, list(controls.values())) and value.low > 0:
+    if above(value, list(controls.values())) and value.low > 0:
         return "found", ""
     if positive is not None and positive.value < works:
         read = percent(positive.value)

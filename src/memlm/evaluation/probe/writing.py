@@ -52,8 +52,15 @@ def score_writer(
     model.eval()
     other = vectors.roll(len(vectors) // 2, 0)
     own, shuffled = (_nats(model, rows, given) for given in (vectors, other))
-    parts = [model.write(part, beams=beams) for part in vectors.split(_ROWS)] if beams else []
-    return Writing(own, shuffled, torch.cat(parts) if parts else torch.empty(0, rows.input_ids.shape[1]).long())
+    texts = written(model, vectors, beams=beams) if beams else torch.empty(0, rows.input_ids.shape[1]).long()
+    return Writing(own, shuffled, texts)
+
+
+def written(
+    model: ProbeDecoder, vectors: Float[Tensor, "passages numbers"], *, beams: int
+) -> Int[Tensor, "passages tokens"]:
+    """Return the text that a decoder writes from each vector; arguments as for `score_writer`."""
+    return torch.cat([model.write(part, beams=beams) for part in vectors.split(_ROWS)])
 
 
 def _nats(model: ProbeDecoder, rows: PackedRows, vectors: Tensor) -> DocumentTally:
