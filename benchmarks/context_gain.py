@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tyro
@@ -33,6 +33,8 @@ class Options(Source):
     """Rows, contexts and ratios."""
     encoding: EncodingSettings = field(default_factory=EncodingSettings)
     """How texts are encoded."""
+    even: bool = False
+    """Give all heads equally many slots, whatever was measured of them."""
     modes: tuple[str, ...] = ("joint", "chunks")
     """Ways of encoding."""
     kept: str | None = None
@@ -70,6 +72,8 @@ def main(options: Options) -> None:
     settings = None if options.encoding == EncodingSettings() else options.encoding
     model = options.load(settings=settings, **more)
     others = [options.load(run, settings=settings) for run in options.others]
+    for one in [model, *others] if options.even else []:
+        one.settings = replace(one.settings, heads=None)
     began = time.perf_counter()
     with Progress(transient=True) as progress:
         task = progress.add_task("reading rows", total=options.measure.rows)

@@ -99,11 +99,6 @@ def next_token_loss(decoder: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
     return decoder(input_ids=batch["input_ids"], labels=batch["input_ids"], use_cache=False).loss
 
 
-def cache_bytes(memories: SlotMemories) -> int:
-    """Return the bytes of keys and values."""
-    return sum(x.numel() * x.element_size() for layer in memories.layers for x in (layer.keys, layer.values))
-
-
 def new_tokens(model: MemoryDecoder, prompt: list[int], memories: SlotMemories, count: int) -> Tensor:
     """Return tokens that a decoder generates, as many as are asked for."""
     options: dict[str, Any] = {"min_new_tokens": count, "max_new_tokens": count, "do_sample": False}
@@ -144,7 +139,8 @@ def main(options: Options) -> None:
     write = lambda kept: lambda: new_tokens(model, prompt, kept, options.new_tokens)  # noqa: E731
     name = f"{options.new_tokens} new tokens behind memories / all"
     print(paired(name, write(memories), write(whole), options.repeats), flush=True)
-    print(f"cache: {cache_bytes(memories):,} bytes behind memories, {cache_bytes(whole):,} behind all tokens")
+    few, many = (model.read(x).slot_bytes for x in (memories, whole))
+    print(f"cache: {few:,} bytes behind memories, {many:,} behind all tokens")
 
 
 if __name__ == "__main__":

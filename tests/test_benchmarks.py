@@ -149,8 +149,8 @@ def test_seconds_of_slots_are_measured(
     seconds_of_slots(SlotOptions(str(decoder), text=str(corpus), **sizes))
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| ") for line in lines) == 7
-    # two layers with keys and values of 8 numbers in fp32, and a slot for the first token
-    assert f"cache: {2 * 2 * 8 * 4 * 9:,} bytes behind memories, {2 * 2 * 8 * 4 * 65:,} behind all" in lines[-1]
+    # two layers with keys and values of 8 numbers and a bias in fp32, and a slot for the first token
+    assert f"cache: {2 * 17 * 4 * 9:,} bytes behind memories, {2 * 17 * 4 * 65:,} behind all" in lines[-1]
 
 
 def test_passages_beyond_the_positions_are_asked_for(

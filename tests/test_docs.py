@@ -101,7 +101,7 @@ def test_memory_decoder(places: dict[str, str], decoder: Path, capsys: pytest.Ca
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     for block in blocks:
         exec(block, names)  # the blocks of a page that is part of this repository
-    assert (len(trained), len(blocks)) == (8, 8)
+    assert (len(trained), len(blocks)) == (9, 8)
     assert names["tokens"].shape[0] == 2
 
 

@@ -31,7 +31,7 @@ COMMANDS = (
     *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
     "remember",
     *STORE_COMMANDS,
-    *("ask", "chat", "generate", "export", "bench"),
+    *("measure-heads", "ask", "chat", "generate", "export", "bench"),
 )
 """All commands. Each other one is a module of this package with a `run(arguments)`, imported when it is called."""
 
@@ -58,6 +58,8 @@ usage: memlm COMMAND [--help]
   search      print the chunks of a store that are nearest to a text
   forget      remove documents from a store
   compact     free the space of removed documents
+  measure-heads
+              measure which heads of a decoder need more memories
   ask         answer questions about documents that a decoder reads as memories
   chat        the same, as a conversation
   generate    continue a text after documents that are read as memories

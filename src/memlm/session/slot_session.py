@@ -31,14 +31,14 @@ from memlm.errors import CheckpointError, StoreError, UserError, Within
 from memlm.files import read_json, read_tensors, write_file_atomic, write_folder_atomic, write_tensors_atomic
 from memlm.models.runtime import sampling_options
 from memlm.models.slots import MemoryDecoder, SlotMemories
-from memlm.models.slots.memories import LayerSlots
+from memlm.models.slots.memories import FlatSlots
 from memlm.session.blocks import Block, side_by_side
 from memlm.store.slot_codec import SlotCodec
 from memlm.store.text_store import TextStore
 
 _JSON, _TENSORS = "slot_session.json", "slots.safetensors"
 _NAMES = ("keys", "values", "bias", "positions", "lengths", "counts")
-FORMAT = 1
+FORMAT = 2
 """The newest format of a saved session."""
 _MOST = 2**20
 _BEYOND = ("forget", "overlap")
@@ -66,7 +66,7 @@ class SlotStats(NamedTuple):
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
     model: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tokens_per_memory: Annotated[int | float, Field(ge=1, le=_MOST)]
     window: Annotated[int, Field(ge=1, le=_MOST)]
@@ -331,21 +331,34 @@ class SlotSession:
         """
         keys, values, bias, positions, lengths, counts = (tensors[f"{number}.{name}"] for name in _NAMES)
         layers, heads, size = self.model.slot_sizes
-        slots = keys.shape[3] if keys.ndim == 5 else 0
-        shape = (layers, 1, heads, slots, size)
-        if not keys.shape == values.shape == shape or not bias.shape == positions.shape == shape[:4]:
-            raise ValueError(
-                f"shapes {tuple(keys.shape)}, {tuple(values.shape)}, {tuple(bias.shape)} do not fit {shape}"
-            )
-        whole = all(x.dtype == torch.long for x in (positions, lengths, counts))
-        if not whole or not all(x.is_floating_point() and x.isfinite().all() for x in (keys, values, bias)):
-            raise ValueError("numbers of another type, or not finite")
+        if keys.ndim == 5:  # the first format: equally many slots of each head
+            held = torch.full((layers, heads), keys.shape[3])
+            keys, values, bias, positions = (x.flatten(0, 3) for x in (keys, values, bias, positions))
+        else:
+            held = tensors[f"{number}.held"]
+        flat = FlatSlots(keys, values, bias, positions, held)
+        _check_flat(flat, (layers, heads, size))
         longest = max(self.block_length + self.window, _CHUNKS * self.model.settings.chunk_length)
-        within = len(lengths) == 1 and 1 <= int(lengths) - 1 - start <= longest
-        if not within or counts.tolist() != [slots]:
+        whole = lengths.dtype == counts.dtype == torch.long and lengths.shape == counts.shape == (1,)
+        unused = int(counts.sum()) * held.numel() - int(held.sum())
+        # budgets of heads may leave less unused than one of them could take
+        most = 1 if bool((held == held[0, 0]).all()) else int(lengths.sum())
+        if not whole or not 1 <= int(lengths) - 1 - start <= longest or not 0 <= unused < most:
             raise ValueError(f"lengths {lengths.tolist()} and counts {counts.tolist()} do not fit a block")
-        found = [LayerSlots(*of_layer) for of_layer in zip(keys, values, bias, positions, strict=True)]
-        return SlotMemories(found, lengths, counts)
+        return SlotMemories(flat.layers(), lengths, counts)
+
+
+def _check_flat(flat: FlatSlots, sizes: tuple[int, int, int]) -> None:
+    """Raise ValueError where tensors do not fit a decoder of so many layers, heads and numbers, or each other."""
+    layers, heads, size = sizes
+    whole = all(x.dtype == torch.long for x in (flat.positions, flat.held))
+    if not whole or not all(x.is_floating_point() and x.isfinite().all() for x in flat[:3]):
+        raise ValueError("numbers of another type, or not finite")
+    slots = len(flat.bias)
+    fits = flat.keys.shape == flat.values.shape == (slots, size) and flat.bias.shape == flat.positions.shape == (slots,)
+    if not fits or flat.held.shape != (layers, heads) or int(flat.held.min()) < 1 or int(flat.held.sum()) != slots:
+        shapes = ", ".join(str(tuple(x.shape)) for x in flat)
+        raise ValueError(f"shapes {shapes} do not fit a decoder of {layers} layers of {heads} heads of {size} numbers")
 
 
 def _read_files(folder: Path) -> tuple[_File, dict[str, Tensor]]:
@@ -359,8 +372,8 @@ def _read_files(folder: Path) -> tuple[_File, dict[str, Tensor]]:
 
 
 def _tensors(block: SlotMemories) -> dict[str, Tensor]:
-    """Return the tensors of a block, those of all layers stacked."""
-    found = {
-        name: torch.stack([getattr(layer, name) for layer in block.layers]).contiguous().cpu() for name in _NAMES[:4]
+    """Return the tensors of a block."""
+    flat = FlatSlots.of(block)._asdict()
+    return {
+        name: x.contiguous().cpu() for name, x in (flat | {"lengths": block.lengths, "counts": block.counts}).items()
     }
-    return {**found, "lengths": block.lengths.cpu(), "counts": block.counts.cpu()}

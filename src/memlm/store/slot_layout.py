@@ -66,7 +66,8 @@ class KeyValueLayout:
         folded = [(torch.zeros(0, *self.shape), empty.bias, empty.positions)]
         for group in groups_of(chunks):
             memories = self.model.memories(group, tokens_per_memory=self.slots.tokens_per_memory, **settings)
-            folded.append(self._folded(memories.to(device=torch.device("cpu"))))
+            memories = memories.to(device=torch.device("cpu"))
+            folded += [self._folded(memories, row, len(chunk)) for row, chunk in enumerate(group)]
         vectors, bias, positions = (torch.cat(parts) for parts in zip(*folded, strict=True))
         return quantize(vectors if bits == 16 else rotated(vectors), bits), SlotPlaces(bias, positions)
 
@@ -89,42 +90,56 @@ class KeyValueLayout:
             columns = zip(vars(first).values(), vars(text).values(), strict=True)
             found.append(LayerSlots(*(torch.cat(pair, dim=2) for pair in columns)))
         lengths = 1 + document.tokens.cumsum(0)[rows[-1:]].long().to(device)
-        return packed(found, lengths, (~found[0].bias[:, 0].isinf()).sum(-1))
+        counts = torch.tensor([1 + sum(self._mean(n) for n in document.tokens[rows].tolist())], device=device)
+        return packed(found, lengths, counts)
 
-    def _folded(self, memories: SlotMemories) -> tuple[Tensor, Tensor, Tensor]:
-        """Return vectors, biases and positions of chunks, without the token before each."""
-        width, most = self.slots.slots, memories.num_slots
-        # empty slots stand at the beginning, and the token before the text follows them
-        held = torch.arange(most) > most - memories.counts[:, None]
+    def _mean(self, tokens: int) -> int:
+        """Return the slots of a chunk for each head in the mean."""
+        return math.ceil(tokens / self.slots.tokens_per_memory)
+
+    def _ranges(self, tokens: int) -> tuple[Int[Tensor, "layers heads"], Int[Tensor, "layers heads"]]:
+        """Return the place of each head's first slot among all of a chunk, and its number of slots."""
+        slots, mean = self.slots, self._mean(tokens)
+        numbers = torch.arange(slots.layers * slots.heads).view(slots.layers, slots.heads)
+        if self.encoding.heads is None:  # a head's slots stand at the end of its part
+            return (numbers + 1) * slots.slots - mean, torch.full_like(numbers, mean)
+        counts = self.encoding.heads.slots(tokens, mean)
+        return (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts), counts
+
+    def _folded(self, memories: SlotMemories, row: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return vectors, biases and positions of a chunk, without the token before it."""
+        slots, (starts, counts) = self.slots, self._ranges(tokens)
+        places = torch.cat(
+            [torch.arange(n) + start for start, n in zip(starts.flatten(), counts.flatten().tolist(), strict=True)]
+        )
+        every = slots.layers * slots.heads * slots.slots
 
         def of(name: str, empty: int | float) -> Tensor:
-            stacked = torch.stack([getattr(layer, name) for layer in memories.layers], 1)
-            mask = held[:, None, None].reshape(len(held), 1, 1, most, *[1] * (stacked.ndim - 4))
-            kept = stacked.where(mask, torch.full_like(stacked, empty)).movedim(3, -1)
-            return F.pad(kept[..., -width:], (max(0, width - most), 0), value=empty)
+            found = [getattr(layer, name)[row][(layer.held & ~layer.before_text)[row]] for layer in memories.layers]
+            flat = torch.cat(found)
+            return flat.new_full((every, *flat.shape[1:]), empty).index_copy(0, places, flat)
 
-        pairs = torch.stack([of("keys", 0.0), of("values", 0.0)], 3).movedim(-1, -2)
+        pairs = torch.stack([of(name, 0.0).unflatten(0, (-1, slots.slots)) for name in ("keys", "values")], 1)
         bias, positions = of("bias", -math.inf).half(), of("positions", 0).to(torch.int16)
-        return pairs.flatten(1, 4).float(), bias.flatten(1), positions.flatten(1)
+        return pairs.flatten(0, 2)[None].float(), bias[None], positions[None]
 
     def _unfolded(self, document: StoredDocument, rows: Int[Tensor, " chunks"]) -> list[LayerSlots]:
         """Return the slots (chunks, heads, slots) of each layer."""
-        places = document.places
+        places, slots = document.places, self.slots
         if places is None:
             raise _damaged(document)
         vectors = dequantize(rows_of(document.memories, rows))
         vectors = vectors if document.memories.bits == 16 else rotated(vectors)
-        slots = self.slots
-        shape = (slots.layers, slots.heads, slots.slots)
-        pairs = vectors.view(len(rows), slots.layers, slots.heads, 2, slots.slots, self.numbers)
-        bias, positions = places.bias[rows].float().view(-1, *shape), places.positions[rows].long().view(-1, *shape)
+        pairs = vectors.view(len(rows), -1, 2, slots.slots, self.numbers)
+        bias, positions = places.bias[rows].float(), places.positions[rows].long()
         known = (bias <= self.encoding.fit.bias_limit + _ROUNDING) & ~bias.isnan()
         within = (positions >= 0) & (positions <= self.encoding.chunk_length)
         if not bool(known.all() and within.all() and vectors.isfinite().all()):
             raise _damaged(document)
-        return [
-            LayerSlots(pairs[:, i, :, 0], pairs[:, i, :, 1], bias[:, i], positions[:, i]) for i in range(slots.layers)
-        ]
+        flat = [*(pairs[:, :, i].flatten(1, 2) for i in range(2)), bias, positions]
+        ranges = [self._ranges(tokens) for tokens in document.tokens[rows].tolist()]
+        starts, counts = (torch.stack(column) for column in zip(*ranges, strict=True))
+        return [_layer(flat, starts[:, i], counts[:, i]) for i in range(slots.layers)]
 
     def _first_slot(self) -> list[LayerSlots]:
         """Return the slot of the token before every text, which depends on the decoder alone."""
@@ -159,6 +174,26 @@ class VectorLayout:
         counts = (document.tokens[rows] / self.slots.tokens_per_memory).ceil().long()
         held = torch.arange(self.slots.slots) < counts[:, None]
         return self.model.from_vectors(MemoryVectors(vectors[held][None], counts.sum(0, keepdim=True)))
+
+
+def _layer(flat: list[Tensor], starts: Int[Tensor, "chunks heads"], counts: Int[Tensor, "chunks heads"]) -> LayerSlots:
+    """Return a layer's slots, with empty ones before those of heads with fewer, out of all slots of chunks.
+
+    Args:
+        flat: keys, values, biases and positions, each (chunks, slots of all layers and heads, ...).
+        starts: (chunks, heads), the place of each head's first slot.
+        counts: (chunks, heads), slots of each head.
+    """
+    most = int(counts.max())
+    number = torch.arange(most) - (most - counts[..., None])
+    index = (starts[..., None] + number).clamp(min=0)
+
+    def of(x: Tensor) -> Tensor:
+        wide = index.flatten(1).view(len(x), -1, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+        return x.gather(1, wide).unflatten(1, index.shape[1:])
+
+    keys, values, bias, positions = map(of, flat)
+    return LayerSlots(keys, values, bias.masked_fill(number < 0, -math.inf), positions)
 
 
 def groups_of(chunks: list[list[int]]) -> Sequence[list[list[int]]]:

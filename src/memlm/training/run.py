@@ -18,14 +18,14 @@ from memlm.data.given import check_kind
 from memlm.durable import add_sums, flush, flush_tree, seal_folder
 from memlm.errors import CheckpointError, ConfigError, DataError, RunFolderError, is_out_of_memory
 from memlm.files import read_sealed_json
-from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriterConfig, TextAutoencoder, encoder_of
+from memlm.models import ChunkEncoder, MemoryModelForCausalLM, SlotWriter, SlotWriterConfig, TextAutoencoder, encoder_of
 from memlm.models.loading import RUN_MODELS, load_model
 from memlm.models.runtime import no_shard_bars, weights_fingerprint
 from memlm.training.config import RunConfig
 from memlm.training.loop import distributed
 from memlm.training.loop.callbacks import say
 from memlm.training.loop.trainer import Interrupted
-from memlm.training.memory.distillation import build_writer
+from memlm.training.memory.distillation import build_writer, measure_heads
 from memlm.training.memory.estimate import check_fits, estimate
 from memlm.training.memory.pretrained import build_around_pretrained, take_token_table
 from memlm.training.model_settings import ModelConfig, TokenIds, complete, settings_of
@@ -162,6 +162,9 @@ def train_run(
                 raise
             again = f"go on with: memlm train --resume --out {folder.path}"
             raise Interrupted(f"another process has ended; {again}") from error
+        if isinstance(model, SlotWriter) and config.training.sharding == "none":
+            writer = model
+            distributed.first_does(lambda: measure_heads(writer, data.train_rows, data.tokenizer, progress=progress))
         distributed.first_does(lambda: _finish(folder, model))
     return folder
 

@@ -3,7 +3,7 @@
 Transformers lets a model look its attention function up by name. The functions here call the decoder's own one, so a
 decoder without slots computes what it computed before, bit for bit. Two things are added:
 
-- keys that come from a `SlotCache` carry the biases of their slots, which are added to the scores before the softmax;
+- keys that come from a `SlotCache` carry the slots before them, whose biases are added to the scores;
 - within `recorded`, each layer shows its rotated queries, keys and values.
 """
 
@@ -28,21 +28,37 @@ _ATTRIBUTE = "memlm_slots"
 
 
 @dataclass(frozen=True, eq=False)
-class SlotBias:
-    """The biases and positions of the slots at the beginning of a layer's keys.
+class HeadSlots:
+    """Slots of those heads of a layer that have equally many.
 
     Attributes:
-        bias: (batch, key heads, slots), added to the scores; minus infinity for a slot that holds nothing.
-        positions: (batch, key heads, slots), positions of the tokens that the slots come from.
+        heads: (heads,), heads of keys and values, or all of them as a slice.
+        keys: (batch, heads, slots, numbers), rotated.
+        values: (batch, heads, slots, numbers).
+        bias: (batch, heads, slots), added to the scores; minus infinity for a slot that holds nothing.
+        positions: (batch, heads, slots), positions of the tokens that the slots come from.
     """
 
+    heads: Int[Tensor, " heads"] | slice
+    keys: Float[Tensor, "batch heads slots numbers"]
+    values: Float[Tensor, "batch heads slots numbers"]
     bias: Float[Tensor, "batch heads slots"]
     positions: Int[Tensor, "batch heads slots"]
 
-    def mark(self, keys: Tensor) -> Tensor:
-        """Attach the biases to the keys of a layer, whose first positions are slots, and return the keys."""
-        setattr(keys, _ATTRIBUTE, self)
-        return keys
+    @property
+    def bytes(self) -> int:
+        """The bytes of keys, values and biases."""
+        return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self.bias))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> HeadSlots:
+        """Return slots whose tensors are each passed through `change`."""
+        return HeadSlots(self.heads, *map(change, (self.keys, self.values, self.bias, self.positions)))
+
+
+def marked(keys: Tensor, slots: list[HeadSlots]) -> Tensor:
+    """Attach the slots that stand before them to the keys of a layer's tokens, and return the keys."""
+    setattr(keys, _ATTRIBUTE, slots)
+    return keys
 
 
 class ScoreRule(NamedTuple):
@@ -114,14 +130,37 @@ def _attend(
         softcap = None if base is ALL_ATTENTION_FUNCTIONS["sdpa"] else kwargs.get("softcap")
         rule = ScoreRule(scaling, softcap, kwargs.get("sliding_window"))
         recorder(AttentionRecord(int(cast(Any, module).layer_idx), query, key, value, rule))
-    slots: SlotBias | None = getattr(key, _ATTRIBUTE, None)
-    if slots is not None:
-        mask = _mask_with_bias(slots, query, key, mask, kwargs)
-    return base(module, query, key, value, mask, **kwargs)
+    slots: list[HeadSlots] | None = getattr(key, _ATTRIBUTE, None)
+    if slots is None:
+        return base(module, query, key, value, mask, **kwargs)
+    if len(slots) == 1:
+        return _behind_slots(base, slots[0], module, query, key, value, mask, kwargs)
+    grouped = query.unflatten(1, (key.shape[1], -1))
+    found = query.new_empty(query.shape[0], query.shape[2], *grouped.shape[1:3], value.shape[-1])
+    for part in slots:
+        own = (grouped[:, part.heads].flatten(1, 2), key[:, part.heads], value[:, part.heads])
+        out = _behind_slots(base, part, module, *own, mask, kwargs)[0]
+        found[:, :, part.heads] = out.unflatten(2, (-1, grouped.shape[2]))
+    return found.flatten(2, 3), None
+
+
+def _behind_slots(
+    base: Callable[..., Any],
+    slots: HeadSlots,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> Any:
+    """Return the attention of some heads over slots and the tokens behind them."""
+    biased = _mask_with_bias(slots, query, key, mask, options)
+    return base(module, query, torch.cat([slots.keys, key], 2), torch.cat([slots.values, value], 2), biased, **options)
 
 
 def _mask_with_bias(
-    slots: SlotBias, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
+    slots: HeadSlots, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> Float[Tensor, "batch heads tokens keys"]:
     count, lowest = slots.bias.shape[2], torch.finfo(query.dtype).min
     group = query.shape[1] // slots.bias.shape[1]
@@ -130,9 +169,9 @@ def _mask_with_bias(
         distance = options["position_ids"][:, None, :, None] - slots.positions[:, :, None]
         bias = torch.where(distance >= window, lowest, bias)
     # one pass over the largest tensor of this layer
-    found = query.new_empty(*query.shape[:3], key.shape[2])
+    found = query.new_empty(*query.shape[:3], count + key.shape[2])
     found[..., :count] = bias.repeat_interleave(group, dim=1)
-    found[..., count:] = _text_mask(query, key.shape[2] - count, None if mask is None else mask[..., count:], lowest)
+    found[..., count:] = _text_mask(query, key.shape[2], mask, lowest)
     return found
 
 

@@ -14,6 +14,7 @@ from memlm.models.slots.states import EncodingSettings
 
 INJECTIONS = ("kv", "input", "layer", "code")
 """The ways for memories to enter a decoder."""
+_MOST_HEAD_ROWS = 10_000
 
 
 @strict
@@ -52,6 +53,9 @@ class SlotWriterConfig(MemlmConfig):
     does not find all of them itself, and other tokens with the decoder's predictions."""
     reconstruction_share: float = 0.0
     """Share of rows whose last chunk is an earlier one once more."""
+    head_rows: int = 8
+    """Training rows on which heads are measured at the end, so that slots go to those that need them; 0 for equally
+    many slots of each head."""
     injection: str = "kv"
     """How memories enter the decoder: `kv`, keys and values of all layers; or one vector for each memory: `input`, in
     place of a token; `layer`, above the layers below `injection_layer`; `code`, through a map for each layer."""
@@ -81,6 +85,8 @@ class SlotWriterConfig(MemlmConfig):
         require_positive(self, "chunk_length", "num_chunks", "scored_tokens", "injection_rank", "facts_per_row")
         if self.num_chunks < 2:
             raise ConfigError(f"num_chunks ({self.num_chunks}) must be at least 2: one is written, one is read.")
+        if not 0 <= self.head_rows <= _MOST_HEAD_ROWS:
+            raise ConfigError(f"head_rows ({self.head_rows}) must lie between 0 and {_MOST_HEAD_ROWS}.")
         if self.scored_tokens > self.chunk_length:
             raise ConfigError(
                 f"scored_tokens ({self.scored_tokens}) must not exceed chunk_length ({self.chunk_length})."

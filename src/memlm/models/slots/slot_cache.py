@@ -11,12 +11,12 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from memlm.errors import UserError
 from memlm.models.base import CACHE_NAME
-from memlm.models.slots.attention import SlotBias
+from memlm.models.slots.attention import HeadSlots, marked
 from memlm.models.slots.memories import LayerSlots, SlotMemories
 
 
 class SlotLayer(DynamicLayer):
-    """One layer's keys and values: slots first, then the tokens that were read behind them.
+    """One layer's slots, and the keys and values of the tokens that were read behind them.
 
     Slots stand for more tokens than they are. The layer therefore reports the number of positions that went before, so
     that the next token gets the position it would have behind the text itself.
@@ -27,23 +27,24 @@ class SlotLayer(DynamicLayer):
 
     def __init__(self, slots: LayerSlots, length: int) -> None:
         super().__init__()
-        self.lazy_initialization(slots.keys, slots.values)
-        self.keys, self.values = slots.keys, slots.values
-        self.slots = SlotBias(slots.bias, slots.positions)
-        self.skipped = length - slots.keys.shape[2]
+        nothing = slots.keys[:, :, :0]
+        self.lazy_initialization(nothing, nothing)
+        self.keys, self.values = nothing, nothing
+        self.slots = _by_heads(slots)
+        self.length = length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new tokens and return all, marked with the biases of the slots."""
+        """Append the keys and values of new tokens and return all tokens', marked with the slots before them."""
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return self.slots.mark(keys), values
+        return marked(keys, self.slots), values
 
     def get_seq_length(self) -> int:
         """Return the position of the next token."""
-        return self.keys.shape[2] + self.skipped
+        return self.length + self.keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of keys and the position of the first, as masks are built from them."""
-        return self.keys.shape[2] + query_length, self.skipped
+        """Return the number of tokens' keys and the position of the first, as masks are built from them."""
+        return self.keys.shape[2] + query_length, self.length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, as beam search needs it."""
@@ -51,14 +52,23 @@ class SlotLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows of `indices` only."""
-        super().batch_select_indices(indices)
-        self.slots = SlotBias(self.slots.bias[indices], self.slots.positions[indices])
+        self.keys, self.values = self.keys[indices], self.values[indices]
+        self.slots = [part.map(lambda x: x[indices]) for part in self.slots]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        super().batch_repeat_interleave(repeats)
-        bias, positions = (x.repeat_interleave(repeats, dim=0) for x in (self.slots.bias, self.slots.positions))
-        self.slots = SlotBias(bias, positions)
+        self.keys, self.values = (x.repeat_interleave(repeats, dim=0) for x in (self.keys, self.values))
+        self.slots = [part.map(lambda x: x.repeat_interleave(repeats, dim=0)) for part in self.slots]
+
+
+def _by_heads(slots: LayerSlots) -> list[HeadSlots]:
+    """Return the slots of heads with equally many; a head's empty slots stand at the beginning and are left out."""
+    most = slots.held.sum(-1).amax(0)
+    found: list[HeadSlots] = []
+    for count in most.unique().tolist():
+        heads = slice(None) if bool((most == count).all()) else torch.nonzero(most == count)[:, 0]
+        found.append(HeadSlots(heads, *(x[:, heads, x.shape[2] - count :] for x in vars(slots).values())))
+    return found
 
 
 class SlotCache(DynamicCache):
@@ -74,6 +84,11 @@ class SlotCache(DynamicCache):
         super().__init__()
         length = int(memories.lengths.max())
         self.layers = [SlotLayer(layer, length) for layer in memories.layers]
+
+    @property
+    def slot_bytes(self) -> int:
+        """The bytes of all slots' keys, values and biases."""
+        return sum(part.bytes for layer in self.layers for part in layer.slots)
 
 
 def behind_memories(

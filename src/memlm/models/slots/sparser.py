@@ -49,10 +49,8 @@ class QueryBank(NamedTuple):
     def fewer(self, memories: SlotMemories, counts: Int[Tensor, " batch"]) -> SlotMemories:
         """Return memories of at most `counts` slots for each text, without that of the token before it."""
         rows = [self._row(memories.rows(torch.tensor([row])), int(count)) for row, count in enumerate(counts)]
-        most = max(len(row[0].bias[0, 0]) for row in rows)
-        layers = [_stacked([row[number] for row in rows], most) for number in range(len(self.queries))]
-        held = (~layers[-1].bias[:, 0].isinf()).sum(-1)
-        return packed(layers, memories.lengths, held)
+        layers = [_stacked([row[number] for row in rows]) for number in range(len(self.queries))]
+        return packed(layers, memories.lengths, memories.counts.minimum(1 + counts))
 
     def _row(self, memories: SlotMemories, count: int) -> list[LayerSlots]:
         """Return the slots of one text."""
@@ -62,18 +60,38 @@ class QueryBank(NamedTuple):
         return [self._layer(number, layer, position, count) for number, layer in enumerate(memories.layers)]
 
     def _layer(self, number: int, layer: LayerSlots, position: int, count: int) -> LayerSlots:
-        # the first slot that holds something is the token before the text
-        first = int((~layer.bias[0, 0].isinf()).nonzero()[0])
-        before, text = layer.map(lambda x: x[:, :, first : first + 1]), layer.map(lambda x: x[:, :, first + 1 :])
+        heads, text = layer.keys.shape[1], layer.hidden(layer.before_text)
+        wanted = torch.tensor(self.settings.head_slots(number, heads, position - 1, count))
+        counts = wanted.minimum(text.held[0].sum(-1).cpu())
+        parts = [
+            self._heads(number, text, position, torch.nonzero(counts == slots)[:, 0], slots)
+            for slots in counts.unique().tolist()
+        ]
+        before = layer.map(lambda x: x[layer.before_text].unflatten(0, (1, heads, 1)))
+        most = int(counts.max())
+        fewer = LayerSlots(
+            *(torch.cat(x, 1) for x in zip(*(vars(_wider(part, most)).values() for _, part in parts), strict=True))
+        )
+        order = torch.cat([own for own, _ in parts]).argsort()
+        pairs = zip(vars(before).values(), vars(fewer.map(lambda x: x[:, order])).values(), strict=True)
+        return LayerSlots(*(torch.cat(pair, 2) for pair in pairs))
+
+    def _heads(
+        self, number: int, text: LayerSlots, position: int, heads: Int[Tensor, " heads"], count: int
+    ) -> tuple[Int[Tensor, " heads"], LayerSlots]:
+        """Return heads and as many slots of each, without that of the token before the text."""
+        text = text.map(lambda x: x[:, heads])
+        if bool((text.held.sum(-1) == count).all()):
+            every = text.held.int().argsort(dim=-1, stable=True)[..., text.bias.shape[2] - count :]
+            return heads, _taken(text, every)
         queries, places = self._queries(number, position)
-        score = self.rules[number].scores(queries, text.keys[0].float()) + text.bias[0, :, None]
+        score = self.rules[number].scores(queries[heads], text.keys[0].float()) + text.bias[0, :, None]
         seen = self._seen(number, places, text.positions[0])
         found = fit_slots(score, text.values[0].float(), count, self.settings.fit, visible=seen)
-        heads = torch.arange(len(found.indices), device=found.indices.device)[:, None]
-        kept = text.map(lambda x: x[:, heads, found.indices])
-        fewer = replace(kept, values=found.values[None].to(text.values), bias=kept.bias + found.bias.to(text.bias))
-        pairs = zip(vars(before).values(), vars(fewer).values(), strict=True)
-        return LayerSlots(*(torch.cat(pair, 2) for pair in pairs))
+        kept = _taken(text, found.indices[None])
+        return heads, replace(
+            kept, values=found.values[None].to(text.values), bias=kept.bias + found.bias.to(text.bias)
+        )
 
     def _queries(
         self, number: int, position: int
@@ -91,13 +109,25 @@ class QueryBank(NamedTuple):
         return None if window is None else places[None, :, None] - positions[:, None] < window
 
 
-def _stacked(rows: Sequence[LayerSlots], most: int) -> LayerSlots:
-    """Return one batch of rows, with empty slots before those of shorter rows."""
+def _taken(slots: LayerSlots, indices: Int[Tensor, "batch heads kept"]) -> LayerSlots:
+    """Return some slots of each head."""
+    wide = indices[..., None].expand(*indices.shape, slots.keys.shape[3])
+    return slots.map(lambda x: x.gather(2, indices if x.ndim == 3 else wide))
+
+
+def _wider(slots: LayerSlots, most: int) -> LayerSlots:
+    """Return slots behind as many empty ones as make `most`."""
 
     def wider(x: Tensor, empty: int | float) -> Tensor:
         shape = (*x.shape[:2], most - x.shape[2], *x.shape[3:])
         return torch.cat([x.new_full(shape, empty), x], 2)
 
-    columns = zip(*(vars(row).values() for row in rows), strict=True)
     empties = (0.0, 0.0, -torch.inf, 0)
-    return LayerSlots(*(torch.cat([wider(x, e) for x in column]) for column, e in zip(columns, empties, strict=True)))
+    return LayerSlots(*(wider(x, empty) for x, empty in zip(vars(slots).values(), empties, strict=True)))
+
+
+def _stacked(rows: Sequence[LayerSlots]) -> LayerSlots:
+    """Return one batch of rows, with empty slots before those of shorter rows."""
+    most = max(row.bias.shape[2] for row in rows)
+    columns = zip(*(vars(_wider(row, most)).values() for row in rows), strict=True)
+    return LayerSlots(*map(torch.cat, columns))

@@ -15,6 +15,7 @@ from memlm.errors import UserError, Within, check_numbers
 from memlm.models.slots.attention import AttentionRecord, ScoreRule
 from memlm.models.slots.codes import rounded
 from memlm.models.slots.fit import FitSettings, FittedSlots, fit_slots
+from memlm.models.slots.head_budgets import HeadErrors
 from memlm.models.slots.memories import LayerSlots
 from memlm.models.slots.rotary import Rotary
 
@@ -51,6 +52,8 @@ class EncodingSettings:
     it lies behind the text, because most reading happens soon behind a text."""
     fit: FitSettings = field(default_factory=FitSettings)
     """Settings of the fit."""
+    heads: HeadErrors | None = None
+    """The loss of each head by fewer slots, so that slots go to those that need them; None for equally many."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> EncodingSettings:
@@ -60,8 +63,11 @@ class EncodingSettings:
             UserError: unknown names, or a value out of its range.
         """
         try:
-            more: dict[str, Any] = {**values, "fit": FitSettings(**values.get("fit", {}))}
-            return cls(**more)
+            more: dict[str, Any] = {
+                "fit": FitSettings(**values.get("fit", {})),
+                "heads": HeadErrors.of(values.get("heads")),
+            }
+            return cls(**{**values, **more})
         except TypeError as error:
             raise UserError(f"the settings of the encoding do not fit: {error}.") from None
 
@@ -70,10 +76,31 @@ class EncodingSettings:
             raise UserError(f"mode ('{self.mode}') must be 'joint' or 'chunks'.")
         check_numbers(self)
         check_kind(self.fit, FitSettings, name="fit", instead="FitSettings(...)")
+        if self.heads is not None:
+            check_kind(self.heads, HeadErrors, name="heads", instead="measured_heads(model)")
         if self.mode == "chunks" and self.block_length % self.chunk_length:
             raise UserError(
                 f"block_length ({self.block_length}) must be a multiple of chunk_length ({self.chunk_length})."
             )
+
+    def head_slots(self, layer: int, heads: int, tokens: int, mean: int) -> list[int]:
+        """Return the slots of each of a layer's heads for a block of tokens.
+
+        Args:
+            layer: index of the layer.
+            heads: heads of keys and values.
+            tokens: tokens of the block.
+            mean: slots for each head of the decoder in the mean.
+
+        Raises:
+            UserError: the errors are those of a decoder with other heads.
+        """
+        if self.heads is None:
+            return [mean] * heads
+        layers, own = self.heads.sizes
+        if own != heads or layer >= layers:
+            raise UserError(f"the head errors are of {layers} layers of {own} heads; measure those of this decoder.")
+        return self.heads.slots(tokens, mean)[layer].tolist()
 
 
 class Blocks(NamedTuple):
@@ -155,19 +182,27 @@ class LayerStates:
             settings: of the encoding.
         """
         batch, num_blocks, heads, _, numbers = self.keys.shape
-        most = int(counts.max())
+        fits = list(self._fits(blocks, counts, settings))
+        most = max((fit.slots for fit in fits), default=0)
         keys, values = (self.keys.new_zeros(batch, num_blocks, heads, most, numbers) for _ in range(2))
         bias = self.keys.new_full((batch, num_blocks, heads, most), -torch.inf, dtype=torch.float)
         positions = torch.zeros_like(bias, dtype=torch.long)
-        for row, block, tokens, slots in self._groups(blocks.tokens, counts, settings):
-            found = self._fit(blocks, row, block, tokens, slots, rotary, settings)
-            at = found.indices
-            picked = _picked(self.keys[row, block, :, :tokens], at)
-            keys[row, block, :, :slots] = rounded(picked, settings.fit.bits)
-            values[row, block, :, :slots] = rounded(found.values, settings.fit.bits).to(keys)
-            bias[row, block, :, :slots] = found.bias
-            positions[row, block, :, :slots] = blocks.first + block[:, None, None] * blocks.length + at
+        for fit in fits:
+            found, place = self._fit(fit, blocks, rotary, settings), (*fit.at, slice(fit.slots))
+            picked = _picked(self.keys[fit.at][..., : fit.tokens, :], found.indices)
+            keys[place] = rounded(picked, settings.fit.bits)
+            values[place] = rounded(found.values, settings.fit.bits).to(keys)
+            bias[place] = found.bias
+            positions[place] = blocks.first + fit.block[:, None, None] * blocks.length + found.indices
         return self.behind_first(*(x.transpose(1, 2).flatten(2, 3) for x in (keys, values, bias, positions)))
+
+    def _fits(self, blocks: Blocks, counts: Int[Tensor, "batch blocks"], settings: EncodingSettings) -> Iterator[_Fit]:
+        """Yield the fits of heads with equally many tokens and slots."""
+        for row, block, tokens, mean in self._groups(blocks.tokens, counts, settings):
+            slots = torch.tensor(settings.head_slots(self.layer, self.keys.shape[2], tokens, mean))
+            for count in slots.unique().tolist():
+                heads = torch.nonzero(slots == count)[:, 0].to(row.device)
+                yield _Fit(row, block, heads, tokens, count)
 
     def _groups(
         self, tokens: Tensor, counts: Tensor, settings: EncodingSettings
@@ -181,28 +216,20 @@ class LayerStates:
                 for part in torch.arange(len(row), device=row.device).split(at_once):
                     yield row[part], block[part], size, slots
 
-    def _fit(
-        self,
-        blocks: Blocks,
-        row: Int[Tensor, " fits"],
-        block: Int[Tensor, " fits"],
-        tokens: int,
-        slots: int,
-        rotary: Rotary,
-        settings: EncodingSettings,
-    ) -> FittedSlots:
-        if slots == tokens:  # every key and value as it is
-            values = self.values[row, block, :, :tokens]
-            every = torch.arange(tokens, device=row.device).expand(values.shape[:3])
+    def _fit(self, fit: _Fit, blocks: Blocks, rotary: Rotary, settings: EncodingSettings) -> FittedSlots:
+        tokens, device = fit.tokens, fit.row.device
+        if fit.slots == tokens:  # every key and value as it is
+            values = self.values[fit.at][..., :tokens, :]
+            every = torch.arange(tokens, device=device).expand(values.shape[:3])
             return FittedSlots(every, torch.zeros_like(every, dtype=torch.float), values)
-        queries, visible = self._references(blocks, row, block, tokens, rotary, settings)
-        keys, values = (x[row, block, :, :tokens].float().flatten(0, 1) for x in (self.keys, self.values))
-        at_once = max(1, _scores_at_once(row.device) // (queries.shape[1] * tokens))
+        queries, visible = self._references(fit, blocks, rotary, settings)
+        keys, values = (x[fit.at][..., :tokens, :].float().flatten(0, 1) for x in (self.keys, self.values))
+        at_once = max(1, _scores_at_once(device) // (queries.shape[1] * tokens))
         found = [
-            self._fit_heads(*heads, slots=slots, settings=settings.fit)
+            self._fit_heads(*heads, slots=fit.slots, settings=settings.fit)
             for heads in zip(*(_split(x, len(keys), at_once) for x in (queries, keys, values, visible)), strict=True)
         ]
-        return FittedSlots(*(torch.cat(parts).unflatten(0, (len(row), -1)) for parts in zip(*found, strict=True)))
+        return FittedSlots(*(torch.cat(parts).unflatten(0, (len(fit.row), -1)) for parts in zip(*found, strict=True)))
 
     def _fit_heads(
         self,
@@ -227,26 +254,43 @@ class LayerStates:
         )
 
     def _references(
-        self,
-        blocks: Blocks,
-        row: Int[Tensor, " fits"],
-        block: Int[Tensor, " fits"],
-        tokens: int,
-        rotary: Rotary,
-        settings: EncodingSettings,
+        self, fit: _Fit, blocks: Blocks, rotary: Rotary, settings: EncodingSettings
     ) -> tuple[Float[Tensor, "heads queries numbers"], Bool[Tensor, "heads queries tokens"] | None]:
         """Return the blocks' own queries, moved behind the text, and the tokens that each sees; None for all."""
-        heads, group = self.queries.shape[2:4]
-        chosen = torch.arange(0, tokens, settings.query_stride, device=row.device)
-        own = (blocks.first + block * blocks.length)[:, None] + torch.arange(tokens, device=row.device)
-        reader = blocks.lengths[row][:, None] + reader_distances(self.layer, settings)[:tokens].to(row.device)[chosen]
-        queries = self.queries[row, block][..., chosen, :].flatten(1, 2)
+        heads, group, tokens, device = len(fit.heads), self.queries.shape[3], fit.tokens, fit.row.device
+        chosen = torch.arange(0, tokens, settings.query_stride, device=device)
+        own = (blocks.first + fit.block * blocks.length)[:, None] + torch.arange(tokens, device=device)
+        reader = blocks.lengths[fit.row][:, None] + reader_distances(self.layer, settings)[:tokens].to(device)[chosen]
+        queries = self.queries[fit.at][..., chosen, :].flatten(1, 2)
         queries = rotary.move(queries, (reader - own[:, chosen])[:, None], layer=self.layer)
         queries = queries.unflatten(1, (heads, group)).flatten(2, 3).flatten(0, 1)
         if self.rule.window is None:
             return queries, None
         visible = reader[:, :, None] - own[:, None] < self.rule.window
         return queries, visible[:, None].repeat(1, heads, group, 1).flatten(0, 1)
+
+
+class _Fit(NamedTuple):
+    """Heads of blocks that have equally many tokens and slots.
+
+    Attributes:
+        row: (fits,), index of the text.
+        block: (fits,), index of the block in its text.
+        heads: (heads,), heads of keys and values.
+        tokens: of each block.
+        slots: of each head.
+    """
+
+    row: Int[Tensor, " fits"]
+    block: Int[Tensor, " fits"]
+    heads: Int[Tensor, " heads"]
+    tokens: int
+    slots: int
+
+    @property
+    def at(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The index of (fits, heads) in tensors whose first sizes are (batch, blocks, heads)."""
+        return self.row[:, None], self.block[:, None], self.heads[None]
 
 
 def _split(x: Tensor | None, heads: int, at_once: int) -> list[Any]:

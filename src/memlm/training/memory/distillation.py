@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +17,8 @@ from memlm.data import PackedRows, first_token_id
 from memlm.models import SlotWriter, SlotWriterConfig
 from memlm.models.memory.adapter import LoraSettings
 from memlm.models.runtime import load_decoder
+from memlm.models.slots import MemoryDecoder
+from memlm.models.slots.head_errors import CONTEXT, FOLLOWING, measured_heads
 from memlm.models.slots.saved import decoder_identity, load_adapters
 from memlm.shapes import IGNORE_INDEX
 from memlm.training.config import PretrainedDecoder, RunConfig
@@ -123,6 +127,27 @@ class DistillationBatches:
         hidden = (order >= self.config.scored_tokens).flatten()
         hidden[:length] = True  # nothing is written before the first chunk
         return ids.masked_fill(hidden & ~asked, IGNORE_INDEX)
+
+
+def measure_heads(writer: SlotWriter, rows: PackedRows, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> None:
+    """Measure on training rows which heads need more slots, and keep it in the writer's settings.
+
+    Vectors, which all heads read, and rows that are too short for a measurement leave the settings as they are.
+    """
+    config = writer.config
+    longer = rows.select((rows.attention_mask.sum(1) > 2 * FOLLOWING).nonzero()[:, 0])
+    if config.injection != "kv" or not config.head_rows or not len(longer):
+        return
+    model = MemoryDecoder(writer.decoder, tokenizer, config=config, injection=writer.injection)
+    chosen = longer.sample(config.head_rows, seed=0)
+    texts = [
+        ids[mask == 1].tolist()[: CONTEXT + FOLLOWING]
+        for ids, mask in zip(chosen.input_ids, chosen.attention_mask, strict=True)
+    ]
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+        task = bar.add_task("measuring heads", total=len(texts))
+        heads = measured_heads(model, texts, on_row=lambda done, of: bar.update(task, completed=done))
+    config.encoding = asdict(replace(model.settings, heads=heads))
 
 
 def distillation_validation(trainer: MemlmTrainer, rows: PackedRows, batch_size: int) -> Callable[[], dict[str, float]]:
