@@ -178,7 +178,7 @@ class Probes:
             beams = 0 if name else self.settings.beams
             writing = self._written(dataset, given, name or "encoder", beams=beams)
             found += information_measurements(name, writing, without, unigram, split)
-            found += text_measurements(rows, writing.texts, split) if beams else []
+            found += text_measurements(rows, writing.texts, split, beams=beams) if beams else []
         return found
 
     def _written(self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, beams: int) -> Writing:

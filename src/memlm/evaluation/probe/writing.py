@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.measurement import GREEDY, TEACHER_FORCED, DocumentTally, Measurement, measure_ratio
+from memlm.measurement import BEAM_SEARCH, GREEDY, TEACHER_FORCED, DocumentTally, Measurement, measure_ratio
 from memlm.measurement.information import NATS_PER_BIT
 from memlm.models import ProbeDecoder
 from memlm.objectives import reconstruction, token_nats
@@ -100,14 +100,18 @@ def information_measurements(
     ]
 
 
-def text_measurements(rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str) -> list[Measurement]:
+def text_measurements(
+    rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str, *, beams: int
+) -> list[Measurement]:
     """Compare written texts with the passages, and with other passages; texts are cut at their passages' lengths.
 
     Args:
         rows: the passages' classes.
         texts: written from the vector of each.
         split: the name of the passages.
+        beams: beginnings that were followed at once in writing.
     """
+    protocol = GREEDY if beams == 1 else f"{BEAM_SEARCH}_{beams}"
     found: list[Measurement] = []
     for suffix, written in {"": texts, "/shuffled_memory": texts.roll(len(texts) // 2, 0)}.items():
         counts = 2 * rows.attention_mask.sum(1)
@@ -120,7 +124,7 @@ def text_measurements(rows: PackedRows, texts: Int[Tensor, "passages tokens"], s
             "written_exact_match": _by_passage(rows, exact.long()),
         }
         found += [
-            measure_ratio(f"{name}{suffix}", "fraction", t, split, protocol=GREEDY) for name, t in tallies.items()
+            measure_ratio(f"{name}{suffix}", "fraction", t, split, protocol=protocol) for name, t in tallies.items()
         ]
     return found
 
