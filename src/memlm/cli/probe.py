@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from memlm.errors import ConfigError
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining, Size
-from memlm.measurement import append_journal, to_json_lines
+from memlm.evaluation.probe.verdict import SERIES, Reading
+from memlm.measurement import Measurement, append_journal, to_json_lines
 from memlm.reports import PageContent, figure, tables, write_page
 from memlm.training.run_folder import command_line, describe_versions
 from memlm.training.schema import Settings, checked
@@ -165,15 +167,6 @@ def _unless_given(quick: dict[str, Any], given: dict[str, Any], kind: type[Setti
 
 
 def _write_report(result: Retention, out: Path) -> Path:
-    curve = figure.capacity_curve(
-        [p.length for p in result.points],
-        {
-            "token accuracy": [p.token_accuracy for p in result.points],
-            "exact match": [p.exact_match for p in result.points],
-            "retention over unigram": [p.retention for p in result.points],
-        },
-        {name: [p.controls[name] for p in result.points] for name in result.points[-1].controls},
-    )
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
     facts = [("reading", str(reading)) for reading in result.readings()]
     facts += [*(("audit", line) for line in result.audit_sentences()), *result.notes, *versions]
@@ -181,7 +174,7 @@ def _write_report(result: Retention, out: Path) -> Path:
         title=f"memlm probe · {result.encoder}",
         headline=result.sentence(),
         command=command_line(),
-        figures=[("What can be read from the vector", curve)],
+        figures=[("What can be read from the vector", ladder(result.readings())), *_capacity(result)],
         measurements=result.measurements,
         by_position=result.by_position,
         passages=result.passages,
@@ -190,6 +183,36 @@ def _write_report(result: Retention, out: Path) -> Path:
     path = out / "report.html"
     write_page(path, content)
     return path
+
+
+def ladder(readings: Sequence[Reading]) -> str:
+    """Return a figure of all readings with their controls."""
+    rows = [f"{r.kind.label}: {r.status}" for r in readings]
+
+    def interval(found: Measurement | None) -> figure.Interval | None:
+        if found is None:
+            return None
+        low, high = (found.value if end is None else end for end in (found.low, found.high))
+        return found.value, low, high
+
+    series = {name: [interval(reading.series.get(name)) for reading in readings] for name in SERIES}
+    title = "What can be read from the vector"
+    return figure.shares_with_intervals(rows, series, what="% of what the text holds", title=title)
+
+
+def _capacity(result: Retention) -> list[tuple[str, str]]:
+    """Return the curve over several lengths, with its title."""
+    points = result.points
+    if len(points) < 2:
+        return []
+    shares = {
+        "token accuracy": [p.token_accuracy for p in points],
+        "exact match": [p.exact_match for p in points],
+        "retention over unigram": [p.retention for p in points],
+    }
+    controls = {name: [p.controls[name] for p in points] for name in points[-1].controls}
+    curve = figure.capacity_curve([p.length for p in points], shares, controls)
+    return [("All tokens at once, by the length of the passage", curve)]
 
 
 def _show(result: Retention) -> None:

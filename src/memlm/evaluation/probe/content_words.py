@@ -116,7 +116,7 @@ class Ranked(NamedTuple):
         return float(scores[best]), float(f1[best])
 
     def tallies(self, threshold: float, documents: Passages) -> dict[str, DocumentTally]:
-        """Return precision, recall and F1 of the words with at least a score; also recall of seen words and of names."""
+        """Return precision, recall and F1 of the words with at least a score, and recall of seen words and of names."""
         named = self.scores >= threshold
         hits, named_counts = (self.right & named).sum(1), named.sum(1)
         ratios = {

@@ -175,10 +175,10 @@ class Probes:
         without = self._written(dataset, blank, "blank_memory", beams=0).nats
         found: list[Measurement] = []
         for name, given in sources.items():
-            beams = 0 if name else self.settings.beams
+            beams = self.settings.beams if name in ("", "word_sums") else 0
             writing = self._written(dataset, given, name or "encoder", beams=beams)
             found += information_measurements(name, writing, without, unigram, split)
-            found += text_measurements(rows, writing.texts, split, beams=beams) if beams else []
+            found += text_measurements(name, rows, writing.texts, split, beams=beams) if beams else []
         return found
 
     def _written(self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, beams: int) -> Writing:

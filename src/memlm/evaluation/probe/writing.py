@@ -101,11 +101,12 @@ def information_measurements(
 
 
 def text_measurements(
-    rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str, *, beams: int
+    name: str, rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str, *, beams: int
 ) -> list[Measurement]:
     """Compare written texts with the passages, and with other passages; texts are cut at their passages' lengths.
 
     Args:
+        name: of the vectors; empty for the encoder's, which alone are compared with other passages.
         rows: the passages' classes.
         texts: written from the vector of each.
         split: the name of the passages.
@@ -113,7 +114,8 @@ def text_measurements(
     """
     protocol = GREEDY if beams == 1 else f"{BEAM_SEARCH}_{beams}"
     found: list[Measurement] = []
-    for suffix, written in {"": texts, "/shuffled_memory": texts.roll(len(texts) // 2, 0)}.items():
+    compared = {f"/{name}": texts} if name else {"": texts, "/shuffled_memory": texts.roll(len(texts) // 2, 0)}
+    for suffix, written in compared.items():
         counts = 2 * rows.attention_mask.sum(1)
         cut = written.masked_fill(~rows.attention_mask.bool(), -1)
         true = rows.input_ids.masked_fill(~rows.attention_mask.bool(), -2)
