@@ -12,7 +12,7 @@ from rich.console import Console
 
 from memlm.cli.arguments import NotNegative, Positive, TextOptions, options_of, parse, text_field_of
 from memlm.data import load_documents
-from memlm.encoders import MemoryEncoder, open_encoder
+from memlm.encoders import Encoder, MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
 from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
@@ -107,13 +107,15 @@ def _check_options(options: Probe) -> None:
         raise ConfigError(
             "--tokenizer is for --embeddings; an encoder uses its own tokens, or those of --vocabulary bpe."
         )
+    if options.embeddings is not None and getattr(options, "retrieval", False):
+        raise ConfigError("--retrieval needs --encoder, which encodes the sentences that are looked for.")
     model_only = [n for n in ("gguf_file", "pooling", "layer", "prompt", "export") if getattr(options, n) is not None]
     if options.embeddings is not None and model_only:
         raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
 
 
 def _probed_vectors(options: Probe, out: Path) -> Retention:
-    settings, path = _settings(options, default=32), options.embeddings or ""
+    settings, path = settings_of(options, default=32), options.embeddings or ""
     field = options.text_field or "text"
     ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed, text_field=field)
     return Retention.measure_vectors(
@@ -123,7 +125,7 @@ def _probed_vectors(options: Probe, out: Path) -> Retention:
 
 def _probed_encoder(options: Probe, out: Path) -> Retention:
     # wrong settings raise before a model is loaded
-    _settings(options, default=32)
+    settings_of(options, default=32)
     encoder = open_encoder(
         options.encoder or "",
         gguf_file=options.gguf_file,
@@ -132,20 +134,41 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
         prompt=options.prompt,
         trust_remote_code=options.trust_remote_code,
     )
-    chunk = encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
-    settings = _settings(options, default=chunk or 32)
-    if chunk is not None and max(settings.lengths) > chunk:
-        raise ConfigError(
-            f"--lengths ({max(settings.lengths)}) is more than {encoder.name} reads into one chunk ({chunk}); "
-            f"give {chunk} or less."
-        )
+    settings = settings_of(options, default=_chunk_of(encoder) or 32)
+    check_chunk(encoder, max(settings.lengths), flag="--lengths")
     field = text_field_of(options, options.encoder)
     documents = load_documents(options.text, text_field=field, strict=options.strict)
     export_to = None if options.export is None else Path(options.export)
     return Retention.measure(encoder, documents, out=out, settings=settings, progress=True, export_to=export_to)
 
 
-def _settings(options: Probe, *, default: int) -> ProbeSettings:
+def _chunk_of(encoder: Encoder) -> int | None:
+    return encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
+
+
+def check_chunk(encoder: Encoder, length: int, *, flag: str) -> None:
+    """Check that an encoder of memlm reads passages of this length whole.
+
+    Raises:
+        ConfigError: it reads less into one chunk.
+    """
+    chunk = _chunk_of(encoder)
+    if chunk is not None and length > chunk:
+        raise ConfigError(
+            f"{flag} ({length}) is more than {encoder.name} reads into one chunk ({chunk}); give {chunk} or less."
+        )
+
+
+def settings_of(options: Any, *, default: int) -> ProbeSettings:
+    """Return the settings of a command that takes those of a measurement of retention.
+
+    Args:
+        options: its fields are those of ProbeSettings, and lengths, size, steps and quick.
+        default: tokens per passage where none are given.
+
+    Raises:
+        ConfigError: lengths that are no numbers, or settings out of their ranges.
+    """
     try:
         lengths = [int(part) for part in options.lengths.split(",")] if options.lengths is not None else [default]
     except ValueError as error:
@@ -188,16 +211,17 @@ def _write_report(result: Retention, out: Path) -> Path:
 def ladder(readings: Sequence[Reading]) -> str:
     """Return a figure of all readings with their controls."""
     rows = [f"{r.kind.label}: {r.status}" for r in readings]
-
-    def interval(found: Measurement | None) -> figure.Interval | None:
-        if found is None:
-            return None
-        low, high = (found.value if end is None else end for end in (found.low, found.high))
-        return found.value, low, high
-
     series = {name: [interval(reading.series.get(name)) for reading in readings] for name in SERIES}
     title = "What can be read from the vector"
     return figure.shares_with_intervals(rows, series, what="% of what the text holds", title=title)
+
+
+def interval(found: Measurement | None) -> figure.Interval | None:
+    """Return a measurement as figures draw it; without an interval both ends are its value."""
+    if found is None:
+        return None
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return found.value, low, high
 
 
 def _capacity(result: Retention) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ class PageContent:
         headline: the main result in one sentence.
         command: the exact command.
         measurements: all figures.
+        summary: headings and rows of a table that comes first.
         by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
         saved: texts whose tokens are coloured by what memories saved.
@@ -47,6 +48,7 @@ class PageContent:
     costs: Sequence[Cost] = field(default_factory=tuple)
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
+    summary: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
 def write_page(path: str | Path, content: PageContent) -> None:

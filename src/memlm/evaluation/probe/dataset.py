@@ -19,6 +19,9 @@ from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
 
 PARTS = ("train", "validation", "held_out")
+LANGUAGE = "language"
+"""Rows of more passages of the training documents, without vectors, from which a decoder learns to write."""
+_LANGUAGE_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class ProbeDataset:
     length: int
 
     def classes(self, part: str) -> PackedRows:
-        """Return the rows of a part with classes in place of token ids."""
+        """Return the rows of a part, also of LANGUAGE where it exists, with classes in place of token ids."""
         rows = self.rows[part]
         ids = self.vocabulary.classes(rows.input_ids)
         return PackedRows(ids, rows.attention_mask, rows.document_index, rows.document_ids)
@@ -70,6 +73,13 @@ class ProbeDataset:
             len(self.vocabulary),
         )
 
+    def language_data(self, width: int) -> ProbeData:
+        """Return targets of all training passages that there are, with blank vectors of `width` numbers."""
+        labels = {"train": self.labels(LANGUAGE if LANGUAGE in self.rows else "train")}
+        labels["validation"] = self.labels("validation")
+        train, validation = (torch.zeros(1, width).expand(len(labels[part]), -1) for part in ("train", "validation"))
+        return ProbeData(train, labels["train"], validation, labels["validation"], len(self.vocabulary))
+
 
 def dataset_of_documents(
     documents: TrainValTestSplit, tokenizer: PreTrainedTokenizerBase, *, length: int, limits: dict[str, int], seed: int
@@ -90,7 +100,11 @@ def dataset_of_documents(
         name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed)
         for name in PARTS
     }
-    return dataset_of_passages(passages, tokenizer, length=length)
+    found = dataset_of_passages(passages, tokenizer, length=length)
+    if len(passages["train"]) == limits["train"] < _LANGUAGE_ROWS:
+        more = cut_passages(documents.train, tokenizer, length=length, limit=_LANGUAGE_ROWS, seed=seed)
+        found.rows[LANGUAGE] = passage_rows(more, tokenizer, length=length)
+    return found
 
 
 def dataset_of_passages(

@@ -69,7 +69,7 @@ def trained_decoders(settings: ProbeSettings, twin: bool) -> list[ProbeTraining]
         found += [probe] * (3 + twin)
         larger = sizes[sizes.index(probe.size) + 1 :][:1]
         found += [probe.model_copy(update={"size": size}) for size in larger]
-    writers = 2 + settings.controls * (1 + (twin and settings.one_pass_controls))
+    writers = 3 + settings.controls * (1 + (twin and settings.one_pass_controls))
     return found + [settings.writer] * (writers if settings.writer_steps else 0)
 
 

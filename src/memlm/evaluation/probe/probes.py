@@ -29,13 +29,14 @@ from memlm.evaluation.probe.metrics import (
     linear_measurements,
 )
 from memlm.evaluation.probe.settings import SIZES, ProbeSettings, ProbeTraining, Size
-from memlm.evaluation.probe.training import train_probe
+from memlm.evaluation.probe.training import ProbeData, train_probe
 from memlm.evaluation.probe.writing import Writing, information_measurements, score_writer, text_measurements
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, score_decoder
 from memlm.evaluation.result import passages_of
 from memlm.files import write_file_atomic
 from memlm.measurement import Measurement, Passage, unigram_log_probabilities, unigram_nats
 from memlm.models import ProbeDecoder, TextAutoencoderConfig
+from memlm.models.runtime import weights_fingerprint
 from memlm.store import rounded
 from memlm.training import OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.loop.callbacks import ProgressView
@@ -141,18 +142,20 @@ class Probes:
         """Train one probe, or read the finished one, and score it on held-out passages."""
         training = self.settings.probe
         training = training.model_copy(update={"size": size}) if size else training
-        probe = self._trained(dataset, vectors, name, training, seed=seed)
+        probe = self._trained(dataset.probe_data(vectors), name, training, seed=seed)
         return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
 
     def _trained(
-        self, dataset: ProbeDataset, vectors: PartVectors, name: str, training: ProbeTraining, *, seed: int
+        self, data: ProbeData, name: str, training: ProbeTraining, *, seed: int, language: ProbeDecoder | None = None
     ) -> ProbeDecoder:
-        self._say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
-        folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
-        data = dataset.probe_data(vectors)
-        cached = self.cache / fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
+        length = data.train_labels.shape[1]
+        self._say(f"probe '{name}', {length} tokens, seed {seed}")
+        folder = self.out / "probes" / f"{length}-{name}-seed{seed}"
+        start = "" if language is None else weights_fingerprint(language)
+        deciding = {"training": training.model_dump(mode="json"), "seed": seed, "language": start}
+        cached = self.cache / fingerprint(**vars(data), **deciding)
         restore(folder, cached, finished="done")
-        probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
+        probe = train_probe(data, training, folder, seed=seed, language=language, progress=self.progress)
         save(folder, cached)
         return probe
 
@@ -161,29 +164,35 @@ class Probes:
     ) -> list[Measurement]:
         """Measure usable information and written texts: of the encoder's vectors, and of controls.
 
-        The decoder of blank vectors, of the same size and training, is what all others are compared with.
+        One decoder learns to write from all training text, without vectors. From there all others start, the decoder of
+        blank vectors too, which the others are compared with: it has the same size and training.
         """
         words, seed = ContentWords.of(dataset.passages["train"].texts), self.settings.seed
+        width = vectors["train"].shape[1]
         twin = self.settings.one_pass_controls and "untrained" in others
         known = {"untrained": others["untrained"][1]} if twin else {}
-        sums = words.sums(dataset.passages, width=vectors["train"].shape[1], seed=seed)
+        sums = words.sums(dataset.passages, width=width, seed=seed)
         sums = {part: rounded(own, self.settings.bits) for part, own in sums.items()}
         sources = {"": vectors, **({**known, "word_sums": sums} if self.settings.controls else {})}
         rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
         unigram = per_document(rows, unigram_nats(unigram_log_probabilities(counts), rows.input_ids))
-        blank = {part: torch.zeros_like(own) for part, own in vectors.items()}
-        without = self._written(dataset, blank, "blank_memory", beams=0).nats
+        blank, data = {part: torch.zeros_like(own) for part, own in vectors.items()}, dataset.language_data(width)
+        language = self._trained(data, "writer_language", self.settings.writer, seed=seed)
+        written = partial(self._written, dataset, language)
+        without = written(blank, "blank_memory", beams=0).nats
         found: list[Measurement] = []
         for name, given in sources.items():
             beams = self.settings.beams if name in ("", "word_sums") else 0
-            writing = self._written(dataset, given, name or "encoder", beams=beams)
+            writing = written(given, name or "encoder", beams=beams)
             found += information_measurements(name, writing, without, unigram, split)
             found += text_measurements(name, rows, writing.texts, split, beams=beams) if beams else []
         return found
 
-    def _written(self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, beams: int) -> Writing:
-        seed = self.settings.seed
-        model = self._trained(dataset, vectors, f"writer_{name}", self.settings.writer, seed=seed)
+    def _written(
+        self, dataset: ProbeDataset, language: ProbeDecoder, vectors: PartVectors, name: str, *, beams: int
+    ) -> Writing:
+        data, seed = dataset.probe_data(vectors), self.settings.seed
+        model = self._trained(data, f"writer_{name}", self.settings.writer, seed=seed, language=language)
         return score_writer(model, dataset.classes("held_out"), vectors["held_out"], beams=beams)
 
     def _say(self, line: str) -> None:

@@ -32,6 +32,7 @@ from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_
 from memlm.evaluation.probe.metrics import CapacityPoint, audit_sentences
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
+from memlm.evaluation.probe.retrieval import retrieval_measurements
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.probe.verdict import Reading, headline, percent, readings
 from memlm.measurement import Measurement, Passage
@@ -115,6 +116,11 @@ class Retention:
             if export_to is not None:
                 export(dataset, vectors, export_to / str(length) if len(chosen.lengths) > 1 else export_to)
             result.add(probes.measure(dataset, vectors, _untrained(encoder, chosen, encode)))
+            if chosen.retrieval:
+                held_out = dataset.passages["held_out"]
+                result.measurements += retrieval_measurements(
+                    encoder, held_out, vectors["held_out"], f"{length} tokens"
+                )
         return result
 
     @classmethod

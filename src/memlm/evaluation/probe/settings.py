@@ -62,6 +62,8 @@ class ProbeSettings(Settings):
     """Among them those of the probe that predicts all tokens at once, and its positive control."""
     audit: bool = False
     """Also probe the vectors as fp16, int8 and binary, and count the names and numbers that are recovered."""
+    retrieval: bool = False
+    """Also measure nDCG@10 of finding held-out passages by their sentences."""
     word_passes: Annotated[int, Field(ge=0)] = 12
     """Greatest number of passes over the training passages of the regression that reads words; 0 for closed form."""
     control_steps: Count = 400
@@ -79,4 +81,5 @@ class ProbeSettings(Settings):
         """Settings of the decoders that write from left to right."""
         rate = self.probe.learning_rate / 2
         changes = {"reads_tokens": True, "steps": self.writer_steps, "batch_size": 64, "learning_rate": rate}
+        changes |= {"evaluate_every": 100}
         return self.probe.model_copy(update=changes)

@@ -39,9 +39,7 @@ def start_from_vectors(
         labels: (rows, tokens), classes; IGNORE_INDEX where there is no target.
         seed: of the random embeddings.
     """
-    mean, matrix = whitening_of(vectors)
-    model.whitening.mean.copy_(mean)
-    model.whitening.matrix.copy_(matrix)
+    model.whitening.mean, model.whitening.matrix = whitening_of(vectors)
     vocabulary, width = model.lm_head.weight.shape
     embeddings = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(seed)) * width**-0.5
     target_mask = labels != IGNORE_INDEX
@@ -50,6 +48,9 @@ def start_from_vectors(
     model.lm_head.bias.copy_(shares.log())
     # what a decoder reads of tokens is noise at first, which its output layer should not say loudly
     model.lm_head.weight.copy_(embeddings * (1.0 if model.prior is None else _QUIET))
+    if not bool(model.whitening.matrix.any()):
+        _read_nothing(model)
+        return
     white = model.whitening(vectors)
     centred = embeddings[labels.masked_fill(~target_mask, 0)] - shares.float() @ embeddings
     targets = torch.where(target_mask[..., None], centred, 0.0)
@@ -66,6 +67,38 @@ def start_from_vectors(
         directions, maps = _least_squares(*given, shares, rank)
         model.readout.directions[position] = directions
         model.readout.maps[position] = maps * width**0.5
+
+
+@torch.no_grad()
+def start_from_language(
+    model: ProbeDecoder,
+    language: ProbeDecoder,
+    vectors: Float[Tensor, "rows numbers"],
+    labels: Int[Tensor, "rows tokens"],
+) -> None:
+    """Start a decoder that reads tokens as one that has learnt to write without vectors, and fit its prior to vectors.
+
+    The readout begins with nothing, so that training starts at what the other one writes, moved by the prior.
+
+    Args:
+        model: changed in place.
+        language: of the same size.
+        vectors: (rows, numbers), of the training passages only.
+        labels: (rows, tokens), classes; IGNORE_INDEX where there is no target.
+    """
+    model.load_state_dict(language.state_dict())
+    model.whitening.mean, model.whitening.matrix = whitening_of(vectors)
+    _read_nothing(model)
+    if model.prior is not None:
+        model.prior.init_own_weights()
+        _start_prior(model.prior, model.whitening(vectors), labels)
+
+
+def _read_nothing(model: ProbeDecoder) -> None:
+    """Let the readout give zeros, and the directions that it will learn from be random."""
+    model.readout.init_own_weights()
+    for weight in (model.readout.maps, model.readout.shared.weight):
+        weight.zero_()
 
 
 def _start_prior(prior: TokenPrior, white: Float[Tensor, "rows numbers"], labels: Int[Tensor, "rows tokens"]) -> None:
@@ -121,6 +154,8 @@ def whitening_of(
     vectors: Float[Tensor, "rows numbers"],
 ) -> tuple[Float[Tensor, " numbers"], Float[Tensor, "numbers numbers"]]:
     """Return the mean, and the matrix that brings the covariance to one; directions without spread become zero."""
+    if bool((vectors == vectors[:1]).all()):
+        return vectors[0].clone(), torch.zeros(vectors.shape[1], vectors.shape[1])
     exact = vectors.double()
     mean = exact.mean(0)
     spread = exact.std(0, correction=0)
