@@ -31,7 +31,7 @@ from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, 
 from memlm.training.loop.trainer import MemlmTrainer, fit
 
 _VALIDATION_BATCH = 128
-_NOISE = 0.3
+_NOISE = 1.0
 """Standard deviation of the noise on whitened vectors from which a decoder that reads tokens learns."""
 _CANDIDATES = 1024
 """Classes beside its targets that each batch is compared with; with thousands of classes, all of them take most of the
@@ -96,7 +96,7 @@ def _train(
         optimizer=OptimizerConfig(learning_rate=settings.learning_rate, adamw_learning_rate=settings.learning_rate),
     )
     torch.manual_seed(seed)
-    model = _untrained(data, settings)
+    model = untrained_probe(data, settings)
     if language is None:
         start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
     else:
@@ -119,8 +119,8 @@ def _train(
     )
 
 
-def _untrained(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
-    """Return a decoder whose positions read twice their even share of the vector, between 8 and 64 numbers."""
+def untrained_probe(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
+    """Return a decoder with random weights, whose positions read twice their even share of the vector, from 8 to 64."""
     length, size = data.train_labels.shape[1], data.train_vectors.shape[1]
     rank = settings.readout_rank or int(min(max(8, 2 * size / length), 64))
     shape: dict[str, Any] = dict(SIZES[settings.size])
