@@ -14,7 +14,7 @@ from transformers import AutoModel
 from memlm.errors import ConfigError, MemoryShapeError
 from memlm.models import ProbeConfig, ProbeDecoder
 from memlm.models.probe.modeling import drawn_classes
-from memlm.models.probe.start import start_from_language, start_from_vectors, whitening_of
+from memlm.models.probe.start import start_from_language, start_from_vectors, start_tokens, whitening_of
 from memlm.objectives import token_nats
 from memlm.shapes import IGNORE_INDEX
 
@@ -214,3 +214,19 @@ def test_a_start_from_language_writes_as_it_does_but_for_the_prior() -> None:
     assert after < before - 0.05
     model.train()(vectors, labels=labels).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("width", [30, 5])
+def test_tokens_start_as_another_models_and_stay_as_far_apart(width: int) -> None:
+    table = torch.randn(12, width, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.ones(width))
+    table[:, 10:] *= 1e-3  # what the decoder's sixteen numbers hold
+    table[0] = 0
+    tokens = writer().embed_tokens
+    assert tokens is not None
+    before = tokens.weight.detach().clone()
+    start_tokens(tokens, table)
+    after = tokens.weight.detach()
+    assert torch.equal(after[[0, -1]], before[[0, -1]])
+    assert float(after[1:12].square().mean().sqrt()) == pytest.approx(0.5, rel=1e-3)
+    far = [torch.cdist(rows[1:12], rows[1:12]) for rows in (table, after)]
+    torch.testing.assert_close(far[1] / far[1].max(), far[0] / far[0].max(), rtol=1e-2, atol=1e-2)

@@ -6,7 +6,7 @@ the third, which neither the tokenizer nor the probe has seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,7 @@ class ProbeDataset:
         vocabulary: the tokens of the training passages.
         tokenizer: the tokenizer of the passages.
         length: tokens per passage.
+        table: the encoder's own vector of each token, where the tokens are the encoder's.
     """
 
     passages: dict[str, Passages]
@@ -41,6 +42,7 @@ class ProbeDataset:
     vocabulary: SeenVocabulary
     tokenizer: PreTrainedTokenizerBase
     length: int
+    table: Float[Tensor, "tokens _"] | None = None
 
     def classes(self, part: str) -> PackedRows:
         """Return the rows of a part, also of LANGUAGE where it exists, with classes in place of token ids."""
@@ -78,11 +80,23 @@ class ProbeDataset:
         labels = {"train": self.labels(LANGUAGE if LANGUAGE in self.rows else "train")}
         labels["validation"] = self.labels("validation")
         train, validation = (torch.zeros(1, width).expand(len(labels[part]), -1) for part in ("train", "validation"))
-        return ProbeData(train, labels["train"], validation, labels["validation"], len(self.vocabulary))
+        return ProbeData(train, labels["train"], validation, labels["validation"], len(self.vocabulary), self._table())
+
+    def _table(self) -> Float[Tensor, "classes _"] | None:
+        """Return the encoder's own vector of each class, zeros for unseen tokens."""
+        if self.table is None or int(self.vocabulary.ids.max()) >= len(self.table):
+            return None
+        return torch.cat([torch.zeros(1, self.table.shape[1]), self.table[self.vocabulary.ids].float()])
 
 
 def dataset_of_documents(
-    documents: TrainValTestSplit, tokenizer: PreTrainedTokenizerBase, *, length: int, limits: dict[str, int], seed: int
+    documents: TrainValTestSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    limits: dict[str, int],
+    seed: int,
+    table: Float[Tensor, "tokens _"] | None = None,
 ) -> ProbeDataset:
     """Cut passages of `length` tokens from documents.
 
@@ -92,6 +106,7 @@ def dataset_of_documents(
         length: tokens per passage.
         limits: the maximum number of passages of each part, by name.
         seed: the seed of the choice of passages.
+        table: the encoder's own vector of each token, where the tokens are the encoder's.
 
     Raises:
         DataError: a part has no document of `length` tokens.
@@ -100,7 +115,7 @@ def dataset_of_documents(
         name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed)
         for name in PARTS
     }
-    found = dataset_of_passages(passages, tokenizer, length=length)
+    found = replace(dataset_of_passages(passages, tokenizer, length=length), table=table)
     if len(passages["train"]) == limits["train"] < _LANGUAGE_ROWS:
         more = cut_passages(documents.train, tokenizer, length=length, limit=_LANGUAGE_ROWS, seed=seed)
         found.rows[LANGUAGE] = passage_rows(more, tokenizer, length=length)

@@ -177,7 +177,7 @@ class Probes:
         rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
         unigram = per_document(rows, unigram_nats(unigram_log_probabilities(counts), rows.input_ids))
         blank, data = {part: torch.zeros_like(own) for part, own in vectors.items()}, dataset.language_data(width)
-        language = self._trained(data, "writer_language", self.settings.writer, seed=seed)
+        language = self._trained(data, "writer_language", self.settings.language, seed=seed)
         written = partial(self._written, dataset, language)
         without = written(blank, "blank_memory", beams=0).nats
         found: list[Measurement] = []

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memlm.data import Document, load_tokenizer, split_documents, train_tokenizer
 from memlm.data.corpus import UniqueIds
@@ -109,7 +110,9 @@ class Retention:
         probes = Probes(Path(out), chosen, encoder=encoder.fingerprint, cache=cache, progress=progress)
         result = cls(encoder.name, encoder.width)
         for length in chosen.lengths:
-            dataset = dataset_of_documents(split, tokenizer, length=length, limits=limits, seed=chosen.seed)
+            dataset = dataset_of_documents(
+                split, tokenizer, length=length, limits=limits, seed=chosen.seed, table=_table_of(encoder, tokenizer)
+            )
             probes.say_estimate(dataset, encoder, encoder.width)
             encode = partial(probes.vectors, dataset)
             vectors = encode(encoder)
@@ -203,6 +206,18 @@ def _vocabulary_of(encoder: Encoder, settings: ProbeSettings, texts: list[str]) 
     if settings.vocabulary == "encoder" and isinstance(own, PreTrainedTokenizerBase):
         return own
     return train_tokenizer(texts, vocab_size=1024)
+
+
+def _table_of(encoder: Encoder, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+    """Return the encoder's own vector of each token, None where the passages have other tokens or there is none."""
+    model = getattr(encoder, "model", None)
+    if tokenizer is not getattr(encoder, "tokenizer", None) or not isinstance(model, PreTrainedModel):
+        return None
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return weight.detach().cpu() if isinstance(weight, Tensor) else None
 
 
 def _untrained(

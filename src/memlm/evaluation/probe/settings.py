@@ -83,3 +83,8 @@ class ProbeSettings(Settings):
         changes = {"reads_tokens": True, "steps": self.writer_steps, "batch_size": 64, "learning_rate": rate}
         changes |= {"evaluate_every": 100}
         return self.probe.model_copy(update=changes)
+
+    @property
+    def language(self) -> ProbeTraining:
+        """Settings of the decoder that learns to write without vectors, from which the others start."""
+        return self.writer.model_copy(update={"learning_rate": self.probe.learning_rate})

@@ -23,7 +23,7 @@ from memlm.evaluation.probe.settings import SIZES, ProbeTraining
 from memlm.files import write_folder_atomic
 from memlm.measurement import correct, target_mask
 from memlm.models import ProbeConfig, ProbeDecoder
-from memlm.models.probe.start import start_from_language, start_from_vectors
+from memlm.models.probe.start import start_from_language, start_from_vectors, start_tokens
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import OptimizerConfig, TrainingConfig
@@ -41,13 +41,17 @@ _KEY = "validation_cross_entropy"
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Vectors (rows, numbers) and target classes (rows, tokens), IGNORE_INDEX where there is no target."""
+    """Vectors (rows, numbers) and target classes (rows, tokens), IGNORE_INDEX where there is no target.
+
+    `table` holds the encoder's own vector of each class, where a decoder that reads tokens may start from them.
+    """
 
     train_vectors: Float[Tensor, "rows numbers"]
     train_labels: Int[Tensor, "rows tokens"]
     validation_vectors: Float[Tensor, "validation numbers"]
     validation_labels: Int[Tensor, "validation tokens"]
     num_classes: int
+    table: Float[Tensor, "classes _"] | None = None
 
 
 def train_probe(
@@ -99,6 +103,8 @@ def _train(
     model = untrained_probe(data, settings)
     if language is None:
         start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
+        if data.table is not None and model.embed_tokens is not None:
+            start_tokens(model.embed_tokens, data.table)
     else:
         start_from_language(model, language, data.train_vectors, data.train_labels)
 

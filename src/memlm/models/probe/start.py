@@ -23,6 +23,8 @@ _RARE, _RARE_IN_TEXTS = 8.0, 32.0
 _SHARED = 64
 _QUIET = 0.2
 """Scale of the first output layer of a decoder that reads tokens."""
+_TOKENS = 0.5
+"""Root mean square of the tokens' first vectors where another model's are known."""
 _SPREAD = 1e-6
 """Directions with less than this share of the largest variance hold rounding noise, and are left out."""
 
@@ -92,6 +94,24 @@ def start_from_language(
     if model.prior is not None:
         model.prior.init_own_weights()
         _start_prior(model.prior, model.whitening(vectors), labels)
+
+
+@torch.no_grad()
+def start_tokens(tokens: nn.Embedding, table: Float[Tensor, "classes numbers"]) -> None:
+    """Start the vectors of the tokens that a decoder reads as another model's, brought to its width.
+
+    Args:
+        tokens: the decoder's table, changed in place.
+        table: a vector of each class; rows of zeros leave the decoder's as they are.
+    """
+    width = tokens.embedding_dim
+    known = table.any(1)
+    centred = table[known].double() - table[known].double().mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    narrow = centred @ directions.flip(1)[:, :width]
+    narrow = nn.functional.pad(narrow, (0, width - narrow.shape[1]))
+    scale = _TOKENS / narrow.square().mean().sqrt().clamp(min=1e-12)
+    tokens.weight[: len(table)][known] = (narrow * scale).to(tokens.weight.dtype)
 
 
 def _read_nothing(model: ProbeDecoder) -> None:
