@@ -85,7 +85,9 @@ def _linear_seconds(dataset: ProbeDataset, settings: ProbeSettings, numbers: int
     """Return the seconds of so many readings of positions and words, and of the positive control of words."""
     train, scored = (sum(len(dataset.passages[part]) for part in parts) for parts in (PARTS[:1], PARTS[1:]))
     words = _WORDS * len({word for text in dataset.passages["train"].texts for word in words_of(text)})
-    positions = _DISCRIMINANTS * readings * 2 * dataset.length * scored * numbers * len(dataset.vocabulary)
+    # a discriminant is fitted by two products and a system in double precision, and read by a product
+    products = (scored + 3 * numbers) * numbers * len(dataset.vocabulary)
+    positions = _DISCRIMINANTS * readings * 2 * dataset.length * products
     passes = _REGRESSION * (readings + settings.controls) * 2 * settings.word_passes * train * numbers * words
     return (positions + passes) / _products_per_second()
 
