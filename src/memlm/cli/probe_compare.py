@@ -24,7 +24,7 @@ from memlm.reports import PageContent, figure, write_page
 from memlm.training.run_folder import command_line, describe_versions
 
 _COLUMNS = {"usable_bits": "usable_share", "word_f1": "word_f1", "name_recall": "word_f1", NDCG: ""}
-"""What is compared, with the reading whose verdict it needs."""
+"""Measurements that are compared, each with the reading whose verdict it needs."""
 _HEADINGS = ("encoder", "vectors", "usable bits", "words (F1)", "names", "nDCG@10")
 _DRAWN = {"usable information": "usable_share", "words (F1)": "word_f1", "names": "name_recall", "nDCG@10": NDCG}
 _LEAVE_OUT = ("lengths", "held_out", "control_steps", "probe", "bits", "audit", "retrieval", "one_pass_controls")
