@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from memlm.cli import main
-from memlm.data import Passages
+from memlm.data import Document, Passages, TrainValTestSplit
+from memlm.encoders import HuggingFaceEncoder, open_encoder
+from memlm.evaluation.probe.dataset import dataset_of_documents
+from memlm.evaluation.probe.retention import _table_of  # pyright: ignore[reportPrivateUsage]
 from memlm.evaluation.probe.retrieval import ndcg, queries
 from tests.conftest import WORDS
-from tests.encoders.embedders import WIDTH, embedder
+from tests.encoders.embedders import WIDTH, byte_tokenizer, embedder
 
 POOLED = ("Pooling", {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True})
 
@@ -104,3 +107,19 @@ def test_mistakes_are_one_line(
     assert main(["probe-compare", *given, *text, "--out", str(tmp_path / "out")]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("memlm: error")]
     assert all(word in line for word in words)
+
+
+def test_a_table_of_tokens_is_the_encoders_own_where_passages_are_its_tokens(tmp_path: Path) -> None:
+    encoder = open_encoder(embedder(tmp_path / "bert", POOLED, backbone="bert"))
+    assert isinstance(encoder, HuggingFaceEncoder)
+    table = _table_of(encoder, encoder.tokenizer)
+    assert table is not None
+    documents = TrainValTestSplit(*((Document("a", " ".join(WORDS) * 9),) for _ in range(3)))
+    limits = {"train": 4, "validation": 2, "held_out": 2}
+    dataset = dataset_of_documents(documents, encoder.tokenizer, length=8, limits=limits, seed=0, table=table)
+    data = dataset.language_data(WIDTH)
+    assert len(data.train_labels) > limits["train"]  # all training text, not only the passages that have vectors
+    assert data.table is not None
+    assert torch.equal(data.table[1:], table[dataset.vocabulary.ids])
+    assert not data.table[0].any()
+    assert _table_of(encoder, byte_tokenizer()) is None
