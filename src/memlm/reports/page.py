@@ -29,6 +29,7 @@ class PageContent:
         headline: the main result in one sentence.
         command: the exact command.
         measurements: all figures.
+        summary: headings and rows of a table that comes first.
         by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
         saved: texts whose tokens are coloured by what memories saved.
@@ -53,6 +54,7 @@ class PageContent:
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
     audits: Sequence[Audit] = field(default_factory=tuple)
+    summary: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
 def write_page(path: str | Path, content: PageContent) -> None:
