@@ -13,8 +13,8 @@ from memlm.cli import main
 from memlm.data import Document, Passages, TrainValTestSplit
 from memlm.encoders import HuggingFaceEncoder, open_encoder
 from memlm.evaluation.probe.dataset import dataset_of_documents
+from memlm.evaluation.probe.metrics import ndcg, queries
 from memlm.evaluation.probe.retention import _table_of  # pyright: ignore[reportPrivateUsage]
-from memlm.evaluation.probe.retrieval import ndcg, queries
 from tests.conftest import WORDS
 from tests.encoders.embedders import WIDTH, byte_tokenizer, embedder
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     trained: list[str] = []
+    probe = {"size": "small", "steps": 2, "batch_size": 32, "evaluate_every": 2}
+    few = partial(settings, passages=64, word_passes=1, control_steps=2, probe=probe)
     train_probe, train_run = probes.train_probe, probes.train_run
 
     def spy_probe(data: Any, training: Any, folder: Path, **rest: Any) -> Any:
@@ -117,12 +120,12 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
     def measured(out: str, **changes: Any) -> Retention:
         trained.clear()
         encoder = LinearCode(tokenizer)
-        chosen = settings(**changes)
+        chosen = few(**changes)
         return Retention.measure(encoder, DOCUMENTS, out=tmp_path / out, settings=chosen, cache=tmp_path / "cache")
 
     first = measured("first")
     assert len(trained) == 6
-    assert len(trained_decoders(settings(), False)) == 5  # and the positive control
+    assert len(trained_decoders(few(), False)) == 5  # and the positive control
     assert measured("second").measurements == first.measurements
     assert trained == []
     measured("rounded", bits="int8")

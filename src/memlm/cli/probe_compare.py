@@ -16,8 +16,8 @@ from memlm.cli.probe import check_chunk, interval, settings_of
 from memlm.data import Document, load_documents
 from memlm.encoders import open_encoder
 from memlm.errors import ConfigError
+from memlm.evaluation.probe.metrics import NDCG
 from memlm.evaluation.probe.retention import Retention
-from memlm.evaluation.probe.retrieval import NDCG
 from memlm.evaluation.probe.settings import ProbeSettings, Size
 from memlm.measurement import Measurement, append_journal, to_json_lines
 from memlm.reports import PageContent, figure, write_page

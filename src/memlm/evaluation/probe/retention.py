@@ -33,10 +33,9 @@ from memlm.data.given import check_kind, list_of_texts, one_text
 from memlm.encoders import Encoder
 from memlm.evaluation.probe.audit import Audit, check_enough
 from memlm.evaluation.probe.dataset import PARTS, dataset_of_documents, dataset_of_passages
-from memlm.evaluation.probe.metrics import CapacityPoint
+from memlm.evaluation.probe.metrics import CapacityPoint, retrieval_measurements
 from memlm.evaluation.probe.probes import LengthResult, PartVectors, Probes
 from memlm.evaluation.probe.ready_made import ReadyMade, export
-from memlm.evaluation.probe.retrieval import retrieval_measurements
 from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.probe.verdict import Reading, headline, percent, readings
 from memlm.measurement import Measurement, Passage
