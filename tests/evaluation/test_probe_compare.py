@@ -71,8 +71,7 @@ def test_encoders_are_compared(
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<table class="summary">' in page
     assert page.count("<svg") == 1
-    assert main([*given, "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()]
     rows = {(line["split"], line["name"]): line["value"] for line in lines}
     assert {split for split, _ in rows} == {
         f"{name}, {kind}" for name in ("bert", "mpnet") for kind in ("none", "binary")
@@ -80,6 +79,12 @@ def test_encoders_are_compared(
     for name in ("usable_bits", "usable_share", "ndcg@10", "usable_bits/shuffled_memory"):
         assert ("bert, none", name) in rows
     assert rows["bert, none", "ndcg@10"] > rows["bert, binary", "ndcg@10"] > 0
+    # the first row alone, which is there already
+    assert main([*given[:3], "--roundings", "none", *given[7:], "--json"]) == 0
+    again = {
+        (line["split"], line["name"]): line["value"] for line in map(json.loads, capsys.readouterr().out.splitlines())
+    }
+    assert again == {key: value for key, value in rows.items() if key[0] == "bert, none"}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def values(result: Retention) -> dict[str, float]:
 
 def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = LinearCode(tokenizer)
-    chosen = settings(writer_steps=30)
+    probe = {"size": "small", "steps": 24, "batch_size": 32, "evaluate_every": 12, "learning_rate": 1e-2}
+    chosen = settings(writer_steps=16, word_passes=2, control_steps=4, probe=probe)
     result = Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=chosen, cache=tmp_path / "cache")
     found = values(result)
     assert found["token_accuracy"] > 0.9
