@@ -38,6 +38,7 @@ SMALL = {
     "evaluate": "--rows 8",
     "probe --encoder": f"--text SOURCE --size small {PROBE}",
     "probe --embeddings": f"--size small {PROBE}",
+    "probe-compare": f"--text SOURCE --size small --length 8 --roundings none {PROBE}",
     "probe-table": "--text SOURCE --hidden-size 32 --num-heads 4 --steps 2 --passages 60 --held-out-passages 20 "
     "--seeds 1",
     "claims --quick": "--text SOURCE --workers 1",

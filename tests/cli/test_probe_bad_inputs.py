@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from memlm.cli.probe import _options, _settings
+from memlm.cli.probe import _options, settings_of
 from memlm.evaluation.probe.settings import ProbeSettings
 from tests.cli.test_bad_inputs import refused
 from tests.conftest import speech
@@ -257,8 +257,8 @@ def test_one_line_exit_code_two_nothing_harmed(
 
 
 def test_quick_takes_few_passages_unless_told_otherwise() -> None:
-    quick = _settings(_options(["--encoder", "x", "--quick"]), default=32)
+    quick = settings_of(_options(["--encoder", "x", "--quick"]), default=32)
     assert (quick.passages, quick.probe.size, quick.probe.steps) == (4096, "small", 40)
-    told = _settings(_options(["--encoder", "x", "--quick", "--passages", "50", "--steps", "7"]), default=32)
+    told = settings_of(_options(["--encoder", "x", "--quick", "--passages", "50", "--steps", "7"]), default=32)
     assert (told.passages, told.probe.size, told.probe.steps) == (50, "small", 7)
-    assert _settings(_options(["--encoder", "x"]), default=32).passages == ProbeSettings().passages
+    assert settings_of(_options(["--encoder", "x"]), default=32).passages == ProbeSettings().passages

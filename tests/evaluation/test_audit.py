@@ -105,7 +105,9 @@ def test_five_texts_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_records_come_back_from_vectors_that_hold_them(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     documents = [Document(f"d{i}", speech(i, words=40)) for i in range(60)]
     pattern = "topics=(?:peace|war|trade|harvest)"
-    chosen = settings(audit=True, audit_pattern=[pattern], controls=False, held_out_passages=100)
+    probe = {"size": "small", "steps": 24, "batch_size": 32, "evaluate_every": 12, "learning_rate": 1e-2}
+    few = {"controls": False, "held_out_passages": 100, "word_passes": 1, "probe": probe}
+    chosen = settings(audit=True, audit_pattern=[pattern], **few)
     encoder, folders = LinearCode(tokenizer), {"out": tmp_path / "out", "cache": tmp_path / "cache"}
     result = Retention.measure(encoder, documents, settings=chosen, **folders)
     roundings = ("", ", fp16", ", int8", ", binary")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -9,7 +11,7 @@ from sklearn.linear_model import Ridge as SlowRidge
 from torch import Tensor
 
 from memlm.data import Passages
-from memlm.data.words import words_of
+from memlm.data.words import name_words_of, words_of
 from memlm.evaluation.probe.content_words import (
     ContentWords,
     Ranked,
@@ -26,6 +28,7 @@ SIZES = {"train": 600, "validation": 100, "held_out": 200}
 _STARTS, _ENDS = ("ka", "lo", "mi", "nu", "pe", "qua"), [f"{a}{b}" for a in "rstvwxyzbd" for b in "ae"]
 WORDS = [start + end for start in _STARTS for end in _ENDS]
 NUMBERS = 150
+NO_NAMES = torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2)
 
 
 def passages(seed: int = 0) -> dict[str, Passages]:
@@ -59,6 +62,11 @@ def test_words_are_told_apart_in_every_script() -> None:
     assert words_of("東京都は") == ["東京", "京都", "都は"]
 
 
+def test_names_are_capitalised_words_within_a_sentence() -> None:
+    text = 'The old Mill by River Łódź, Anna said. Peace came to B. "Who?" asked Émile; Jo'
+    assert name_words_of(text) == {"mill", "river", "łódź", "anna", "émile", "jo"}
+
+
 def test_weights_are_those_of_a_slow_ridge_regression() -> None:
     vectors = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     ridge = Ridge(vectors)
@@ -81,7 +89,7 @@ def test_classes_are_those_of_a_slow_discriminant_analysis() -> None:
 
 def test_the_threshold_is_the_best_of_all() -> None:
     scores = torch.tensor([[3.0, 1.0], [2.0, 0.5]])
-    ranked = Ranked(scores, torch.tensor([[True, False], [True, True]]), torch.tensor([2, 2]), torch.ones(2))
+    ranked = Ranked(scores, torch.tensor([[True, False], [True, True]]), torch.tensor([2, 2]), torch.ones(2), *NO_NAMES)
     tried = {t: 2 * (ranked.right & (scores >= t)).sum() / ((scores >= t).sum() + 4) for t in (3.0, 2.0, 1.0, 0.5)}
     threshold, f1 = ranked.best_threshold()
     assert f1 == pytest.approx(float(max(tried.values())))
@@ -134,6 +142,18 @@ def test_sums_of_word_vectors_can_be_read() -> None:
     torch.testing.assert_close(sums["train"][0], table[first].sum(0))
     torch.testing.assert_close(sums["train"][1], table[second].sum(0))
     assert read_words(sums, texts, words, passes=0)[0]["word_f1"].ratio() > 0.9
+
+
+def test_recall_of_names_counts_words_of_names_alone() -> None:
+    texts = passages()
+    held_out = texts["held_out"]
+    capital = tuple(re.sub(r"(\w+)$", lambda last: last[0].title(), text) for text in held_out.texts)
+    named = {**texts, "held_out": Passages(capital, held_out.document_index, held_out.document_ids)}
+    own, another = read_words(bags(texts), named, rare(texts), passes=0)
+    last = [words_of(text)[-1] for text in capital]
+    assert own["name_recall"].count == sum(word not in rare(texts).common for word in last)
+    assert own["name_recall"].ratio() > 0.9 > 0.3 > another["name_recall"].ratio()
+    assert read_words(bags(texts), texts, rare(texts), passes=0)[0]["name_recall"].count == 0
 
 
 def test_words_that_training_never_saw_count_as_missed() -> None:

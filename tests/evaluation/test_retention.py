@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def values(result: Retention) -> dict[str, float]:
 
 def test_the_meter_tells_full_vectors_from_empty_ones(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = LinearCode(tokenizer)
-    chosen = settings(writer_steps=30)
+    probe = {"size": "small", "steps": 24, "batch_size": 32, "evaluate_every": 12, "learning_rate": 1e-2}
+    chosen = settings(writer_steps=16, word_passes=2, control_steps=4, probe=probe)
     result = Retention.measure(encoder, DOCUMENTS, out=tmp_path / "out", settings=chosen, cache=tmp_path / "cache")
     found = values(result)
     assert found["token_accuracy"] > 0.9
@@ -100,6 +102,8 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     trained: list[str] = []
+    probe = {"size": "small", "steps": 2, "batch_size": 32, "evaluate_every": 2}
+    few = partial(settings, passages=64, word_passes=1, control_steps=2, probe=probe)
     train_probe, train_run = probes.train_probe, probes.train_run
 
     def spy_probe(data: Any, training: Any, folder: Path, **rest: Any) -> Any:
@@ -117,12 +121,12 @@ def test_a_second_probe_trains_only_what_no_folder_has_yet(
     def measured(out: str, **changes: Any) -> Retention:
         trained.clear()
         encoder = LinearCode(tokenizer)
-        chosen = settings(**changes)
+        chosen = few(**changes)
         return Retention.measure(encoder, DOCUMENTS, out=tmp_path / out, settings=chosen, cache=tmp_path / "cache")
 
     first = measured("first")
     assert len(trained) == 6
-    assert len(trained_decoders(settings(), False)) == 5  # and the positive control
+    assert len(trained_decoders(few(), False)) == 5  # and the positive control
     assert measured("second").measurements == first.measurements
     assert trained == []
     measured("rounded", bits="int8")
@@ -149,9 +153,9 @@ def test_the_estimate_grows_with_what_is_to_do(tokenizer: PreTrainedTokenizerFas
     assert Estimate.of(dataset, None, settings(controls=False), encoder.width).encoding == 0
     assert "at most about" in str(found)
     more = settings(writer_steps=1000, seeds=9)
-    assert len(trained_decoders(more, True)) == 9 + 4 + 1 + 4
-    assert len(trained_decoders(settings(writer_steps=9, one_pass_controls=False), True)) == 1 + 3
-    assert len(trained_decoders(settings(writer_steps=9, controls=False, audit=True), False)) == 1 + 2 + 3
+    assert len(trained_decoders(more, True)) == 9 + 4 + 1 + 5
+    assert len(trained_decoders(settings(writer_steps=9, one_pass_controls=False), True)) == 1 + 4
+    assert len(trained_decoders(settings(writer_steps=9, controls=False, audit=True), False)) == 1 + 3 + 3
     assert len(trained_decoders(settings(controls=False, audit=True, bits="int8"), False)) == 1 + 1
     assert Estimate.of(dataset, None, more, encoder.width).training > 3 * found.training
 

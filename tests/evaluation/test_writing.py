@@ -65,10 +65,18 @@ def test_written_texts_are_cut_at_their_passages_lengths() -> None:
     mask[::2, 3:] = 0
     written = ids.clone()
     written[::2, 3:] = 99  # behind the end
-    found = {m.name: m.value for m in text_measurements(rows(ids, mask), written, "5 tokens")}
+    found = {m.name: m.value for m in text_measurements("", rows(ids, mask), written, "5 tokens", beams=1)}
     for name in ("written_token_f1", "written_rouge_l", "written_exact_match"):
         assert found[name] == 1
         assert found[f"{name}/shuffled_memory"] < 0.9
+
+
+def test_a_protocol_says_how_texts_were_written() -> None:
+    ids = draw(COUNT, LENGTH)
+    for beams, protocol in ((1, "greedy"), (4, "beam_search_4")):
+        assert {m.protocol for m in text_measurements("", rows(ids), ids, "5 tokens", beams=beams)} == {protocol}
+    control = text_measurements("word_sums", rows(ids), ids, "5 tokens", beams=1)
+    assert [m.name.partition("/")[2] for m in control] == ["word_sums"] * 3
 
 
 def test_bits_are_what_the_vector_saves() -> None:

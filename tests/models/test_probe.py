@@ -13,7 +13,8 @@ from transformers import AutoModel
 
 from memlm.errors import ConfigError, MemoryShapeError
 from memlm.models import ProbeConfig, ProbeDecoder
-from memlm.models.probe.start import start_from_vectors, whitening_of
+from memlm.models.probe.modeling import drawn_classes
+from memlm.models.probe.start import start_from_language, start_from_vectors, start_tokens, whitening_of
 from memlm.objectives import token_nats
 from memlm.shapes import IGNORE_INDEX
 
@@ -162,3 +163,70 @@ def test_what_is_written_is_what_a_slow_search_finds() -> None:
         logits[..., 0] = -torch.inf
         likeliest = every[token_nats(logits, every).sum(1).argmin()]
         assert torch.equal(model.write(vectors[row : row + 1], beams=64)[0], likeliest)
+
+
+def test_drawn_classes_stand_for_all() -> None:
+    labels = torch.randint(0, 300, (40, 7), generator=torch.Generator().manual_seed(0))
+    labels[0, 3:] = IGNORE_INDEX
+    logits = torch.randn(300, generator=torch.Generator().manual_seed(1))
+    slow = torch.nn.functional.cross_entropy(logits.expand(280, -1), labels.flatten())
+    torch.manual_seed(0)
+    found = []
+    for _ in range(50):
+        classes, weights, places = drawn_classes(labels, 300, 60)
+        assert len(classes.unique()) == len(classes) == len(labels[labels >= 0].unique()) + 60
+        kept = places >= 0
+        assert torch.equal(classes[places[kept]], labels[kept])
+        assert torch.equal(kept, labels >= 0)
+        found.append(
+            torch.nn.functional.cross_entropy((logits[classes] + weights).expand(280, -1), places.flatten()).item()
+        )
+    assert sum(found) / 50 == pytest.approx(float(slow), abs=0.02)
+    # with all others drawn it is exact
+    classes, weights, places = drawn_classes(labels, 300, 300)
+    exact = torch.nn.functional.cross_entropy((logits[classes] + weights).expand(280, -1), places.flatten())
+    assert float(exact) == pytest.approx(float(slow), rel=1e-5)
+
+
+def test_few_classes_are_enough_to_learn_from() -> None:
+    vectors, labels = linear_code(64)
+    model = writer(vocab_size=400, candidates=100)
+    start_from_vectors(model, vectors, labels, seed=0)
+    assert model.train()(vectors, labels=labels).logits.shape[-1] < 120
+    assert model.eval()(vectors, labels=labels).logits.shape[-1] == 400
+    model.config.candidates = 390
+    whole = model.train()(vectors, labels=labels)
+    assert whole.logits.shape[-1] == 400
+
+
+def test_a_start_from_language_writes_as_it_does_but_for_the_prior() -> None:
+    vectors, labels = linear_code(500)
+    language = writer()
+    start_from_vectors(language, torch.zeros_like(vectors), labels, seed=0)
+    with torch.no_grad():
+        language.lm_head.weight.normal_()
+    blank, model = writer(), writer()
+    start_from_language(blank, language, torch.zeros_like(vectors), labels)
+    torch.testing.assert_close(blank.teacher_forced(vectors, labels), language.teacher_forced(vectors, labels))
+    start_from_language(model, language, vectors, labels)
+    with torch.no_grad():
+        before, after = (token_nats(m.eval().teacher_forced(vectors, labels), labels).mean() for m in (language, model))
+    assert after < before - 0.05
+    model.train()(vectors, labels=labels).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("width", [30, 5])
+def test_tokens_start_as_another_models_and_stay_as_far_apart(width: int) -> None:
+    table = torch.randn(12, width, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.ones(width))
+    table[:, 10:] *= 1e-3  # what the decoder's sixteen numbers hold
+    table[0] = 0
+    tokens = writer().embed_tokens
+    assert tokens is not None
+    before = tokens.weight.detach().clone()
+    start_tokens(tokens, table)
+    after = tokens.weight.detach()
+    assert torch.equal(after[[0, -1]], before[[0, -1]])
+    assert float(after[1:12].square().mean().sqrt()) == pytest.approx(0.5, rel=1e-3)
+    far = [torch.cdist(rows[1:12], rows[1:12]) for rows in (table, after)]
+    torch.testing.assert_close(far[1] / far[1].max(), far[0] / far[0].max(), rtol=1e-2, atol=1e-2)

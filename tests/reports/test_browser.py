@@ -8,12 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from memlm.evaluation.probe.verdict import KINDS, SERIES
 from memlm.reports import PageContent, write_page
-from memlm.reports.figure import capacity_curve
+from memlm.reports.figure import capacity_curve, shares_with_intervals
 from tests.reports.test_reports import content
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,6 +35,8 @@ f.onload = () => {{
     width: w.innerWidth, svgs: d.querySelectorAll("svg").length,
     tall: [...d.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().height),
     paper: w.getComputedStyle(d.body).backgroundColor, ink: style("body"), wrong: style(".wrong"),
+    texts: [...d.querySelectorAll("svg")].map((s) => [s, ...s.querySelectorAll("text")].map((t) => {{
+      const b = t.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; }})),
     resources: w.performance.getEntriesByType("resource").map((r) => r.name)}});
 }};
 f.src = "report.html";
@@ -65,8 +69,9 @@ def test_the_page_opens_offline_and_is_readable(page: str, width: int, dark: boo
     seen, log = opened(tmp_path, width, dark=dark)
     assert seen["width"] == width
     assert seen["scroll"] == seen["client"]  # nothing sticks out beside the window, its scroll bar apart
-    assert seen["svgs"] == (3 if page == "run" else 2)
+    assert seen["svgs"] == 3
     assert min(seen["tall"]) > 100  # type: ignore[type-var, call-overload]
+    check_texts(seen["texts"], height=8 if width == 400 else 11)  # type: ignore[arg-type]
     assert seen["resources"] == []
     assert "CONSOLE" not in log, log
     paper, ink = brightness(str(seen["paper"])), brightness(str(seen["ink"]))
@@ -75,12 +80,27 @@ def test_the_page_opens_offline_and_is_readable(page: str, width: int, dark: boo
     assert red > 1.3 * max(green, blue)
 
 
+def check_texts(figures: list[list[list[float]]], *, height: float) -> None:
+    """Check that the texts of each figure lie inside it, can be read, and cover no other text."""
+    for (left, top, right, bottom), *texts in figures:
+        assert all(
+            x0 >= left - 1 and x1 <= right + 1 and y0 >= top - 1 and y1 <= bottom + 1 for x0, y0, x1, y1 in texts
+        )
+        assert min(y1 - y0 for _, y0, _, y1 in texts) >= height
+        for (a0, b0, a1, b1), (c0, d0, c1, d1) in combinations(texts, 2):
+            assert min(a1, c1) - max(a0, c0) <= 1 or min(b1, d1) - max(b0, d0) <= 1
+
+
 def probe_content() -> PageContent:
-    """What `memlm probe` shows: the capacity curve, no learning curve, no costs."""
+    """What `memlm probe` shows: the ladder, the capacity curve, no learning curve, no costs."""
     names = ("token accuracy", "exact match", "retention over unigram")
     controls = ("unigram", "blank_memory", "shuffled_memory", "untrained", "larger", "autoencoder")
     curve = capacity_curve([16, 32, 64], {n: [0.9, 0.6, 0.3] for n in names}, {n: [0.1, 0.07, 0.05] for n in controls})
-    return dataclasses.replace(content("memlm probe"), log=(), costs=(), figures=[("What the vector keeps", curve)])
+    # readings that fall together, as they do where nothing is found
+    rows = [f"{kind.label}: inconclusive" for kind in KINDS]
+    shares = {name: [(0.1 - 0.2 * i, 0.1 - 0.2 * i, 0.12) for i in range(len(rows))] for name in SERIES}
+    figures = [("What can be read", shares_with_intervals(rows, shares)), ("By length", curve)]
+    return dataclasses.replace(content("memlm probe"), log=(), costs=(), figures=figures)
 
 
 def brightness(colour: str) -> float:

@@ -28,7 +28,19 @@ _LATER = 3.0
 STORE_COMMANDS = ("stats", "verify", "recall", "search", "forget", "compact")
 """Commands that are functions of `memlm.cli.store`."""
 COMMANDS = (
-    *("demo", "train", "evaluate", "eval-harness", "probe", "probe-table", "claims", "regenerate", "report", "recipes"),
+    *(
+        "demo",
+        "train",
+        "evaluate",
+        "eval-harness",
+        "probe",
+        "probe-compare",
+        "probe-table",
+        "claims",
+        "regenerate",
+        "report",
+        "recipes",
+    ),
     "remember",
     *STORE_COMMANDS,
     *("measure-heads", "ask", "chat", "generate", "export", "bench"),
@@ -45,6 +57,8 @@ usage: memlm COMMAND [--help]
   eval-harness
               run tasks of lm-evaluation-harness, with memories and without
   probe       measure how much of a text the vector of any encoder retains
+  probe-compare
+              compare what vectors of several encoders give away and find, rounded too
   probe-table measure what vectors retain by the objective of their encoder (the paper's table)
   claims      check the paper's claims on a small scale and print each verdict
   regenerate  encode a text as memories and print the text that they give back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from memlm.cli.arguments import NotNegative, Positive, TextOptions, options_of, 
 from memlm.cli.store import counted_by, open_texts, progress_view
 from memlm.data import load_documents
 from memlm.data.entities import EntityKinds
-from memlm.encoders import MemoryEncoder, open_encoder
+from memlm.encoders import Encoder, MemoryEncoder, open_encoder
 from memlm.errors import ConfigError
 from memlm.evaluation.probe.audit import Audit, check_enough
 from memlm.evaluation.probe.folders import claim_folder
@@ -22,8 +23,9 @@ from memlm.evaluation.probe.ready_made import read_ready_made
 from memlm.evaluation.probe.retention import Retention
 from memlm.evaluation.probe.settings import ProbeSettings, ProbeTraining, Size
 from memlm.evaluation.probe.stored import first_words, read_store
+from memlm.evaluation.probe.verdict import SERIES, Reading
 from memlm.files import write_file_atomic
-from memlm.measurement import append_journal, to_json_lines
+from memlm.measurement import Measurement, append_journal, to_json_lines
 from memlm.measurement.intervals import MIN_UNITS
 from memlm.reports import PageContent, figure, tables, write_page
 from memlm.training.run_folder import command_line, describe_versions
@@ -140,6 +142,8 @@ def _check_options(options: Probe) -> None:
         raise ConfigError(
             "--tokenizer is for --embeddings; an encoder uses its own tokens, or those of --vocabulary bpe."
         )
+    if options.embeddings is not None and getattr(options, "retrieval", False):
+        raise ConfigError("--retrieval needs --encoder, which encodes the sentences that are looked for.")
     model_only = [n for n in ("gguf_file", "pooling", "layer", "prompt", "export") if getattr(options, n) is not None]
     if options.embeddings is not None and model_only:
         raise ConfigError(f"--{model_only[0].replace('_', '-')} needs --encoder; vectors from a file are as they are.")
@@ -155,7 +159,7 @@ def _check_store(options: Probe, *, audit: bool) -> None:
 
 def _audit_store(options: Probe, out: Path) -> None:
     """Audit the memories of a store, write the report, and print the result."""
-    settings, folder, cue = _settings(options, default=32), options.store or "", options.cue
+    settings, folder, cue = settings_of(options, default=32), options.store or "", options.cue
     kinds = EntityKinds.of(settings.audit_pattern)
     with open_texts(folder, options.model) as store:
         documents = len(store.store)
@@ -200,7 +204,7 @@ def _write_audit(audit: Audit, out: Path, notice: str, cue: int) -> None:
 
 
 def _probed_vectors(options: Probe, out: Path) -> Retention:
-    settings, path = _settings(options, default=32), options.embeddings or ""
+    settings, path = settings_of(options, default=32), options.embeddings or ""
     field = options.text_field or "text"
     ready = read_ready_made(path, options.texts or "", held_out=settings.held_out, seed=settings.seed, text_field=field)
     return Retention.measure_vectors(
@@ -210,7 +214,7 @@ def _probed_vectors(options: Probe, out: Path) -> Retention:
 
 def _probed_encoder(options: Probe, out: Path) -> Retention:
     # wrong settings raise before a model is loaded
-    _settings(options, default=32)
+    settings_of(options, default=32)
     encoder = open_encoder(
         options.encoder or "",
         gguf_file=options.gguf_file,
@@ -218,20 +222,41 @@ def _probed_encoder(options: Probe, out: Path) -> Retention:
         layer=options.layer,
         prompt=options.prompt,
     )
-    chunk = encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
-    settings = _settings(options, default=chunk or 32)
-    if chunk is not None and max(settings.lengths) > chunk:
-        raise ConfigError(
-            f"--lengths ({max(settings.lengths)}) is more than {encoder.name} reads into one chunk ({chunk}); "
-            f"give {chunk} or less."
-        )
+    settings = settings_of(options, default=_chunk_of(encoder) or 32)
+    check_chunk(encoder, max(settings.lengths), flag="--lengths")
     field = text_field_of(options, options.encoder)
     documents = load_documents(options.text, text_field=field, strict=options.strict)
     export_to = None if options.export is None else Path(options.export)
     return Retention.measure(encoder, documents, out=out, settings=settings, progress=True, export_to=export_to)
 
 
-def _settings(options: Probe, *, default: int) -> ProbeSettings:
+def _chunk_of(encoder: Encoder) -> int | None:
+    return encoder.model.config.chunk_length if isinstance(encoder, MemoryEncoder) else None
+
+
+def check_chunk(encoder: Encoder, length: int, *, flag: str) -> None:
+    """Check that an encoder of memlm reads passages of this length whole.
+
+    Raises:
+        ConfigError: it reads less into one chunk.
+    """
+    chunk = _chunk_of(encoder)
+    if chunk is not None and length > chunk:
+        raise ConfigError(
+            f"{flag} ({length}) is more than {encoder.name} reads into one chunk ({chunk}); give {chunk} or less."
+        )
+
+
+def settings_of(options: Any, *, default: int) -> ProbeSettings:
+    """Return the settings of a command that takes those of a measurement of retention.
+
+    Args:
+        options: its fields are those of ProbeSettings, and lengths, size, steps and quick.
+        default: tokens per passage where none are given.
+
+    Raises:
+        ConfigError: lengths that are no numbers, or settings out of their ranges.
+    """
     try:
         lengths = [int(part) for part in options.lengths.split(",")] if options.lengths is not None else [default]
     except ValueError as error:
@@ -253,15 +278,6 @@ def _unless_given(quick: dict[str, Any], given: dict[str, Any], kind: type[Setti
 
 
 def _write_report(result: Retention, out: Path) -> Path:
-    curve = figure.capacity_curve(
-        [p.length for p in result.points],
-        {
-            "token accuracy": [p.token_accuracy for p in result.points],
-            "exact match": [p.exact_match for p in result.points],
-            "retention over unigram": [p.retention for p in result.points],
-        },
-        {name: [p.controls[name] for p in result.points] for name in result.points[-1].controls},
-    )
     versions = [(k, str(v)) for k, v in describe_versions().items() if v is not None]
     facts = [("reading", str(reading)) for reading in result.readings()]
     facts += [*(("audit", line) for audit in result.audits for line in audit.lines()), *result.notes, *versions]
@@ -269,7 +285,7 @@ def _write_report(result: Retention, out: Path) -> Path:
         title=f"memlm probe · {result.encoder}",
         headline=result.sentence(),
         command=command_line(),
-        figures=[("What can be read from the vector", curve)],
+        figures=[("What can be read from the vector", ladder(result.readings())), *_capacity(result)],
         measurements=result.measurements,
         by_position=result.by_position,
         passages=result.passages,
@@ -279,6 +295,37 @@ def _write_report(result: Retention, out: Path) -> Path:
     path = out / "report.html"
     write_page(path, content)
     return path
+
+
+def ladder(readings: Sequence[Reading]) -> str:
+    """Return a figure of all readings with their controls."""
+    rows = [f"{r.kind.label}: {r.status}" for r in readings]
+    series = {name: [interval(reading.series.get(name)) for reading in readings] for name in SERIES}
+    title = "What can be read from the vector"
+    return figure.shares_with_intervals(rows, series, what="% of what the text holds", title=title)
+
+
+def interval(found: Measurement | None) -> figure.Interval | None:
+    """Return a measurement as figures draw it; without an interval both ends are its value."""
+    if found is None:
+        return None
+    low, high = (found.value if end is None else end for end in (found.low, found.high))
+    return found.value, low, high
+
+
+def _capacity(result: Retention) -> list[tuple[str, str]]:
+    """Return the curve over several lengths, with its title."""
+    points = result.points
+    if len(points) < 2:
+        return []
+    shares = {
+        "token accuracy": [p.token_accuracy for p in points],
+        "exact match": [p.exact_match for p in points],
+        "retention over unigram": [p.retention for p in points],
+    }
+    controls = {name: [p.controls[name] for p in points] for name in points[-1].controls}
+    curve = figure.capacity_curve([p.length for p in points], shares, controls)
+    return [("All tokens at once, by the length of the passage", curve)]
 
 
 def _show(result: Retention) -> None:

@@ -6,6 +6,8 @@ import re
 
 # Thai, Lao, Burmese, Khmer, kana and Han
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+# behind a space that no end of a sentence and no quotation mark precedes
+_NAME = re.compile(r"(?<=[^\W\d_] |[,;] )[^\W\d_a-z][^\W\d_]+")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
 
@@ -17,6 +19,11 @@ def spaced(text: str) -> str:
 def words_of(text: str) -> list[str]:
     """Return the words and numbers of a text in lower case; in scripts without spaces, every two characters."""
     return _WORD.findall(spaced(text).lower())
+
+
+def name_words_of(text: str) -> set[str]:
+    """Return words that are parts of names, in lower case: capitalised ones that do not begin a sentence."""
+    return {found.lower() for found in _NAME.findall(text) if found[0].isupper()}
 
 
 def _pairs(found: re.Match[str]) -> str:

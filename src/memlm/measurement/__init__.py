@@ -24,6 +24,7 @@ from memlm.measurement.record import (
     to_json_lines,
 )
 from memlm.measurement.tally import (
+    BEAM_SEARCH,
     GREEDY,
     PARALLEL,
     TEACHER_FORCED,
@@ -36,6 +37,7 @@ from memlm.measurement.tally import (
 )
 
 __all__ = [
+    "BEAM_SEARCH",
     "GREEDY",
     "PARALLEL",
     "TEACHER_FORCED",

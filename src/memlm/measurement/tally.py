@@ -18,6 +18,8 @@ TEACHER_FORCED = "teacher_forced"
 """Protocol: each token is predicted after the true tokens before it."""
 GREEDY = "greedy"
 """Protocol: no true token of the answer is an input; each token is the likeliest one."""
+BEAM_SEARCH = "beam_search"
+"""Protocol, before the number of beams: no true token is an input; several likely beginnings are followed at once."""
 
 
 class DocumentTally:

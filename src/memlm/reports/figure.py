@@ -13,8 +13,8 @@ from typing import Any, cast
 
 _INK, _SOFT, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {_INK: "var(--ink)", _SOFT: "var(--soft)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
-_HEIGHT = 3.6
-"""Height of a figure in inches; its width is 7.2."""
+_HEIGHT, _WIDTH, _NARROW = 3.2, 5.4, 4.6
+"""Height and width of a figure in inches, and the width of one whose text can be read at 400 pixels."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "memlm",
@@ -42,6 +42,7 @@ def learning_curve(tokens: Sequence[float], accuracy: Sequence[float], loss: Seq
     def draw(axes: Any) -> None:
         millions = [t / 1e6 for t in tokens]
         axes.plot(millions, [100 * a for a in accuracy], color=_FIRST, linewidth=2.2, marker="o", markersize=3.5)
+        axes.locator_params(axis="x", nbins=4)  # numbers of many digits would touch
         axes.set_xlabel("training tokens, millions")
         axes.set_ylabel("validation token accuracy, %", color=_FIRST)
         axes.set_ylim(0, 102)
@@ -64,8 +65,8 @@ def accuracy_by_position(accuracy: Sequence[float]) -> str:
         # bars must begin at zero unless all are nearly full, where only the missing part can be seen
         floor = 0.0 if lowest < 90 else max(0.0, lowest - 1.5 * (100 - lowest) - 0.01)
         axes.set_ylim(floor, 100)
-        axes.set_xlabel("position in the chunk")
-        axes.set_ylabel("token accuracy, %" + ("" if floor == 0 else f" (axis begins at {floor:.2f})"))
+        axes.set_xlabel("position in the chunk" + ("" if floor == 0 else f" (axis begins at {floor:.2f} %)"))
+        axes.set_ylabel("token accuracy, %")
 
     return _svg(draw, title="Accuracy by position", name="position")
 
@@ -93,7 +94,7 @@ def capacity_curve(
         axes.set_ylabel("%")
         axes.set_xticks(list(lengths), [str(n) for n in lengths])
         axes.set_ylim(-2, 102)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8.5)
 
     return _svg(draw, title="Shares recovered from the vector", name="capacity")
 
@@ -119,30 +120,46 @@ Interval = tuple[float, float, float]
 """The value and the two ends of its interval."""
 
 
-def shares_with_intervals(rows: Sequence[str], series: Mapping[str, Sequence[Interval | None]]) -> str:
-    """Draw up to three series of shares with their intervals, one line for each row.
+def shares_with_intervals(
+    rows: Sequence[str],
+    series: Mapping[str, Sequence[Interval | None]],
+    *,
+    what: str = "% of tokens",
+    title: str = "Tokens recovered from memory",
+) -> str:
+    """Draw up to four series of shares with their intervals, one line for each, below the name of their row.
+
+    The figure is narrow, so that it can be read on a telephone too.
 
     Args:
         rows: the names of the rows, from the top.
-        series: shares by name, one for each row, None where a row has none; the third series has hollow marks.
+        series: shares by name, one for each row, None where a row has none.
+        what: the unit of the shares.
+        title: of the figure.
     """
+    looks = ((_FIRST, "o", _FIRST), (_SECOND, "D", _SECOND), (_SECOND, "D", "none"), (_FIRST, "s", "none"))
+    step = 1 / (len(series) + 1.5)
 
     def draw(axes: Any) -> None:
-        marks = ((_FIRST, "o", 0.15, _FIRST), (_SECOND, "D", -0.15, _SECOND), (_SECOND, "D", -0.15, "none"))
-        for (name, shares), (colour, marker, shift, filled) in zip(series.items(), marks, strict=False):
-            there = [(len(rows) - 1 - i + shift, share) for i, share in enumerate(shares) if share is not None]
+        for line, ((name, shares), (colour, marker, filled)) in enumerate(zip(series.items(), looks, strict=False)):
+            there = [(len(rows) - 1 - i - (line + 1) * step, share) for i, share in enumerate(shares) if share]
             values = [100 * value for _, (value, _, _) in there]
             reach = [[100 * (v - low) for _, (v, low, _) in there], [100 * (high - v) for _, (v, _, high) in there]]
             places = [place for place, _ in there]
             axes.errorbar(values, places, xerr=reach, fmt=marker, color=colour, mfc=filled, capsize=3, label=name)
-        axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in reversed(rows)])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlim(-2, 102)
-        axes.set_xlabel("% of tokens")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9)
+        for i, name in enumerate(rows):
+            axes.text(
+                0.005, len(rows) - 1 - i, name.replace("_", " "), transform=axes.get_yaxis_transform(), va="center"
+            )
+        axes.set_yticks([])
+        axes.set_ylim(-1, len(rows) - 0.6)
+        lowest = min((100 * share[1] for shares in series.values() for share in shares if share), default=0.0)
+        axes.set_xlim(min(0.0, lowest) - 4, 104)
+        axes.set_xlabel(what)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
-    height = max(_HEIGHT, 1.2 + 0.36 * len(rows))
-    return _svg(draw, title="Tokens recovered from memory", name="shares", height=height)
+    height = 1.0 + (0.22 + 0.2 * len(series)) * len(rows)
+    return _svg(draw, title=title, name="shares", height=height, width=_NARROW)
 
 
 def share_over_ratio(ratios: Sequence[int], series: Mapping[str, Sequence[Interval]]) -> str:
@@ -199,14 +216,14 @@ def standalone(svg: str) -> str:
     return f'{opened} xmlns="http://www.w3.org/2000/svg">{style}{rest}'
 
 
-def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = _HEIGHT) -> str:
+def _svg(draw: Callable[[Any], None], *, title: str, name: str, height: float = _HEIGHT, width: float = _WIDTH) -> str:
     # imported here since it takes half a second and only reports need it
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(cast(Any, _STYLE)):
-        figure = Figure(figsize=(7.2, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         out = io.StringIO()

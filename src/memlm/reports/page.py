@@ -1,9 +1,10 @@
-"""The report of a run as one self-contained HTML page, and its Hugging Face model card."""
+"""Self-contained HTML pages: the report of a run, with its Hugging Face model card, and how documents were read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from memlm.evaluation.probe.audit import Audit
 from memlm.files import write_file_atomic
-from memlm.measurement import Cost, Measurement, Passage, SavedPassage
+from memlm.measurement import Cost, Measurement, PartRead, Passage, SavedPassage
 from memlm.reports.figure import accuracy_by_position, learning_curve, memory_cost
 from memlm.reports.tables import AUDIT_HEADINGS, HEADINGS, audit_cells, audit_notes, by_split, markdown, visible
 
@@ -29,6 +30,7 @@ class PageContent:
         headline: the main result in one sentence.
         command: the exact command.
         measurements: all figures.
+        summary: headings and rows of a table that comes first.
         by_position: token accuracy at each position of a chunk.
         passages: texts beside what was decoded from their memories.
         saved: texts whose tokens are coloured by what memories saved.
@@ -53,6 +55,7 @@ class PageContent:
     facts: Sequence[tuple[str, str]] = field(default_factory=tuple)
     config: str = ""
     audits: Sequence[Audit] = field(default_factory=tuple)
+    summary: Sequence[Sequence[str]] = field(default_factory=tuple)
 
 
 def write_page(path: str | Path, content: PageContent) -> None:
@@ -103,6 +106,25 @@ def _figures(content: PageContent) -> list[tuple[str, str]]:
         names, bits = [c.name for c in content.costs], [c.bits_per_byte for c in content.costs]
         figures.append(("Size of the memory beside the text", memory_cost(names, bits)))
     return figures
+
+
+def write_reading(path: str | Path, question: str, answer: str, reading: str, parts: Sequence[PartRead]) -> None:
+    """Write a page that shows how documents were read for an answer: as tokens, as memories, or not at all.
+
+    Args:
+        path: of the file.
+        question: that was asked.
+        answer: that was given.
+        reading: one line that says how much was read.
+        parts: of all documents, in their order.
+    """
+    documents = [(name, list(group)) for name, group in groupby(parts, key=lambda part: part.document)]
+    template = environment().get_template("reading.html")
+    densest = min((part.tokens_per_memory for part in parts if part.tokens_per_memory is not None), default=1.0)
+    write_file_atomic(
+        Path(path),
+        template.render(question=question, answer=answer, reading=reading, documents=documents, densest=densest),
+    )
 
 
 def write_card(path: str | Path, *, name: str, headline: str, data: str, measurements: Sequence[Measurement]) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memlm.data import Passages
-from memlm.data.words import words_of
+from memlm.data.words import name_words_of, words_of
 from memlm.evaluation.probe.linear import Ridge
 from memlm.measurement import DocumentTally
 
@@ -96,12 +96,16 @@ class Ranked(NamedTuple):
         right: (texts, words), True for words that the text has.
         counts: (texts,), the number of content words of each text, those never seen in training among them.
         seen: (texts,), the number of those that were seen in training and can be named.
+        names: (texts, words), True for words that are part of a name in the text.
+        name_counts: (texts,), the number of content words of each text that are part of a name.
     """
 
     scores: Float[Tensor, "texts words"]
     right: Bool[Tensor, "texts words"]
     counts: Int[Tensor, " texts"]
     seen: Int[Tensor, " texts"]
+    names: Bool[Tensor, "texts words"]
+    name_counts: Int[Tensor, " texts"]
 
     def best_threshold(self) -> tuple[float, float]:
         """Return the score from which on words are named, so that F1 is best, and that F1."""
@@ -112,7 +116,7 @@ class Ranked(NamedTuple):
         return float(scores[best]), float(f1[best])
 
     def tallies(self, threshold: float, documents: Passages) -> dict[str, DocumentTally]:
-        """Return precision, recall and F1 of the words with at least a score; recall also of words seen in training."""
+        """Return precision, recall and F1 of the words with at least a score, and recall of seen words and of names."""
         named = self.scores >= threshold
         hits, named_counts = (self.right & named).sum(1), named.sum(1)
         ratios = {
@@ -120,6 +124,7 @@ class Ranked(NamedTuple):
             "word_precision": (hits, named_counts),
             "word_recall": (hits, self.counts),
             "seen_word_recall": (hits, self.seen),
+            "name_recall": ((self.names & named).sum(1), self.name_counts),
         }
         found = {name: DocumentTally(len(documents.document_ids)) for name in ratios}
         for name, (sums, counts) in ratios.items():
@@ -263,9 +268,17 @@ def _ones(texts: Iterable[str], words: ContentWords) -> tuple[Int[Tensor, " ones
 
 def _right(
     named: Int[Tensor, "texts words"], passages: Passages, words: ContentWords
-) -> tuple[Bool[Tensor, "texts words"], Int[Tensor, " texts"], Int[Tensor, " texts"]]:
-    """Return whether each text has the words named for it, its number of content words, and that of words seen."""
+) -> tuple[Bool[Tensor, "_ _"], Int[Tensor, " _"], Int[Tensor, " _"], Bool[Tensor, "_ _"], Int[Tensor, " _"]]:
+    """Return what `Ranked` holds beside scores: which of the named words each text has, and how many there are."""
     known = [words.indices(text) for text in passages.texts]
-    right = [torch.isin(row, torch.tensor(own, dtype=torch.long)) for row, (own, _) in zip(named, known, strict=True)]
-    counts, seen = (torch.tensor(of) for of in ([count for _, count in known], [len(own) for own, _ in known]))
-    return torch.stack(right), counts, seen
+    names = [name_words_of(text) - words.common for text in passages.texts]
+    own = [[words.words[word] for word in found if word in words.words] for found in names]
+    right, of_names = (_among(named, rows) for rows in ([row for row, _ in known], own))
+    sizes = ([count for _, count in known], [len(row) for row, _ in known], [len(found) for found in names])
+    counts, seen, name_counts = map(torch.tensor, sizes)
+    return right, counts, seen, of_names, name_counts
+
+
+def _among(named: Int[Tensor, "texts words"], known: Sequence[Sequence[int]]) -> Bool[Tensor, "texts words"]:
+    pairs = zip(named, known, strict=True)
+    return torch.stack([torch.isin(row, torch.tensor(own, dtype=torch.long)) for row, own in pairs])

@@ -20,6 +20,9 @@ from memlm.evaluation.probe.training import ProbeData
 from memlm.objectives import reconstruction
 
 PARTS = ("train", "validation", "held_out")
+LANGUAGE = "language"
+"""Rows of more passages of the training documents, without vectors, from which a decoder learns to write."""
+_LANGUAGE_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class ProbeDataset:
         vocabulary: the tokens of the training passages.
         tokenizer: the tokenizer of the passages.
         length: tokens per passage.
+        table: the encoder's own vector of each token, where the tokens are the encoder's.
+        more: all passages of the training documents, where `passages` holds a part of them.
     """
 
     passages: dict[str, Passages]
@@ -39,9 +44,11 @@ class ProbeDataset:
     vocabulary: SeenVocabulary
     tokenizer: PreTrainedTokenizerBase
     length: int
+    table: Float[Tensor, "tokens _"] | None = None
+    more: Passages | None = None
 
     def classes(self, part: str) -> PackedRows:
-        """Return the rows of a part with classes in place of token ids."""
+        """Return the rows of a part, also of LANGUAGE where it exists, with classes in place of token ids."""
         rows = self.rows[part]
         ids = self.vocabulary.classes(rows.input_ids)
         return PackedRows(ids, rows.attention_mask, rows.document_index, rows.document_ids)
@@ -89,6 +96,19 @@ class ProbeDataset:
             len(self.vocabulary),
         )
 
+    def language_data(self, width: int) -> ProbeData:
+        """Return targets of all training passages that there are, with blank vectors of `width` numbers."""
+        labels = {"train": self.labels(LANGUAGE if LANGUAGE in self.rows else "train")}
+        labels["validation"] = self.labels("validation")
+        train, validation = (torch.zeros(1, width).expand(len(labels[part]), -1) for part in ("train", "validation"))
+        return ProbeData(train, labels["train"], validation, labels["validation"], len(self.vocabulary), self._table())
+
+    def _table(self) -> Float[Tensor, "classes _"] | None:
+        """Return the encoder's own vector of each class, zeros for unseen tokens."""
+        if self.table is None or int(self.vocabulary.ids.max()) >= len(self.table):
+            return None
+        return torch.cat([torch.zeros(1, self.table.shape[1]), self.table[self.vocabulary.ids].float()])
+
 
 def dataset_of_documents(
     documents: TrainValTestSplit,
@@ -98,6 +118,7 @@ def dataset_of_documents(
     limits: dict[str, int],
     seed: int,
     ends: bool = False,
+    table: Float[Tensor, "tokens _"] | None = None,
 ) -> ProbeDataset:
     """Cut passages of `length` tokens from documents.
 
@@ -108,6 +129,7 @@ def dataset_of_documents(
         limits: the maximum number of passages of each part, by name.
         seed: the seed of the choice of passages.
         ends: also take the end of each document, though it is shorter than `length`.
+        table: the encoder's own vector of each token, where the tokens are the encoder's.
 
     Raises:
         DataError: a part has no document of `length` tokens.
@@ -116,7 +138,12 @@ def dataset_of_documents(
         name: cut_passages(getattr(documents, name), tokenizer, length=length, limit=limits[name], seed=seed, ends=ends)
         for name in PARTS
     }
-    return dataset_of_passages(passages, tokenizer, length=length)
+    found = replace(dataset_of_passages(passages, tokenizer, length=length), table=table)
+    if len(passages["train"]) == limits["train"] < _LANGUAGE_ROWS:
+        more = cut_passages(documents.train, tokenizer, length=length, limit=_LANGUAGE_ROWS, seed=seed, ends=ends)
+        found.rows[LANGUAGE] = passage_rows(more, tokenizer, length=length)
+        return replace(found, more=more)
+    return found
 
 
 def dataset_of_passages(

@@ -1,15 +1,25 @@
-"""Measurements of probes and of linear readings, with their controls."""
+"""Measurements of probes and of linear readings, with their controls, and of retrieval beside them.
+
+In retrieval a query is a sentence of a held-out passage, and all held-out passages are searched for the one that it
+comes from. Passages are rounded as a database stores them; queries are not stored and stay as they are.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
+from memlm.data import Passages
+from memlm.data.words import words_of
+from memlm.encoders import Encoder
 from memlm.evaluation.probe.content_words import ContentWords, guess_words, read_words
 from memlm.evaluation.probe.dataset import ProbeDataset
 from memlm.evaluation.probe.linear import read_positions
@@ -17,6 +27,15 @@ from memlm.evaluation.probe.settings import ProbeSettings
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, reconstruction_measurements
 from memlm.measurement import DocumentTally, Measurement, measure_ratio, unigram_log_probabilities, unigram_nats
 from memlm.store import rounded
+
+NDCG = "ndcg@10"
+_FOUND = 10
+"""Passages that a search returns."""
+_LEAST = 4
+"""Words of the shortest query."""
+_ROWS = 256
+"""Queries that are searched for at once."""
+_END = re.compile(r"(?<=[.!?;])\s+")
 
 
 @dataclass(frozen=True)
@@ -119,3 +138,55 @@ def _mean(runs: Sequence[ReconstructionScores], name: str) -> DocumentTally:
     """Return the mean over seeds of each document's sum; the counts are the same for all seeds."""
     tallies = [cast(DocumentTally, getattr(run, name)) for run in runs]
     return tallies[0].with_rows(np.mean([t.row_sums for t in tallies], axis=0))
+
+
+def queries(passages: Passages) -> tuple[list[str], Int[Tensor, " queries"]]:
+    """Return the longest sentence of each passage that has several, and the rows of those passages.
+
+    Sentences that the passage cuts count; those of fewer than four words are not asked for.
+    """
+    found: list[tuple[str, int]] = []
+    for row, text in enumerate(passages.texts):
+        sentences = _END.split(text.strip())
+        longest = max(sentences, key=len)
+        if len(sentences) > 1 and len(words_of(longest)) >= _LEAST:
+            found.append((longest, row))
+    return [text for text, _ in found], torch.tensor([row for _, row in found], dtype=torch.long)
+
+
+def ndcg(
+    asked: Float[Tensor, "queries numbers"], stored: Float[Tensor, "passages numbers"], own: Int[Tensor, " queries"]
+) -> Float[Tensor, " queries"]:
+    """Return nDCG@10 of each query, whose one relevant passage is its own: 1 / log2(1 + rank) among the first ten.
+
+    Passages as near as the own one stand before it.
+    """
+    given, kept = F.normalize(asked, dim=1), F.normalize(stored, dim=1)
+    ranks = [
+        (scores >= scores.gather(1, rows[:, None])).sum(1)
+        for part, rows in zip(given.split(_ROWS), own.split(_ROWS), strict=True)
+        for scores in [part @ kept.T]
+    ]
+    rank = torch.cat([torch.empty(0, dtype=torch.long), *ranks])
+    return torch.where(rank <= _FOUND, 1 / (1 + rank.clamp(min=1)).float().log2(), 0.0)
+
+
+def retrieval_measurements(
+    encoder: Encoder, passages: Passages, stored: Float[Tensor, "passages numbers"], split: str
+) -> list[Measurement]:
+    """Measure how well sentences find the passages that they come from; nothing where no passage has two sentences.
+
+    Args:
+        encoder: of the queries; where it has a way of its own to encode them, that is used.
+        passages: that are searched.
+        stored: their vectors, rounded as they are stored.
+        split: the name of the passages.
+    """
+    texts, own = queries(passages)
+    if not texts:
+        return []
+    encode = getattr(encoder, "encode_query", encoder.encode)
+    tally = DocumentTally(len(passages.document_ids))
+    found = ndcg(encode(texts), stored, own)
+    tally.add(passages.document_index[own], found, torch.ones(len(found)))
+    return [measure_ratio(NDCG, "fraction", tally, split, protocol="search")]

@@ -25,7 +25,7 @@ from memlm.evaluation.probe.duration import Estimate
 from memlm.evaluation.probe.folders import claim_folder, fingerprint, restore, save
 from memlm.evaluation.probe.metrics import CapacityPoint, capacity_measurements, linear_measurements
 from memlm.evaluation.probe.settings import SIZES, ProbeSettings, ProbeTraining, Size
-from memlm.evaluation.probe.training import train_probe
+from memlm.evaluation.probe.training import ProbeData, train_probe
 from memlm.evaluation.probe.verdict import readings
 from memlm.evaluation.probe.writing import Writing, information_measurements, score_writer, text_measurements, written
 from memlm.evaluation.reconstruction import ReconstructionScores, per_document, score_decoder
@@ -33,6 +33,7 @@ from memlm.evaluation.result import passages_of
 from memlm.files import write_file_atomic
 from memlm.measurement import Measurement, Passage, unigram_log_probabilities, unigram_nats
 from memlm.models import ProbeDecoder, TextAutoencoderConfig
+from memlm.models.runtime import weights_fingerprint
 from memlm.store import rounded
 from memlm.training import OptimizerConfig, RunConfig, TrainingConfig, train_run
 from memlm.training.loop.callbacks import ProgressView
@@ -142,18 +143,20 @@ class Probes:
         """Train one probe, or read the finished one, and score it on held-out passages."""
         training = self.settings.probe
         training = training.model_copy(update={"size": size}) if size else training
-        probe = self._trained(dataset, vectors, name, training, seed=seed)
+        probe = self._trained(dataset.probe_data(vectors), name, training, seed=seed)
         return score_decoder(probe, dataset.classes("held_out"), vectors["held_out"])
 
     def _trained(
-        self, dataset: ProbeDataset, vectors: PartVectors, name: str, training: ProbeTraining, *, seed: int
+        self, data: ProbeData, name: str, training: ProbeTraining, *, seed: int, language: ProbeDecoder | None = None
     ) -> ProbeDecoder:
-        self._say(f"probe '{name}', {dataset.length} tokens, seed {seed}")
-        folder = self.out / "probes" / f"{dataset.length}-{name}-seed{seed}"
-        data = dataset.probe_data(vectors)
-        cached = self.cache / fingerprint(**vars(data), training=training.model_dump(mode="json"), seed=seed)
+        length = data.train_labels.shape[1]
+        self._say(f"probe '{name}', {length} tokens, seed {seed}")
+        folder = self.out / "probes" / f"{length}-{name}-seed{seed}"
+        start = "" if language is None else weights_fingerprint(language)
+        deciding = {"training": training.model_dump(mode="json"), "seed": seed, "language": start}
+        cached = self.cache / fingerprint(**vars(data), **deciding)
         restore(folder, cached, finished="done")
-        probe = train_probe(data, training, folder, seed=seed, progress=self.progress)
+        probe = train_probe(data, training, folder, seed=seed, language=language, progress=self.progress)
         save(folder, cached)
         return probe
 
@@ -162,29 +165,42 @@ class Probes:
     ) -> list[Measurement]:
         """Measure usable information and written texts: of the encoder's vectors, and of controls.
 
-        The decoder of blank vectors, of the same size and training, is what all others are compared with.
+        One decoder learns to write from all training text, without vectors. From there all others start, the decoder of
+        blank vectors too, which the others are compared with: it has the same size and training.
         """
         words, seed = ContentWords.of(dataset.passages["train"].texts), self.settings.seed
+        width = vectors["train"].shape[1]
         twin = self.settings.one_pass_controls and "untrained" in others
         known = {"untrained": others["untrained"][1]} if twin else {}
-        sums = words.sums(dataset.passages, width=vectors["train"].shape[1], seed=seed)
+        sums = words.sums(dataset.passages, width=width, seed=seed)
         sums = {part: rounded(own, self.settings.bits) for part, own in sums.items()}
         sources = {"": vectors, **({**known, "word_sums": sums} if self.settings.controls else {})}
         rows, counts = dataset.classes("held_out"), dataset.unigram_counts()
         unigram = per_document(rows, unigram_nats(unigram_log_probabilities(counts), rows.input_ids))
         blank = {part: torch.zeros_like(own) for part, own in vectors.items()}
-        without = self._written(dataset, blank, "blank_memory", beams=0).nats
+        wrote = partial(self._written, dataset, self._language(dataset, width))
+        without = wrote(blank, "blank_memory", beams=0).nats
         found: list[Measurement] = []
         for name, given in sources.items():
-            beams = 0 if name else self.settings.beams
-            writing = self._written(dataset, given, name or "encoder", beams=beams)
+            beams = self.settings.beams if name in ("", "word_sums") else 0
+            writing = wrote(given, name or "encoder", beams=beams)
             found += information_measurements(name, writing, without, unigram, split)
-            found += text_measurements(rows, writing.texts, split) if beams else []
+            found += text_measurements(name, rows, writing.texts, split, beams=beams) if beams else []
         return found
 
-    def _written(self, dataset: ProbeDataset, vectors: PartVectors, name: str, *, beams: int) -> Writing:
-        seed = self.settings.seed
-        model = self._trained(dataset, vectors, f"writer_{name}", self.settings.writer, seed=seed)
+    def _language(self, dataset: ProbeDataset, width: int) -> ProbeDecoder:
+        """Return the decoder that learnt to write without vectors, from which all that write start."""
+        data = dataset.language_data(width)
+        return self._trained(data, "writer_language", self.settings.language, seed=self.settings.seed)
+
+    def _writer(self, dataset: ProbeDataset, language: ProbeDecoder, vectors: PartVectors, name: str) -> ProbeDecoder:
+        data, seed = dataset.probe_data(vectors), self.settings.seed
+        return self._trained(data, f"writer_{name}", self.settings.writer, seed=seed, language=language)
+
+    def _written(
+        self, dataset: ProbeDataset, language: ProbeDecoder, vectors: PartVectors, name: str, *, beams: int
+    ) -> Writing:
+        model = self._writer(dataset, language, vectors, name)
         return score_writer(model, dataset.classes("held_out"), vectors["held_out"], beams=beams)
 
     def _say(self, line: str) -> None:
@@ -194,41 +210,50 @@ class Probes:
 
     def _audits(self, dataset: ProbeDataset, vectors: PartVectors, found: list[Measurement], split: str) -> list[Audit]:
         """Audit what is read from the vectors, and from the vectors as databases round them."""
-        kinds, train = EntityKinds.of(self.settings.audit_pattern), dataset.passages["train"].texts
+        kinds, train = EntityKinds.of(self.settings.audit_pattern), dataset.passages["train"]
         known = {reading.kind.name: reading for reading in readings(found, split, len(train))}
+        # a decoder that writes has seen the texts that it learnt the language from, too
+        seen = dataset.more if dataset.more is not None and self.settings.writer_steps else train
+        language = self._language(dataset, vectors["train"].shape[1]) if self.settings.writer_steps else None
+        read_by = partial(self._read, dataset, language)
         by = known["usable_share" if self.settings.writer_steps else "token_accuracy"]
         unsure = by.reason if by.status == "inconclusive" else ""
         held_out = dataset.readable("held_out")
         # all blank vectors are the same
         empty = {part: torch.zeros_like(v) for part, v in vectors.items()}
-        blank = self._read(dataset, empty, "blank_memory", empty["held_out"][:1]).expand(len(held_out), -1)
+        blank = read_by(empty, "blank_memory", empty["held_out"][:1]).expand(len(held_out), -1)
         audits: list[Audit] = []
         for rounding in ("", *self.settings.roundings):
             self._say(f"audit of the vectors{rounding and ' as ' + rounding}")
             stored = {part: rounded(v, rounding) for part, v in vectors.items()} if rounding else vectors
             # a decoder of unrounded vectors reads rounded ones badly: its whitening widens directions without spread
-            read = self._read(dataset, stored, rounding or "encoder", stored["held_out"])
+            read = read_by(stored, rounding or "encoder", stored["held_out"])
             texts = TextsRead(held_out, *(dataset.decoded(classes, "held_out") for classes in (read, blank)))
             name = f"{split}, {rounding}" if rounding else split
-            audits.append(Audit.of(texts, kinds, split=name, training=train, unsure=unsure))
+            audits.append(Audit.of(texts, kinds, split=name, training=seen.texts, unsure=unsure))
         return audits
 
     def _read(
-        self, dataset: ProbeDataset, vectors: PartVectors, name: str, given: Float[Tensor, "passages numbers"]
+        self,
+        dataset: ProbeDataset,
+        language: ProbeDecoder | None,
+        vectors: PartVectors,
+        name: str,
+        given: Float[Tensor, "passages numbers"],
     ) -> Int[Tensor, "passages tokens"]:
-        """Return the classes that are read from each vector, by the decoder that writes where there is one.
+        """Return the classes that are read from each vector, by a decoder that writes where there is a language for it.
 
         Args:
             dataset: the passages.
+            language: the decoder from which one that writes starts.
             vectors: that the decoder is trained on.
             name: of the decoder.
             given: the vectors that are read.
         """
-        seed, training = self.settings.seed, self.settings.probe
-        if self.settings.writer_steps:
-            model = self._trained(dataset, vectors, f"writer_{name}", self.settings.writer, seed=seed)
-            return written(model, given, beams=self.settings.beams)
-        model = self._trained(dataset, vectors, name, training, seed=seed)
+        if language is not None:
+            return written(self._writer(dataset, language, vectors, name), given, beams=self.settings.beams)
+        data = dataset.probe_data(vectors)
+        model = self._trained(data, name, self.settings.probe, seed=self.settings.seed)
         with torch.inference_mode():
             return torch.cat([model.decode(part).argmax(-1) for part in given.split(_ROWS)])
 

@@ -65,6 +65,8 @@ class ProbeSettings(Settings):
     also from the vectors as fp16, int8 and binary."""
     audit_pattern: tuple[str, ...] = ()
     """With --audit: further kinds of entities, each NAME=REGEX as in invoices='INV-[0-9]{6}'."""
+    retrieval: bool = False
+    """Also measure nDCG@10 of finding held-out passages by their sentences."""
     word_passes: Annotated[int, Field(ge=0)] = 12
     """Greatest number of passes over the training passages of the regression that reads words; 0 for closed form."""
     control_steps: Count = 400
@@ -87,4 +89,10 @@ class ProbeSettings(Settings):
         """Settings of the decoders that write from left to right."""
         rate = self.probe.learning_rate / 2
         changes = {"reads_tokens": True, "steps": self.writer_steps, "batch_size": 64, "learning_rate": rate}
+        changes |= {"evaluate_every": 100}
         return self.probe.model_copy(update=changes)
+
+    @property
+    def language(self) -> ProbeTraining:
+        """Settings of the decoder that learns to write without vectors, from which the others start."""
+        return self.writer.model_copy(update={"learning_rate": self.probe.learning_rate})

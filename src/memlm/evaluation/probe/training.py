@@ -23,7 +23,7 @@ from memlm.evaluation.probe.settings import SIZES, ProbeTraining
 from memlm.files import write_folder_atomic
 from memlm.measurement import correct, target_mask
 from memlm.models import ProbeConfig, ProbeDecoder
-from memlm.models.probe.start import start_from_vectors
+from memlm.models.probe.start import start_from_language, start_from_vectors, start_tokens
 from memlm.models.runtime import no_shard_bars
 from memlm.objectives import token_nats
 from memlm.training.config import OptimizerConfig, TrainingConfig
@@ -31,24 +31,37 @@ from memlm.training.loop.callbacks import Interrupt, ProgressView, RunCallback, 
 from memlm.training.loop.trainer import MemlmTrainer, fit
 
 _VALIDATION_BATCH = 128
-_NOISE = 0.3
+_NOISE = 1.0
 """Standard deviation of the noise on whitened vectors from which a decoder that reads tokens learns."""
+_CANDIDATES = 1024
+"""Classes beside its targets that each batch is compared with; with thousands of classes, all of them take most of the
+time of a step."""
 _KEY = "validation_cross_entropy"
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Vectors (rows, numbers) and target classes (rows, tokens), IGNORE_INDEX where there is no target."""
+    """Vectors (rows, numbers) and target classes (rows, tokens), IGNORE_INDEX where there is no target.
+
+    `table` holds the encoder's own vector of each class, where a decoder that reads tokens may start from them.
+    """
 
     train_vectors: Float[Tensor, "rows numbers"]
     train_labels: Int[Tensor, "rows tokens"]
     validation_vectors: Float[Tensor, "validation numbers"]
     validation_labels: Int[Tensor, "validation tokens"]
     num_classes: int
+    table: Float[Tensor, "classes _"] | None = None
 
 
 def train_probe(
-    data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int, progress: bool = True
+    data: ProbeData,
+    settings: ProbeTraining,
+    folder: Path,
+    *,
+    seed: int,
+    language: ProbeDecoder | None = None,
+    progress: bool = True,
 ) -> ProbeDecoder:
     """Train a probe and return it with the weights of the lowest validation cross-entropy.
 
@@ -59,6 +72,7 @@ def train_probe(
         settings: size, number of updates, patience.
         folder: the folder of this probe alone.
         seed: the seed of the weights and of the order of passages.
+        language: a decoder of the same size that learnt to write without vectors, from which training starts.
         progress: show progress on stderr.
 
     Raises:
@@ -68,12 +82,14 @@ def train_probe(
     with no_shard_bars():
         if not (folder / "done").is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _train(data, settings, folder, seed=seed, progress=progress)
+            _train(data, settings, folder, seed=seed, language=language, progress=progress)
             write_folder_atomic(folder / "done", lambda draft: None, owned=True)
         return _best(folder)
 
 
-def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int, progress: bool) -> None:
+def _train(
+    data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int, language: ProbeDecoder | None, progress: bool
+) -> None:
     training = TrainingConfig(
         steps=settings.steps,
         batch_size=settings.batch_size,
@@ -84,8 +100,13 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
         optimizer=OptimizerConfig(learning_rate=settings.learning_rate, adamw_learning_rate=settings.learning_rate),
     )
     torch.manual_seed(seed)
-    model = _untrained(data, settings)
-    start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
+    model = untrained_probe(data, settings)
+    if language is None:
+        start_from_vectors(model, data.train_vectors, data.train_labels, seed=seed)
+        if data.table is not None and model.embed_tokens is not None:
+            start_tokens(model.embed_tokens, data.table)
+    else:
+        start_from_language(model, language, data.train_vectors, data.train_labels)
 
     def make_callback(trainer: MemlmTrainer, log: RunLog, view: ProgressView, interrupt: Interrupt) -> EarlyStop:
         stopper = EarlyStop(training, log, view, partial(_validate, trainer, model, data), interrupt)
@@ -104,17 +125,16 @@ def _train(data: ProbeData, settings: ProbeTraining, folder: Path, *, seed: int,
     )
 
 
-def _untrained(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
-    """Return a decoder whose positions read twice their even share of the vector, between 8 and 64 numbers."""
+def untrained_probe(data: ProbeData, settings: ProbeTraining) -> ProbeDecoder:
+    """Return a decoder with random weights, whose positions read twice their even share of the vector, from 8 to 64."""
     length, size = data.train_labels.shape[1], data.train_vectors.shape[1]
     rank = settings.readout_rank or int(min(max(8, 2 * size / length), 64))
     shape: dict[str, Any] = dict(SIZES[settings.size])
     # attention learns what follows what at all positions at once, and a mixer at each position anew
     writes = {"reads_tokens": True, "backbone": "llama", "learned_positions": True, "vector_noise": _NOISE}
+    shape |= {"vector_size": size, "readout_rank": rank, "candidates": _CANDIDATES}
     shape |= writes if settings.reads_tokens else {}
-    return ProbeDecoder(
-        ProbeConfig(vocab_size=data.num_classes, length=length, vector_size=size, readout_rank=rank, **shape)
-    )
+    return ProbeDecoder(ProbeConfig(vocab_size=data.num_classes, length=length, **shape))
 
 
 class EarlyStop(RunCallback):

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
     Attributes:
         name: its measurement.
+        label: of it in a figure.
         what: what it reads, behind a share.
         guess: its control without a vector.
         positive: its control of vectors that it can read.
@@ -34,6 +35,7 @@ class Kind(NamedTuple):
     """
 
     name: str
+    label: str
     what: str
     guess: str
     positive: str
@@ -42,11 +44,21 @@ class Kind(NamedTuple):
 
 _BITS = "usable_share"
 KINDS = (
-    Kind(_BITS, "of the information", "shuffled_memory", "word_sums", 0.1),
-    Kind("token_accuracy", "of the tokens", "unigram", "autoencoder"),
-    Kind("position_accuracy", "of the tokens, by a linear reading", "unigram", "autoencoder"),
-    Kind("word_f1", "of the content words (F1)", "guess", "word_sums"),
+    Kind(_BITS, "usable information", "of the information", "shuffled_memory", "word_sums", 0.1),
+    Kind("token_accuracy", "tokens, all at once", "of the tokens", "unigram", "autoencoder"),
+    Kind("position_accuracy", "tokens, linear reading", "of the tokens, by a linear reading", "unigram", "autoencoder"),
+    Kind("word_f1", "content words, F1", "of the content words (F1)", "guess", "word_sums"),
+    Kind(
+        "written_token_f1",
+        "written text, F1 of tokens",
+        "of the tokens of a text written from it (F1)",
+        "shuffled_memory",
+        "word_sums",
+        0.25,
+    ),
 )
+SERIES = ("this vector", "closest control", "untrained encoder", "positive control")
+"""Names of what a reading is made of: its vectors, and those that it is compared with."""
 _CONTROL_WORDS = {
     "unigram": "guessing the commonest token",
     "guess": "guessing common words",
@@ -68,6 +80,8 @@ class Reading:
         detail: the reading in bits, where it has some.
         untrained: share of what is read from an untrained encoder's vectors, None where that was not measured.
         from_training: True where more is read than from an untrained encoder's vectors, with intervals apart.
+        series: the measurements of the vector, of its closest control without the text, of an untrained encoder and of
+            the positive control, as far as they were made.
     """
 
     kind: Kind
@@ -78,6 +92,7 @@ class Reading:
     detail: str
     untrained: float | None
     from_training: bool
+    series: Mapping[str, Measurement]
 
     def __str__(self) -> str:
         # a share stands only where it was found, so that nobody takes another one for what a vector gives away
@@ -134,7 +149,8 @@ def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Rea
     if language is not None and (language.low is None or language.low < _LANGUAGE):
         saved = percent(language.value)
         status, reason = "inconclusive", f"the decoder did not learn to write: it saves {saved} of the bits by itself"
-    untrained = found.get(f"{kind.name}/untrained")
+    untrained, positive = (found.get(f"{kind.name}/{control}") for control in ("untrained", kind.positive))
+    series = zip(SERIES, (value, closest, untrained, positive), strict=True)
     return Reading(
         kind,
         status,
@@ -144,6 +160,7 @@ def _reading(kind: Kind, found: Mapping[str, Measurement], passages: int) -> Rea
         _in_bits(found) if kind.name == _BITS else "",
         None if untrained is None else untrained.value,
         untrained is not None and above(value, [untrained]),
+        {name: measured for name, measured in series if measured is not None},
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memlm.data import PackedRows
-from memlm.measurement import GREEDY, TEACHER_FORCED, DocumentTally, Measurement, measure_ratio
+from memlm.measurement import BEAM_SEARCH, GREEDY, TEACHER_FORCED, DocumentTally, Measurement, measure_ratio
 from memlm.measurement.information import NATS_PER_BIT
 from memlm.models import ProbeDecoder
 from memlm.objectives import reconstruction, token_nats
@@ -107,16 +107,22 @@ def information_measurements(
     ]
 
 
-def text_measurements(rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str) -> list[Measurement]:
+def text_measurements(
+    name: str, rows: PackedRows, texts: Int[Tensor, "passages tokens"], split: str, *, beams: int
+) -> list[Measurement]:
     """Compare written texts with the passages, and with other passages; texts are cut at their passages' lengths.
 
     Args:
+        name: of the vectors; empty for the encoder's, which alone are compared with other passages.
         rows: the passages' classes.
         texts: written from the vector of each.
         split: the name of the passages.
+        beams: beginnings that were followed at once in writing.
     """
+    protocol = GREEDY if beams == 1 else f"{BEAM_SEARCH}_{beams}"
     found: list[Measurement] = []
-    for suffix, written in {"": texts, "/shuffled_memory": texts.roll(len(texts) // 2, 0)}.items():
+    compared = {f"/{name}": texts} if name else {"": texts, "/shuffled_memory": texts.roll(len(texts) // 2, 0)}
+    for suffix, written in compared.items():
         counts = 2 * rows.attention_mask.sum(1)
         cut = written.masked_fill(~rows.attention_mask.bool(), -1)
         true = rows.input_ids.masked_fill(~rows.attention_mask.bool(), -2)
@@ -127,7 +133,7 @@ def text_measurements(rows: PackedRows, texts: Int[Tensor, "passages tokens"], s
             "written_exact_match": _by_passage(rows, exact.long()),
         }
         found += [
-            measure_ratio(f"{name}{suffix}", "fraction", t, split, protocol=GREEDY) for name, t in tallies.items()
+            measure_ratio(f"{name}{suffix}", "fraction", t, split, protocol=protocol) for name, t in tallies.items()
         ]
     return found
 

@@ -19,6 +19,7 @@ written so far:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from memlm.models.base import MemlmModel, require_positive
 from memlm.models.documents import AutoencoderOutput
 from memlm.models.layers.backbone import LayersConfig, build_backbone
 from memlm.objectives import mean_loss
-from memlm.shapes import Labels, Logits
+from memlm.shapes import IGNORE_INDEX, Labels, Logits
 
 PRIOR_WEIGHT = 0.2
 """Weight of the prior's logits at the start; numbers of a vector repeat each other, so that their sum is too large."""
@@ -62,11 +63,13 @@ class ProbeConfig(LayersConfig):
     """Each position also reads the tokens before it."""
     vector_noise: float = 0.0
     """Standard deviation of the noise on whitened vectors in training."""
+    candidates: int | None = None
+    """Classes beside a batch's targets of which training computes logits, drawn for each batch; all by default."""
 
     def check(self) -> None:
         """Raise ConfigError for sizes and kinds that do not exist or do not fit each other."""
         super().check()
-        require_positive(self, "length", "vector_size", "readout_rank")
+        require_positive(self, "length", "vector_size", "readout_rank", "candidates")
 
 
 class PositionReadout(nn.Module):
@@ -125,10 +128,36 @@ class TokenPrior(nn.Module):
         init.constant_(self.weight.bias, PRIOR_WEIGHT)
 
     def forward(
-        self, hidden: Float[Tensor, "batch tokens width"], vectors: Float[Tensor, "batch numbers"]
-    ) -> Float[Tensor, "batch tokens vocabulary"]:
-        """Return logits (batch, tokens, vocabulary) of whitened vectors."""
-        return self.weight(hidden) * nn.functional.linear(vectors, self.table.weight, self.offsets)[:, None]
+        self,
+        hidden: Float[Tensor, "batch tokens width"],
+        vectors: Float[Tensor, "batch numbers"],
+        classes: Int[Tensor, " classes"] | slice = slice(None),
+    ) -> Float[Tensor, "batch tokens classes"]:
+        """Return logits (batch, tokens, classes) of whitened vectors, by default of all classes."""
+        logits = nn.functional.linear(vectors, self.table.weight[classes], self.offsets[classes])
+        return self.weight(hidden) * logits[:, None]
+
+
+def drawn_classes(
+    labels: Labels, num_classes: int, count: int
+) -> tuple[Int[Tensor, " classes"], Float[Tensor, " classes"], Labels]:
+    """Draw classes that stand for all classes in the cross-entropy of a batch: its targets, and `count` others.
+
+    Args:
+        labels: (batch, tokens).
+        num_classes: number of classes.
+        count: others that are drawn.
+
+    Returns:
+        The classes; the logarithm of how many classes each stands for; the labels as places among those classes.
+    """
+    target_mask = labels != IGNORE_INDEX
+    targets, places = labels[target_mask].unique(return_inverse=True)
+    unseen = torch.ones(num_classes, dtype=torch.bool, device=labels.device).index_fill_(0, targets, False).nonzero()
+    others = unseen[:, 0][torch.randperm(len(unseen), device=labels.device)[:count]]
+    weights = torch.zeros(len(targets) + len(others), device=labels.device)
+    weights[len(targets) :] = math.log(max(1, len(unseen)) / max(1, len(others)))
+    return torch.cat([targets, others]), weights, labels.masked_scatter(target_mask, places)
 
 
 class ProbeDecoder(MemlmModel):
@@ -167,6 +196,12 @@ class ProbeDecoder(MemlmModel):
         Raises:
             MemoryShapeError: vectors of another width than the probe reads.
         """
+        return self._logits(*self._hidden(vectors, tokens))
+
+    def _hidden(
+        self, vectors: Float[Tensor, "batch numbers"], tokens: Int[Tensor, "batch given"] | None
+    ) -> tuple[Float[Tensor, "batch tokens width"], Float[Tensor, "batch numbers"]]:
+        """Return the decoder's output, and the whitened vectors that it read."""
         if vectors.shape[1] != self.config.vector_size:
             raise MemoryShapeError(
                 f"vectors of {vectors.shape[1]} numbers do not fit a probe of {self.config.vector_size}; "
@@ -176,16 +211,28 @@ class ProbeDecoder(MemlmModel):
         if self.training and self.config.vector_noise:
             white = white + self.config.vector_noise * torch.randn_like(white)
         inputs = self.readout(white)
-        if self.embed_tokens is None or self.prior is None:
-            return self.lm_head(self.decoder(inputs))
+        if self.embed_tokens is None:
+            return self.decoder(inputs), white
         given = white.new_empty(len(white), 0, dtype=torch.long) if tokens is None else tokens
         read = self.embed_tokens(nn.functional.pad(given, (1, 0), value=self.config.vocab_size))
-        hidden = self.decoder(inputs[:, : read.shape[1]] + read)
-        return self.lm_head(hidden) + self.prior(hidden, white)
+        return self.decoder(inputs[:, : read.shape[1]] + read), white
+
+    def _logits(
+        self,
+        hidden: Float[Tensor, "batch tokens width"],
+        white: Float[Tensor, "batch numbers"],
+        classes: Int[Tensor, " classes"] | slice = slice(None),
+    ) -> Float[Tensor, "batch tokens classes"]:
+        """Return the logits of all classes, or of some."""
+        logits = nn.functional.linear(hidden, self.lm_head.weight[classes], self.lm_head.bias[classes])
+        return logits if self.prior is None else logits + self.prior(hidden, white, classes)
 
     def teacher_forced(self, vectors: Float[Tensor, "batch numbers"], labels: Labels) -> Logits:
         """Return the logits (batch, length, vocabulary), of a decoder that reads tokens behind the true ones."""
-        return self.decode(vectors, labels[:, :-1].clamp(min=0) if self.config.reads_tokens else None)
+        return self.decode(vectors, self._read(labels))
+
+    def _read(self, labels: Labels) -> Int[Tensor, "batch given"] | None:
+        return labels[:, :-1].clamp(min=0) if self.config.reads_tokens else None
 
     def forward(
         self,
@@ -208,7 +255,13 @@ class ProbeDecoder(MemlmModel):
         """
         if labels is None:
             return AutoencoderOutput(logits=self.decode(vectors))
-        logits = self.teacher_forced(vectors, labels)
+        hidden, white = self._hidden(vectors, self._read(labels))
+        drawn = self.config.candidates
+        if self.training and drawn is not None and 2 * drawn < self.config.vocab_size:
+            classes, weights, labels = drawn_classes(labels, self.config.vocab_size, drawn)
+            logits = self._logits(hidden, white, classes) + weights
+        else:
+            logits = self._logits(hidden, white)
         return AutoencoderOutput(loss=mean_loss(logits, labels, num_items_in_batch), logits=logits)
 
     @torch.inference_mode()
@@ -225,7 +278,8 @@ class ProbeDecoder(MemlmModel):
         # all beams are the same before the first token
         scores = torch.full((len(vectors), beams), -torch.inf).index_fill_(1, torch.tensor([0]), 0.0)
         for _ in range(self.config.length):
-            logits = self.decode(repeated, texts.flatten(0, 1))[:, -1]
+            hidden, white = self._hidden(repeated, texts.flatten(0, 1))
+            logits = self._logits(hidden[:, -1:], white)[:, 0]
             logits[:, 0] = -torch.inf
             every = scores[..., None] + logits.log_softmax(-1).unflatten(0, (-1, beams))
             scores, chosen = every.flatten(1).topk(beams)

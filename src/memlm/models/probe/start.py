@@ -23,6 +23,8 @@ _RARE, _RARE_IN_TEXTS = 8.0, 32.0
 _SHARED = 64
 _QUIET = 0.2
 """Scale of the first output layer of a decoder that reads tokens."""
+_TOKENS = 0.5
+"""Root mean square of the tokens' first vectors where another model's are known."""
 _SPREAD = 1e-6
 """Directions with less than this share of the largest variance hold rounding noise, and are left out."""
 
@@ -39,9 +41,7 @@ def start_from_vectors(
         labels: (rows, tokens), classes; IGNORE_INDEX where there is no target.
         seed: of the random embeddings.
     """
-    mean, matrix = whitening_of(vectors)
-    model.whitening.mean.copy_(mean)
-    model.whitening.matrix.copy_(matrix)
+    model.whitening.mean, model.whitening.matrix = whitening_of(vectors)
     vocabulary, width = model.lm_head.weight.shape
     embeddings = torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(seed)) * width**-0.5
     target_mask = labels != IGNORE_INDEX
@@ -50,6 +50,9 @@ def start_from_vectors(
     model.lm_head.bias.copy_(shares.log())
     # what a decoder reads of tokens is noise at first, which its output layer should not say loudly
     model.lm_head.weight.copy_(embeddings * (1.0 if model.prior is None else _QUIET))
+    if not bool(model.whitening.matrix.any()):
+        _read_nothing(model)
+        return
     white = model.whitening(vectors)
     centred = embeddings[labels.masked_fill(~target_mask, 0)] - shares.float() @ embeddings
     targets = torch.where(target_mask[..., None], centred, 0.0)
@@ -66,6 +69,56 @@ def start_from_vectors(
         directions, maps = _least_squares(*given, shares, rank)
         model.readout.directions[position] = directions
         model.readout.maps[position] = maps * width**0.5
+
+
+@torch.no_grad()
+def start_from_language(
+    model: ProbeDecoder,
+    language: ProbeDecoder,
+    vectors: Float[Tensor, "rows numbers"],
+    labels: Int[Tensor, "rows tokens"],
+) -> None:
+    """Start a decoder that reads tokens as one that has learnt to write without vectors, and fit its prior to vectors.
+
+    The readout begins with nothing, so that training starts at what the other one writes, moved by the prior.
+
+    Args:
+        model: changed in place.
+        language: of the same size.
+        vectors: (rows, numbers), of the training passages only.
+        labels: (rows, tokens), classes; IGNORE_INDEX where there is no target.
+    """
+    model.load_state_dict(language.state_dict())
+    model.whitening.mean, model.whitening.matrix = whitening_of(vectors)
+    _read_nothing(model)
+    if model.prior is not None:
+        model.prior.init_own_weights()
+        _start_prior(model.prior, model.whitening(vectors), labels)
+
+
+@torch.no_grad()
+def start_tokens(tokens: nn.Embedding, table: Float[Tensor, "classes numbers"]) -> None:
+    """Start the vectors of the tokens that a decoder reads as another model's, brought to its width.
+
+    Args:
+        tokens: the decoder's table, changed in place.
+        table: a vector of each class; rows of zeros leave the decoder's as they are.
+    """
+    width = tokens.embedding_dim
+    known = table.any(1)
+    centred = table[known].double() - table[known].double().mean(0)
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    narrow = centred @ directions.flip(1)[:, :width]
+    narrow = nn.functional.pad(narrow, (0, width - narrow.shape[1]))
+    scale = _TOKENS / narrow.square().mean().sqrt().clamp(min=1e-12)
+    tokens.weight[: len(table)][known] = (narrow * scale).to(tokens.weight.dtype)
+
+
+def _read_nothing(model: ProbeDecoder) -> None:
+    """Let the readout give zeros, and the directions that it will learn from be random."""
+    model.readout.init_own_weights()
+    for weight in (model.readout.maps, model.readout.shared.weight):
+        weight.zero_()
 
 
 def _start_prior(prior: TokenPrior, white: Float[Tensor, "rows numbers"], labels: Int[Tensor, "rows tokens"]) -> None:
@@ -121,6 +174,8 @@ def whitening_of(
     vectors: Float[Tensor, "rows numbers"],
 ) -> tuple[Float[Tensor, " numbers"], Float[Tensor, "numbers numbers"]]:
     """Return the mean, and the matrix that brings the covariance to one; directions without spread become zero."""
+    if bool((vectors == vectors[:1]).all()):
+        return vectors[0].clone(), torch.zeros(vectors.shape[1], vectors.shape[1])
     exact = vectors.double()
     mean = exact.mean(0)
     spread = exact.std(0, correction=0)
