@@ -185,7 +185,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         ("no text at 'none.txt'",),
     ),
     "a fidelity that cannot be": (generate("--model", "{folder}/memory", "--fidelity", "2"), ("fidelity (2.0)",)),
-    "a session that is none": (generate("--model", "{folder}/memory", "--session", "{folder}/s"), ("holds something else than memlm wrote", "give another folder")),
+    "a session that is none": (
+        generate("--model", "{folder}/memory", "--session", "{folder}/s"),
+        ("holds something else than memlm wrote", "give another folder"),
+    ),
     # timing
     "what cannot be timed": (lambda _: ["bench", "training"], ("training",)),
     "lengths of no whole chunks": (lambda _: ["bench", "inference", "--lengths", "300"], ("300", "chunks of 128")),
