@@ -18,9 +18,10 @@ class MeasureHeads(TextOptions):
 
     memlm measure-heads PATH_OR_HUB_ID --out my-decoder
 
-    A few heads look up single tokens, and most average over many. At an equal number of memories in all, a decoder
-    predicts and recalls more where the former get more of them. The folder is what --model of other commands takes; it
-    names the decoder and holds no copy of it. Training a writer (memlm train memory-pretrained) measures heads itself.
+    A few heads look up single tokens, and most average over many. Where the former get more of an equal number of
+    memories in all, a decoder recalls far more, and predicts better where memories are sparse. The folder is what
+    --model of other commands takes; it names the decoder and holds no copy of it. Training a writer (memlm train
+    memory-pretrained) measures heads itself.
     """
 
     decoder: Positional[str]
