@@ -20,6 +20,7 @@ from memlm.models.slots.vectors import MemoryVectors
 from memlm.session import SlotSession
 from memlm.store import MemoryStore, SlotCodec, TextStore
 from memlm.store import codec as codec_module
+from tests.models.test_head_budgets import errors_of, with_heads
 from tests.models.test_slots import FAMILIES, decoder_of, logits
 
 SETTINGS = EncodingSettings(chunk_length=8, block_length=16, query_distance=4)
@@ -57,11 +58,14 @@ def chunk_by_chunk(codec: SlotCodec, bits: Any) -> SlotMemories:
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("budgets", [False, True], ids=["equal", "budgets"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stored_memories_are_those_of_each_chunk_by_itself(
-    family: str, bits: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    family: str, *, budgets: bool, bits: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     codec = codec_of(family, tokenizer)
+    if budgets:
+        codec = SlotCodec(with_heads(codec.model), tokens_per_memory=2)
     with written(tmp_path / "s", codec, bits=bits) as store:
         found = codec.memories(store.store.read("a"))
         assert store.recall("a") == TEXT
@@ -69,12 +73,23 @@ def test_stored_memories_are_those_of_each_chunk_by_itself(
     known = chunk_by_chunk(codec, bits)
     assert torch.equal(found.lengths, known.lengths)
     assert torch.equal(found.counts, known.counts)
+    assert torch.equal(found.held, known.held)
     for layer, own in zip(found.layers, known.layers, strict=True):
-        # least squares of few queries may have many solutions that are nearly as good
-        assert (layer.values - own.values).norm() < 0.02 * own.values.norm()
+        # least squares of few queries may have many solutions that are nearly as good; empty slots hold anything
+        assert torch.equal(layer.positions[layer.held], own.positions[own.held])
+        values, known_values = layer.values[layer.held], own.values[own.held]
+        assert (values - known_values).norm() < 0.02 * known_values.norm()
     # biases are rounded to fp16
     read = (logits(codec.model, [PROMPT], memories) for memories in (found, known))
     torch.testing.assert_close(*read, rtol=0.02, atol=5e-3)
+
+
+def test_budgets_of_another_decoder_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = codec_of("llama", tokenizer).model
+    for layers, heads in ((3, 2), (1, 2), (2, 3)):
+        encoding = replace(SETTINGS, mode="chunks", block_length=8, heads=errors_of(layers, heads))
+        with pytest.raises(StoreError, match=f"of {layers} layers of {heads} heads and the decoder has 2 of 2"):
+            SlotCodec(model, tokens_per_memory=2, encoding=encoding)
 
 
 @pytest.mark.parametrize("injection", ["input", "layer", "code"])

@@ -31,8 +31,7 @@ class MeasureHeads(TextOptions):
     text: str = "sotu"
     """Text to measure on: bundled corpus, file, folder, glob, JSONL, JSON, CSV, Parquet or Hub id."""
     rows: Positive = 8
-    """Texts of 576 tokens, of as many documents where there are so many; about 10 seconds each for a decoder of 135
-    million weights on one core."""
+    """Texts of 576 tokens, each of another document where there are so many."""
     device: Device = "auto"
     """Device of the decoder; a GPU where there is one by default."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -53,13 +54,20 @@ class SlotCodec:
                 "tokens of a chunk."
             )
         injection, (layers, heads, _) = model.config.injection, model.slot_sizes
+        budgets = self.encoding.heads
+        if budgets is not None and budgets.sizes != (layers, heads):
+            raise StoreError(
+                f"the head errors are of {budgets.sizes[0]} layers of {budgets.sizes[1]} heads and the decoder has "
+                f"{layers} of {heads}; measure those of this decoder (memlm measure-heads)."
+            )
         self.slots = SlotFormat(
             injection=injection,
             layers=layers,
             heads=heads,
             slots=math.ceil(self.encoding.chunk_length / tokens_per_memory),
             tokens_per_memory=tokens_per_memory,
-            encoding=asdict(self.encoding),
+            # as a header is read: with lists in place of tuples
+            encoding=json.loads(json.dumps(asdict(self.encoding))),
         )
         layout = KeyValueLayout if injection == "kv" else VectorLayout
         self.layout: SlotLayout = layout(model, self.slots, self.encoding)

@@ -45,6 +45,11 @@ class LayerSlots:
         """Return slots whose tensors are each passed through `change`."""
         return LayerSlots(*map(change, (self.keys, self.values, self.bias, self.positions)))
 
+    def taken(self, indices: Int[Tensor, "batch heads taken"]) -> LayerSlots:
+        """Return some slots of each head."""
+        wide = indices[..., None].expand(*indices.shape, self.keys.shape[3])
+        return self.map(lambda x: x.gather(2, indices if x.ndim == 3 else wide))
+
     def hidden(self, mask: Bool[Tensor, "batch heads slots"]) -> LayerSlots:
         """Return slots of which some hold nothing: those where the mask is True."""
         return replace(self, bias=self.bias.masked_fill(mask, -math.inf))
@@ -108,9 +113,7 @@ def packed(layers: Sequence[LayerSlots], lengths: Int[Tensor, " batch"], counts:
 
     def pack(layer: LayerSlots) -> LayerSlots:
         most = int(layer.held.sum(-1).max())
-        order = layer.held.int().argsort(dim=-1, stable=True)[..., layer.bias.shape[2] - most :]
-        wide = order[..., None].expand(*order.shape, layer.keys.shape[3])
-        return layer.map(lambda x: x.gather(2, order if x.ndim == 3 else wide))
+        return layer.taken(layer.held.int().argsort(dim=-1, stable=True)[..., layer.bias.shape[2] - most :])
 
     return SlotMemories([pack(layer) for layer in layers], lengths, counts)
 

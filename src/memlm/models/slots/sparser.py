@@ -83,12 +83,12 @@ class QueryBank(NamedTuple):
         text = text.map(lambda x: x[:, heads])
         if bool((text.held.sum(-1) == count).all()):
             every = text.held.int().argsort(dim=-1, stable=True)[..., text.bias.shape[2] - count :]
-            return heads, _taken(text, every)
+            return heads, text.taken(every)
         queries, places = self._queries(number, position)
         score = self.rules[number].scores(queries[heads], text.keys[0].float()) + text.bias[0, :, None]
         seen = self._seen(number, places, text.positions[0])
         found = fit_slots(score, text.values[0].float(), count, self.settings.fit, visible=seen)
-        kept = _taken(text, found.indices[None])
+        kept = text.taken(found.indices[None])
         return heads, replace(
             kept, values=found.values[None].to(text.values), bias=kept.bias + found.bias.to(text.bias)
         )
@@ -107,12 +107,6 @@ class QueryBank(NamedTuple):
     def _seen(self, number: int, places: Tensor, positions: Tensor) -> Bool[Tensor, "heads queries slots"] | None:
         window = self.rules[number].window
         return None if window is None else places[None, :, None] - positions[:, None] < window
-
-
-def _taken(slots: LayerSlots, indices: Int[Tensor, "batch heads kept"]) -> LayerSlots:
-    """Return some slots of each head."""
-    wide = indices[..., None].expand(*indices.shape, slots.keys.shape[3])
-    return slots.map(lambda x: x.gather(2, indices if x.ndim == 3 else wide))
 
 
 def _wider(slots: LayerSlots, most: int) -> LayerSlots:
